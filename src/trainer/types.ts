@@ -1,0 +1,308 @@
+// The trainer's vocabulary: what a run is told, and what it reports. Plain data only, so that it crosses a process
+// boundary and can be written to an event log. The gRPC contract (proto/thaw/v1) says the same in its own types.
+
+export const PARAMETER_KINDS = [
+  "embedding",
+  "attention.self",
+  "attention.cross",
+  "ffn",
+  "expert",
+  "router",
+  "norm",
+  "head",
+] as const;
+/** Every parameter has exactly one kind. The relative position bias is part of `attention.self`. */
+export type ParameterKind = (typeof PARAMETER_KINDS)[number];
+
+export const STACKS = ["encoder", "decoder"] as const;
+export type Stack = (typeof STACKS)[number];
+
+export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
+export type Preset = (typeof PRESETS)[number];
+
+/** Matches parameters by structure, never by name. Empty lists match everything; all conditions must hold. */
+export interface Selector {
+  readonly kinds: readonly ParameterKind[];
+  readonly stacks: readonly Stack[];
+  /** Inclusive layer range inside a stack. */
+  readonly layers?: { readonly first: number; readonly last: number };
+  /** Expert ids; a selector with experts matches only `expert` parameters. */
+  readonly experts: readonly number[];
+}
+
+/** What is trainable: a preset, then selectors added, then selectors taken away, then the router switched. */
+export interface TrainableSelection {
+  readonly preset?: Preset;
+  readonly add: readonly Selector[];
+  readonly remove: readonly Selector[];
+  readonly router?: boolean;
+}
+
+/** What becomes of the optimizer state of a parameter when it is frozen: kept on the host, or dropped. */
+export type OptimizerStatePolicy = "keep" | "drop";
+/** Whether router losses stay on when every router is frozen. */
+export type RouterLossPolicy = "keep" | "off";
+
+export interface TrainablePlan {
+  readonly selection: TrainableSelection;
+  readonly optimizerState: OptimizerStatePolicy;
+  readonly routerLosses: RouterLossPolicy;
+}
+
+/** How one parameter tensor stands under a plan. */
+export interface MatchedTensor {
+  readonly name: string;
+  readonly kind: ParameterKind;
+  readonly stack?: Stack;
+  readonly layer?: number;
+  readonly shape: readonly number[];
+  /** Trainable experts, where only some of the tensor's experts train; absent when all do. */
+  readonly experts?: readonly number[];
+  readonly parameters: number;
+}
+
+/** What a plan costs per training step; all figures planned, before anything is allocated. */
+export interface PlanCost {
+  readonly trainableParameters: number;
+  readonly totalParameters: number;
+  readonly parameterBytes: number;
+  readonly gradientBytes: number;
+  readonly optimizerBytes: number;
+  readonly activationBytes: number;
+  readonly peakBytes: number;
+  readonly forwardFlops: number;
+  readonly backwardFlops: number;
+  readonly dispatches: number;
+  readonly weightGradientDispatches: number;
+  /** From the measured rate of past steps of this run; absent before the first. */
+  readonly predictedStepSeconds?: number;
+}
+
+export interface TrainableReport {
+  readonly matched: readonly MatchedTensor[];
+  readonly before: PlanCost;
+  readonly after: PlanCost;
+  /** Parameters whose optimizer state was restored from the host, started fresh, kept on the host, dropped. */
+  readonly state: {
+    readonly restored: readonly string[];
+    readonly fresh: readonly string[];
+    readonly kept: readonly string[];
+    readonly dropped: readonly string[];
+  };
+  /** First optimizer step (0-based) that runs under the new plan. */
+  readonly effectiveStep: number;
+}
+
+export interface CapacityRule {
+  readonly rule: "dropless" | "factor" | "factor_k" | "fixed";
+  /** Capacity factor, for `factor` and `factor_k`. */
+  readonly factor?: number;
+  /** Slots per expert and group, for `fixed`. */
+  readonly slots?: number;
+}
+
+export interface RoutingOptions {
+  readonly trainCapacity: CapacityRule;
+  readonly evalCapacity: CapacityRule;
+  /** Tokens compete for slots inside their group. */
+  readonly group: "batch" | "sequence";
+  /** Reproduces Hugging Face Switch, where padding is routed and takes slots. */
+  readonly routePadding: boolean;
+  /** Router input noise U[1-eps, 1+eps], training only; 0 = off. */
+  readonly jitter: number;
+}
+
+export interface LossOptions {
+  readonly balanceCoefficient: number;
+  readonly zCoefficient: number;
+}
+
+export interface OptimizerOptions {
+  readonly kind: "adamw";
+  readonly learningRate: number;
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly epsilon: number;
+  readonly weightDecay: number;
+  /** Clip by global norm over trainable parameters; 0 = off. */
+  readonly maxGradientNorm: number;
+  readonly schedule: "constant" | "linear" | "inverse_sqrt" | "cosine";
+  readonly warmupSteps: number;
+}
+
+/** Everything that defines a run. Paths are absolute and already checked by the caller. */
+export interface RunConfig {
+  readonly modelDirectory: string;
+  readonly trainFile: string;
+  readonly validationFile?: string;
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly maxInputTokens: number;
+  readonly maxTargetTokens: number;
+  readonly seed: number;
+  readonly trainable: TrainablePlan;
+  readonly optimizer: OptimizerOptions;
+  readonly routing: RoutingOptions;
+  readonly losses: LossOptions;
+  readonly dropout: number;
+}
+
+export interface StepMetrics {
+  /** Optimizer steps completed, counting this one. */
+  readonly step: number;
+  /** Cross-entropy per target token, without router losses. */
+  readonly loss: number;
+  /** Everything the gradient was taken of. */
+  readonly totalLoss: number;
+  readonly gradientNorm: number;
+  readonly learningRate: number;
+  readonly tokens: number;
+  readonly stepSeconds: number;
+  readonly layers: readonly RouterLayerMetrics[];
+}
+
+export interface RouterLayerMetrics {
+  readonly stack: Stack;
+  readonly layer: number;
+  readonly balanceLoss: number;
+  readonly zLoss: number;
+  /** Share of routed assignments per expert, before drops; sums to 1. */
+  readonly load: readonly number[];
+  /** Assignments dropped by capacity. */
+  readonly dropped: number;
+  /** Assignments routed (kept or dropped). */
+  readonly assignments: number;
+}
+
+export type RouteSource = "training" | "evaluation" | "generation";
+
+/** One layer's routing of one batch. */
+export interface RouteBatch {
+  readonly source: RouteSource;
+  readonly step: number;
+  readonly stack: Stack;
+  readonly layer: number;
+  readonly experts: number;
+  readonly topK: number;
+  /** Index of each token's example in its data file. */
+  readonly exampleIds: Uint32Array;
+  /** Position of each token in its sequence. */
+  readonly positions: Uint32Array;
+  readonly tokenIds: Uint32Array;
+  /** [tokens, topK], ascending choice. */
+  readonly expertIds: Uint16Array;
+  /** [tokens, topK] */
+  readonly gates: Float32Array;
+  /** [tokens, topK]; 0 = dropped by capacity. */
+  readonly kept: Uint8Array;
+}
+
+export interface EvaluationResult {
+  readonly step: number;
+  readonly split: string;
+  readonly examples: number;
+  readonly loss: number;
+  /** Share of target tokens predicted under teacher forcing. */
+  readonly tokenAccuracy: number;
+  /** Share of examples whose greedy generation equals the target text. */
+  readonly exactMatch: number;
+  /** Same as exactMatch where targets are class labels; share of examples with every target token right otherwise. */
+  readonly accuracy: number;
+  readonly layers: readonly RouterLayerMetrics[];
+  readonly seconds: number;
+}
+
+export interface GenerateOptions {
+  readonly maxNewTokens: number;
+}
+
+export interface Generation {
+  readonly input: string;
+  readonly text: string;
+  readonly inputIds: readonly number[];
+  readonly tokenIds: readonly number[];
+  readonly routes: readonly RouteBatch[];
+}
+
+/** A caller's mistake; `problems` lists every one found, with a field path where there is one. */
+export class InputError extends Error {
+  override name = "InputError";
+  readonly problems: readonly Problem[];
+  constructor(problems: readonly Problem[]) {
+    super(problems.map((p) => (p.field ? `${p.field}: ${p.message}` : p.message)).join("\n"));
+    this.problems = problems;
+  }
+}
+
+export interface Problem {
+  /** Field path in the caller's terms, `lower_snake.dotted`, or "" */
+  readonly field: string;
+  readonly message: string;
+}
+
+/** The plan needs more device memory than there is. */
+export class MemoryError extends Error {
+  override name = "MemoryError";
+  readonly neededBytes: number;
+  readonly availableBytes: number;
+  /** The largest batch size that would fit, 0 when none does. */
+  readonly fittingBatchSize: number;
+  constructor(neededBytes: number, availableBytes: number, fittingBatchSize: number) {
+    super(
+      `needs ${neededBytes} bytes, ${availableBytes} available` +
+        (fittingBatchSize > 0 ? `; a batch size of ${fittingBatchSize} would fit` : ""),
+    );
+    this.neededBytes = neededBytes;
+    this.availableBytes = availableBytes;
+    this.fittingBatchSize = fittingBatchSize;
+  }
+}
+
+/** What a model directory holds, read on the host without a GPU. */
+export interface ModelDescription {
+  readonly modelType: string;
+  readonly parameters: number;
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly groups: readonly GroupDescription[];
+  readonly tensors: readonly MatchedTensor[];
+}
+
+/** All parameters of one kind. */
+export interface GroupDescription {
+  readonly kind: ParameterKind;
+  readonly tensors: number;
+  readonly parameters: number;
+  readonly bytes: number;
+}
+
+/** A run in progress on the device. Methods are called one at a time, never concurrently. */
+export interface TrainingRun {
+  /** Optimizer steps completed. */
+  readonly step: number;
+  readonly cost: PlanCost;
+  readonly trainable: readonly MatchedTensor[];
+  /** Tokens, truncations, padding of the training data. */
+  readonly data: { readonly examples: number; readonly truncatedInputs: number; readonly truncatedTargets: number };
+  /** One optimizer step. */
+  trainStep(): Promise<StepMetrics>;
+  /** Dry run: throws InputError when a selector matches nothing. */
+  planTrainable(plan: TrainablePlan): TrainableReport;
+  setTrainable(plan: TrainablePlan): Promise<TrainableReport>;
+  /** Loss, accuracy and exact match over at most `maxExamples` examples of a JSONL file. */
+  evaluate(file: string, split: string, maxExamples: number): Promise<EvaluationResult>;
+  generate(inputs: readonly string[], options: GenerateOptions): Promise<Generation[]>;
+  /** Writes parameters, optimizer state, freeze plan and data position into an existing empty directory. */
+  saveCheckpoint(directory: string): Promise<{ bytes: number }>;
+  /** Writes a Hugging Face directory (config.json, model.safetensors, tokenizer) into an existing empty directory. */
+  exportModel(directory: string): Promise<{ bytes: number }>;
+  /** Routes are read back only while a listener is set. */
+  onRoutes: ((batch: RouteBatch) => void) | undefined;
+  close(): void;
+}
+
+/** The trainer of one device: `src/trainer/engine.ts` implements it. */
+export interface Engine {
+  openRun(config: RunConfig, resumeFrom?: string): Promise<TrainingRun>;
+  /** A model for generation and evaluation only: `trainStep`, `setTrainable` and `saveCheckpoint` throw. */
+  openModel(directory: string, batchSize: number, maxInputTokens: number, maxTargetTokens: number): Promise<TrainingRun>;
+}
