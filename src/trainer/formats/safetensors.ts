@@ -1,0 +1,169 @@
+// Reads safetensors files, tensor by tensor, without ever holding more than the tensor asked for.
+//
+// Floating-point tensors come back as f32 whatever the file stores, because that is what the trainer computes from;
+// integers keep their width. Multi-byte elements are little-endian in the file, and so is every host that has a WebGPU
+// implementation, so bytes are read straight into the typed array.
+
+import { type FileHandle, open } from "node:fs/promises";
+import { basename } from "node:path";
+import { InputError } from "../types.ts";
+import { bfloat16ToFloat32, float16ToFloat32, float64ToFloat32 } from "./float_conversion.ts";
+import {
+  ELEMENT_BYTES,
+  MAX_HEADER_BYTES,
+  parseHeader,
+  type SafetensorsDType,
+  type TensorInfo,
+} from "./safetensors_header.ts";
+
+export type { SafetensorsDType, TensorInfo } from "./safetensors_header.ts";
+
+/** F16, BF16, F32 and F64 → Float32Array; BOOL and U8 → Uint8Array; other integers → the array of their width. */
+export type TensorData =
+  | Float32Array<ArrayBuffer>
+  | Int8Array<ArrayBuffer>
+  | Uint8Array<ArrayBuffer>
+  | Int16Array<ArrayBuffer>
+  | Uint16Array<ArrayBuffer>
+  | Int32Array<ArrayBuffer>
+  | Uint32Array<ArrayBuffer>
+  | BigInt64Array<ArrayBuffer>
+  | BigUint64Array<ArrayBuffer>;
+
+export interface SafetensorsFile {
+  /** In the order of the header. */
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  readonly metadata: Readonly<Record<string, string>>;
+  /** The elements of one tensor, row-major. Throws InputError for an unknown name. */
+  read(name: string): Promise<TensorData>;
+  /** The same for a floating-point tensor, into `target`, which must have exactly as many elements. */
+  readInto(name: string, target: Float32Array<ArrayBuffer>): Promise<void>;
+  close(): Promise<void>;
+}
+
+const INTEGER_ARRAYS = {
+  BOOL: Uint8Array,
+  U8: Uint8Array,
+  I8: Int8Array,
+  U16: Uint16Array,
+  I16: Int16Array,
+  U32: Uint32Array,
+  I32: Int32Array,
+  U64: BigUint64Array,
+  I64: BigInt64Array,
+} as const;
+
+const CONVERSIONS = {
+  F16: float16ToFloat32,
+  BF16: bfloat16ToFloat32,
+  F64: float64ToFloat32,
+} as const;
+
+const isInteger = (dtype: SafetensorsDType): dtype is keyof typeof INTEGER_ARRAYS =>
+  Object.hasOwn(INTEGER_ARRAYS, dtype);
+
+/** Elements converted at a time, so that reading an F16 tensor needs no second copy of it. */
+const CONVERSION_CHUNK = 1 << 18;
+
+/** Problems listed in one error; a hostile header can hold millions. */
+const MAX_PROBLEMS = 20;
+
+export function inputError(file: string, problems: readonly string[]): InputError {
+  const shown = problems.slice(0, MAX_PROBLEMS).map((message) => ({ field: "", message: `${file}: ${message}` }));
+  const hidden = problems.length - shown.length;
+  if (hidden > 0) shown.push({ field: "", message: `${file}: and ${hidden} more problems` });
+  return new InputError(shown);
+}
+
+/** Fills `bytes` from `position`; a file that has become shorter since it was opened is an error. */
+async function readExactly(file: FileHandle, name: string, bytes: Uint8Array, position: number): Promise<void> {
+  const largestRead = 1 << 30; // one read call takes at most 2^31 - 1 bytes
+  for (let done = 0; done < bytes.byteLength; ) {
+    const length = Math.min(bytes.byteLength - done, largestRead);
+    const { bytesRead } = await file.read(bytes, done, length, position + done);
+    if (bytesRead === 0)
+      throw inputError(name, [`the file ends at ${position + done}, it was longer when it was opened`]);
+    done += bytesRead;
+  }
+}
+
+const bytesOf = (array: ArrayBufferView<ArrayBuffer>): Uint8Array<ArrayBuffer> =>
+  new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+
+/**
+ * Opens a safetensors file and checks its header.
+ *
+ * @throws InputError listing every problem of a malformed file (never its directory)
+ */
+export async function openSafetensors(path: string): Promise<SafetensorsFile> {
+  const name = basename(path);
+  const file = await open(path, "r").catch((error: NodeJS.ErrnoException) => {
+    throw inputError(name, [error.code === "ENOENT" ? "the file does not exist" : `cannot be opened (${error.code})`]);
+  });
+  try {
+    const stat = await file.stat();
+    if (!stat.isFile()) throw inputError(name, ["is not a file"]);
+    if (stat.size < 8) throw inputError(name, [`has ${stat.size} bytes; a header length needs 8`]);
+    const prefix = new Uint8Array(8);
+    await readExactly(file, name, prefix, 0);
+    const headerBytes = new DataView(prefix.buffer).getBigUint64(0, true);
+    if (headerBytes > MAX_HEADER_BYTES)
+      throw inputError(name, [`header of ${headerBytes} bytes, at most ${MAX_HEADER_BYTES}`]);
+    if (headerBytes > stat.size - 8)
+      throw inputError(name, [`header of ${headerBytes} bytes in a file of ${stat.size}`]);
+    const bytes = new Uint8Array(Number(headerBytes));
+    await readExactly(file, name, bytes, 8);
+    const header = parseHeader(bytes, stat.size);
+    if (Array.isArray(header)) throw inputError(name, header);
+    return view(file, name, header.tensors, header.metadata);
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+function view(
+  file: FileHandle,
+  fileName: string,
+  tensors: ReadonlyMap<string, TensorInfo>,
+  metadata: Readonly<Record<string, string>>,
+): SafetensorsFile {
+  const find = (name: string): TensorInfo => {
+    const info = tensors.get(name);
+    if (!info) throw inputError(fileName, [`has no tensor ${JSON.stringify(name)}`]);
+    return info;
+  };
+
+  async function readInto(name: string, target: Float32Array<ArrayBuffer>): Promise<void> {
+    const { dtype, byteOffset, byteLength } = find(name);
+    if (isInteger(dtype))
+      throw inputError(fileName, [`tensor ${JSON.stringify(name)} is ${dtype}, not floating point`]);
+    const size = ELEMENT_BYTES[dtype];
+    if (target.length * size !== byteLength) {
+      throw new RangeError(`${name}: ${byteLength / size} elements do not fit a target of ${target.length}`);
+    }
+    if (dtype === "F32") return readExactly(file, fileName, bytesOf(target), byteOffset);
+    const chunk = new Uint8Array(Math.min(CONVERSION_CHUNK * size, byteLength));
+    for (let first = 0; first < target.length; first += CONVERSION_CHUNK) {
+      const elements = Math.min(CONVERSION_CHUNK, target.length - first);
+      const source = chunk.subarray(0, elements * size);
+      await readExactly(file, fileName, source, byteOffset + first * size);
+      CONVERSIONS[dtype](source, target.subarray(first, first + elements));
+    }
+  }
+
+  async function read(name: string): Promise<TensorData> {
+    const { dtype, byteOffset, byteLength } = find(name);
+    const elements = byteLength / ELEMENT_BYTES[dtype];
+    if (isInteger(dtype)) {
+      const data = new INTEGER_ARRAYS[dtype](elements);
+      await readExactly(file, fileName, bytesOf(data), byteOffset);
+      return data;
+    }
+    const data = new Float32Array(elements);
+    await readInto(name, data);
+    return data;
+  }
+
+  return { tensors, metadata, read, readInto, close: () => file.close() };
+}
