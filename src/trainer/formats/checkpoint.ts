@@ -4,7 +4,8 @@
 import { access, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { InputError } from "../types.ts";
-import { inputError, openSafetensors, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
+import { inputError } from "./problems.ts";
+import { openSafetensors, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 
 const SINGLE = "model.safetensors";
 const INDEX = "model.safetensors.index.json";

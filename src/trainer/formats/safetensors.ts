@@ -6,8 +6,8 @@
 
 import { type FileHandle, open } from "node:fs/promises";
 import { basename } from "node:path";
-import { InputError } from "../types.ts";
 import { bfloat16ToFloat32, float16ToFloat32, float64ToFloat32 } from "./float_conversion.ts";
+import { inputError } from "./problems.ts";
 import {
   ELEMENT_BYTES,
   MAX_HEADER_BYTES,
@@ -64,16 +64,6 @@ const isInteger = (dtype: SafetensorsDType): dtype is keyof typeof INTEGER_ARRAY
 
 /** Elements converted at a time, so that reading an F16 tensor needs no second copy of it. */
 const CONVERSION_CHUNK = 1 << 18;
-
-/** Problems listed in one error; a hostile header can hold millions. */
-const MAX_PROBLEMS = 20;
-
-export function inputError(file: string, problems: readonly string[]): InputError {
-  const shown = problems.slice(0, MAX_PROBLEMS).map((message) => ({ field: "", message: `${file}: ${message}` }));
-  const hidden = problems.length - shown.length;
-  if (hidden > 0) shown.push({ field: "", message: `${file}: and ${hidden} more problems` });
-  return new InputError(shown);
-}
 
 /** Fills `bytes` from `position`; a file that has become shorter since it was opened is an error. */
 async function readExactly(file: FileHandle, name: string, bytes: Uint8Array, position: number): Promise<void> {

@@ -1,0 +1,93 @@
+// Examples as token ids: what batches are made of. Input and target end in the end-of-sequence token, as T5 was trained
+// (Raffel et al. 2020); what is too long is cut before it and counted.
+
+import { problemList } from "../formats/problems.ts";
+import type { Example } from "./jsonl.ts";
+import type { Tokenizer } from "./tokenizer.ts";
+
+export interface EncodedExample {
+  /** [inputTokens], the last one end of sequence. */
+  readonly inputIds: Uint32Array;
+  /** [targetTokens], the last one end of sequence. -100 = no loss at that position. */
+  readonly labels: Int32Array;
+  /** As written in the file; absent where the file gave token ids. */
+  readonly input?: string;
+  readonly target?: string;
+  readonly task?: string;
+}
+
+export interface EncodedDataset {
+  /** In file order: an example's id is its index here. */
+  readonly examples: readonly EncodedExample[];
+  readonly truncatedInputs: number;
+  readonly truncatedTargets: number;
+  /** Tokens of all examples after truncation, without padding. */
+  readonly inputTokens: number;
+  readonly targetTokens: number;
+}
+
+export interface EncodingOptions {
+  /** End of sequence included. */
+  readonly maxInputTokens: number;
+  readonly maxTargetTokens: number;
+  /** Rows of the model's embedding. */
+  readonly vocabularySize: number;
+  readonly eosTokenId: number;
+}
+
+/**
+ * Encodes text by `tokenizer`; token ids are taken as given. Either way the end-of-sequence token is appended where it
+ * is missing.
+ *
+ * @throws InputError naming the line of every token id outside the vocabulary, and of text without a tokenizer
+ */
+export function encodeDataset(
+  examples: readonly Example[],
+  tokenizer: Tokenizer | undefined,
+  options: EncodingOptions,
+): EncodedDataset {
+  const { vocabularySize, eosTokenId } = options;
+  const problems = problemList("");
+
+  function check(ids: readonly number[], field: string, line: number): void {
+    const outside = ids.find((id) => id >= vocabularySize);
+    if (outside === undefined) return;
+    problems.add(`line ${line}: ${field} has token id ${outside}; the model's vocabulary has ${vocabularySize}`);
+  }
+  /** Ids of at most `limit` tokens ending in end of sequence, and whether something was cut. */
+  function finish(ids: readonly number[], limit: number): { ids: readonly number[]; truncated: boolean } {
+    const content = ids.at(-1) === eosTokenId ? ids.slice(0, -1) : ids;
+    return { ids: [...content.slice(0, limit - 1), eosTokenId], truncated: content.length > limit - 1 };
+  }
+
+  const encoded: EncodedExample[] = [];
+  const count = { truncatedInputs: 0, truncatedTargets: 0, inputTokens: 0, targetTokens: 0 };
+  for (const example of examples) {
+    let ids: { input: readonly number[]; target: readonly number[] };
+    if ("inputIds" in example) ids = { input: example.inputIds, target: example.targetIds };
+    else if (tokenizer) {
+      const encode = (text: string): number[] => tokenizer.encode(text, { special: true });
+      ids = { input: encode(example.input), target: encode(example.target) };
+    } else {
+      problems.add(`line ${example.line}: is text, and the model has no tokenizer; give input_ids and target_ids`);
+      continue;
+    }
+    check(ids.input, "input", example.line);
+    check(ids.target, "target", example.line);
+    const input = finish(ids.input, options.maxInputTokens);
+    const target = finish(ids.target, options.maxTargetTokens);
+    count.truncatedInputs += input.truncated ? 1 : 0;
+    count.truncatedTargets += target.truncated ? 1 : 0;
+    count.inputTokens += input.ids.length;
+    count.targetTokens += target.ids.length;
+    encoded.push({
+      inputIds: Uint32Array.from(input.ids),
+      labels: Int32Array.from(target.ids),
+      ...("input" in example && { input: example.input, target: example.target }),
+      ...(example.task !== undefined && { task: example.task }),
+    });
+  }
+  const error = problems.error();
+  if (error) throw error;
+  return { examples: encoded, ...count };
+}
