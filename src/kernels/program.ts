@@ -124,6 +124,42 @@ export function runProgram(device: Device, program: Program): void {
   device.submit(encoder.finish());
 }
 
+/** Most timestamps in one query set (WebGPU's limit is 4096). */
+const QUERIES = 4096;
+
+/**
+ * Runs a program once with every dispatch in a pass of its own and says how long each took, in seconds. Passes of their
+ * own cost a little, so the sum exceeds the time of a plain run.
+ * @throws Error when the device has no timestamp queries.
+ */
+export async function profileProgram(device: Device, program: Program): Promise<{ kernel: string; seconds: number }[]> {
+  const { gpu } = device;
+  if (!device.capabilities.timestampQuery) throw new Error("this adapter has no timestamp queries");
+  const stamps = program.dispatches.length * 2;
+  const sets = Array.from({ length: Math.ceil(stamps / QUERIES) }, () =>
+    gpu.createQuerySet({ type: "timestamp", count: QUERIES }),
+  );
+  const usage = BUFFER_USAGE.QUERY_RESOLVE | BUFFER_USAGE.COPY_SRC;
+  const resolved = await device.createBuffer({ label: "timestamps", bytes: sets.length * QUERIES * 8, usage });
+  const encoder = gpu.createCommandEncoder({ label: `${program.label} profile` });
+  program.encode(encoder, (dispatch) => ({
+    querySet: sets[Math.floor((dispatch * 2) / QUERIES)],
+    beginningOfPassWriteIndex: (dispatch * 2) % QUERIES,
+    endOfPassWriteIndex: (dispatch * 2 + 1) % QUERIES,
+  }));
+  sets.forEach((set, i) => {
+    encoder.resolveQuerySet(set, 0, Math.min(QUERIES, stamps - i * QUERIES), resolved, i * QUERIES * 8);
+  });
+  device.submit(encoder.finish());
+  const nanoseconds = new BigUint64Array(await device.read(resolved));
+  device.destroyBuffer(resolved);
+  for (const set of sets) set.destroy();
+  return program.dispatches.map(({ kernel }, i) => ({
+    kernel,
+    seconds: Number(nanoseconds[2 * i + 1] - nanoseconds[2 * i]) / 1e9,
+  }));
+}
+
 function encodeSteps(
   encoder: GPUCommandEncoder,
   steps: readonly Step[],

@@ -68,7 +68,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
 
   const lost = new Promise<DeviceLostError>((resolve) => {
     gpu.lost.then((info) => {
-      lostError = new DeviceLostError(`the GPU device was lost (${info.reason}): ${info.message}`);
+      lostError ??= new DeviceLostError(`the GPU device was lost (${info.reason}): ${info.message}`);
       if (!destroyed) resolve(lostError);
     });
   });
@@ -113,6 +113,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
   }
 
   async function read(buffer: GPUBuffer, bytes = buffer.size, offset = 0): Promise<ArrayBuffer> {
+    if (lostError) throw lostError;
     if (bytes === 0) return new ArrayBuffer(0);
     const usage = BUFFER_USAGE.MAP_READ | BUFFER_USAGE.COPY_DST;
     const staging = await createBuffer({ label: `read ${buffer.label}`, bytes, usage });
@@ -208,6 +209,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     lost,
     destroy() {
       destroyed = true;
+      lostError ??= new DeviceLostError("the GPU device was lost (destroyed): by its owner");
       gpu.destroy();
     },
   };
