@@ -43,6 +43,8 @@ export interface Device {
    * @throws KernelError for a fault in anything submitted before; DeviceLostError; OutOfMemoryError.
    */
   read(buffer: GPUBuffer, bytes?: number, offset?: number): Promise<ArrayBuffer>;
+  /** The first `bytes` of a MAP_READ buffer of the caller's, once everything submitted so far has run. Throws as `read`. */
+  readMapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer>;
   /** The bind group layout of a kernel's declaration; kernels with equal accesses share one. */
   layout(kernel: Kernel): GPUBindGroupLayout;
   /** Compiles a kernel, or returns the pipeline compiled before for the same WGSL. @throws KernelError */
@@ -121,13 +123,21 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
       const encoder = gpu.createCommandEncoder({ label: `read ${buffer.label}` });
       encoder.copyBufferToBuffer(buffer, offset, staging, 0, bytes);
       gpu.queue.submit([encoder.finish()]);
-      await staging.mapAsync(MAP_MODE_READ, 0, bytes);
-      if (fault) throw takeFault();
-      return staging.getMappedRange(0, bytes).slice(0);
-    } catch (error) {
-      throw lostError ?? (fault ? takeFault() : error);
+      return await readMapped(staging, bytes);
     } finally {
       destroyBuffer(staging);
+    }
+  }
+
+  async function readMapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
+    try {
+      await staging.mapAsync(MAP_MODE_READ, 0, bytes);
+      if (fault) throw takeFault();
+      const copy = staging.getMappedRange(0, bytes).slice(0);
+      staging.unmap();
+      return copy;
+    } catch (error) {
+      throw lostError ?? (fault ? takeFault() : error);
     }
   }
 
@@ -202,6 +212,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     },
     upload,
     read,
+    readMapped,
     layout,
     pipeline,
     submit: (commands) => gpu.queue.submit([commands]),

@@ -1,0 +1,76 @@
+// Reverse-mode differentiation of a graph, for the parameters the freeze plan trains and for nothing else.
+//
+// Walks the forward nodes backwards. A node is asked for its backward part only when a gradient reaches one of its
+// outputs (or it starts one, as a loss does) and one of its inputs requires a gradient. The walk therefore ends by
+// itself at the lowest trainable parameter: below it nothing requires a gradient.
+
+import { add } from "../../kernels/elementwise.ts";
+import { elements, type Gradients, type Graph, type Tensor } from "./graph.ts";
+
+interface Entry {
+  tensor: Tensor;
+  /** False when the tensor is also somebody else's gradient: it must not be added to in place. */
+  owned: boolean;
+}
+
+/**
+ * Appends the backward pass. Returns the gradient of every trainable parameter, by parameter name: shape of the
+ * parameter, or `[slots, …]` where only some experts train. A trainable parameter that no loss depends on is absent.
+ */
+export function differentiate(graph: Graph): Map<string, Tensor> {
+  const entries = new Map<Tensor, Entry>();
+  const forward = graph.nodes.slice();
+  graph.phase = "backward";
+
+  const gradients: Gradients = {
+    of: (output) => entries.get(output)?.tensor,
+    add: (input, canAccumulate, emit) => {
+      if (!input.requiresGradient) return;
+      const entry = entries.get(input);
+      if (entry?.owned && canAccumulate) return emit(entry.tensor, true);
+      const out = gradientTensor(graph, input);
+      emit(out, false);
+      merge(input, out, true);
+    },
+    addTensor: (input, gradient, owned) => {
+      if (input.requiresGradient) merge(input, gradient, owned);
+    },
+  };
+
+  function merge(input: Tensor, gradient: Tensor, owned: boolean): void {
+    const entry = entries.get(input);
+    if (!entry) {
+      entries.set(input, { tensor: gradient, owned });
+      return;
+    }
+    const out = gradientTensor(graph, input);
+    graph.add({
+      name: "gradient_sum",
+      reads: [entry.tensor, gradient],
+      writes: [out],
+      parameter: input.parameter,
+      lower: () => add({ a: entry.tensor, b: gradient, out }, { count: elements(out.shape) }),
+    });
+    entries.set(input, { tensor: out, owned: true });
+  }
+
+  for (const node of forward.reverse()) {
+    if (!node.backward || !node.reads.some((t) => t.requiresGradient)) continue;
+    if (node.startsGradient || node.writes.some((t) => entries.has(t))) node.backward(gradients);
+  }
+
+  const result = new Map<string, Tensor>();
+  for (const [name, parameter] of graph.parameters) {
+    const entry = entries.get(parameter);
+    if (!entry) continue;
+    entry.tensor.role = "gradient";
+    result.set(name, entry.tensor);
+  }
+  return result;
+}
+
+/** A tensor for the gradient of `of`; compact over the trainable experts where only some train. */
+export function gradientTensor(graph: Graph, of: Tensor): Tensor {
+  const shape = of.slots ? [of.slots.length, ...of.shape.slice(1)] : of.shape;
+  return graph.tensor({ name: `d_${of.name}`, shape, role: "activation", parameter: of.parameter, slots: of.slots });
+}

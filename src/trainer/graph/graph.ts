@@ -1,0 +1,177 @@
+// A computation graph over device tensors, built once for a freeze plan and a batch shape.
+//
+// A node is one operation: its tensors, how it is lowered to kernel calls, and what it adds to the graph when
+// gradients flow back through it. Nodes are kept in execution order; the backward pass and the optimizer append to the
+// same list, so one walk over it plans memory, counts work and records a program.
+//
+// `requiresGradient` is decided while the forward pass is built: a parameter requires one when the plan trains it, an
+// activation when any of its float inputs does. An operation emits a backward node only for an input that requires a
+// gradient, so whatever the plan freezes is never written down: no dispatch, no saved activation, no buffer.
+
+import type { KernelTarget } from "../../kernels/capabilities.ts";
+import { type Command, DTYPE_BYTES, type DType } from "../../kernels/kernel.ts";
+import type { ParameterSpec } from "../model/parameters.ts";
+
+export type TensorRole =
+  /** Model weights; live as long as the run. */
+  | "parameter"
+  /** Weight gradients: written by the backward pass, read by the optimizer. */
+  | "gradient"
+  /** Optimizer state; lives from thaw to freeze. */
+  | "optimizer"
+  /** What a batch uploads: ids, masks, labels. */
+  | "input"
+  /** Uploaded once when the program is recorded. */
+  | "constant"
+  /** Everything computed in between; shares buffer slots by lifetime. */
+  | "activation";
+
+export interface Tensor {
+  readonly id: number;
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  /** A parameter's gradient is an activation until the backward pass knows which tensor holds the whole of it. */
+  role: TensorRole;
+  readonly requiresGradient: boolean;
+  /** An activation that must outlive the program's last node, because it is read back. */
+  kept: boolean;
+  /** The parameter this tensor is, or is the gradient or optimizer state of. */
+  readonly parameter?: ParameterSpec;
+  /** Trainable entries of a parameter's expert axis, ascending; gradients and optimizer state are compact over it. */
+  readonly slots?: readonly number[];
+  /** Contents of a constant. */
+  readonly data?: Uint32Array<ArrayBuffer> | Float32Array<ArrayBuffer>;
+}
+
+export type Phase = "forward" | "backward" | "optimizer";
+
+export interface Node {
+  readonly name: string;
+  readonly phase: Phase;
+  /** Every tensor the node reads, writes, or uses as scratch. */
+  readonly reads: readonly Tensor[];
+  readonly writes: readonly Tensor[];
+  readonly scratch: readonly Tensor[];
+  /** The parameter whose gradient (backward) or update (optimizer) this node computes. */
+  readonly parameter?: ParameterSpec;
+  readonly flops: number;
+  readonly lower: (target: KernelTarget) => Command<Tensor>[];
+  /** Emits gradient nodes for the inputs that require one; see {@link differentiate}. */
+  readonly backward?: (gradients: Gradients) => void;
+  /** True when the node starts a gradient of its own (a loss), whatever flows into its outputs. */
+  readonly startsGradient: boolean;
+}
+
+/** What a node's `backward` works with. */
+export interface Gradients {
+  /** The gradient that reached an output of the node; undefined when none did. */
+  of(output: Tensor): Tensor | undefined;
+  /**
+   * Adds to the gradient of `input`. `emit` writes the contribution into `out`: it adds to what is there when
+   * `accumulate` is true, which is only asked of it when `canAccumulate`.
+   */
+  add(input: Tensor, canAccumulate: boolean, emit: (out: Tensor, accumulate: boolean) => void): void;
+  /** Adds an existing tensor to the gradient of `input`; `owned` says nobody else reads it later. */
+  addTensor(input: Tensor, gradient: Tensor, owned: boolean): void;
+}
+
+export interface NodeDeclaration {
+  name: string;
+  reads: readonly (Tensor | undefined)[];
+  writes: readonly (Tensor | undefined)[];
+  scratch?: readonly Tensor[];
+  parameter?: ParameterSpec;
+  flops?: number;
+  lower: (target: KernelTarget) => Command<Tensor>[];
+  backward?: (gradients: Gradients) => void;
+  startsGradient?: boolean;
+}
+
+export class Graph {
+  readonly nodes: Node[] = [];
+  readonly tensors: Tensor[] = [];
+  readonly parameters = new Map<string, Tensor>();
+  /** Kernel variants are chosen for this target; sizes that depend on tiles ask it too. */
+  readonly target: KernelTarget;
+  phase: Phase = "forward";
+  #nextUse = 1;
+
+  constructor(target: KernelTarget) {
+    this.target = target;
+  }
+
+  /** A number that tells the random streams of two operations apart. */
+  nextUse(): number {
+    return this.#nextUse++;
+  }
+
+  /** Declares a tensor. */
+  tensor(t: {
+    name: string;
+    shape: readonly number[];
+    role: TensorRole;
+    dtype?: DType;
+    requiresGradient?: boolean;
+    parameter?: ParameterSpec;
+    slots?: readonly number[];
+    data?: Uint32Array<ArrayBuffer> | Float32Array<ArrayBuffer>;
+  }): Tensor {
+    const tensor: Tensor = {
+      ...t,
+      id: this.tensors.length,
+      dtype: t.dtype ?? "f32",
+      requiresGradient: t.requiresGradient ?? false,
+      kept: false,
+    };
+    this.tensors.push(tensor);
+    return tensor;
+  }
+
+  /** An f32 activation that requires a gradient when one of `from` does. */
+  activation(name: string, shape: readonly number[], from: readonly (Tensor | undefined)[] = []): Tensor {
+    return this.tensor({ name, shape, role: "activation", requiresGradient: from.some((t) => t?.requiresGradient) });
+  }
+
+  /** A u32 activation (indices, counts); never differentiable. */
+  indices(name: string, shape: readonly number[]): Tensor {
+    return this.tensor({ name, shape, role: "activation", dtype: "u32" });
+  }
+
+  input(name: string, shape: readonly number[], dtype: DType): Tensor {
+    return this.tensor({ name, shape, role: "input", dtype });
+  }
+
+  constant(name: string, data: Uint32Array<ArrayBuffer> | Float32Array<ArrayBuffer>): Tensor {
+    const dtype = data instanceof Uint32Array ? "u32" : "f32";
+    return this.tensor({ name, shape: [data.length], role: "constant", dtype, data });
+  }
+
+  /** Marks activations that the host reads after the program has run. */
+  keep(...tensors: (Tensor | undefined)[]): void {
+    for (const t of tensors) if (t) t.kept = true;
+  }
+
+  add(declaration: NodeDeclaration): void {
+    const present = (list: readonly (Tensor | undefined)[]) => list.filter((t): t is Tensor => t !== undefined);
+    this.nodes.push({
+      name: declaration.name,
+      phase: this.phase,
+      reads: present(declaration.reads),
+      writes: present(declaration.writes),
+      scratch: declaration.scratch ?? [],
+      parameter: declaration.parameter,
+      flops: declaration.flops ?? 0,
+      lower: declaration.lower,
+      backward: declaration.backward,
+      startsGradient: declaration.startsGradient ?? false,
+    });
+  }
+}
+
+export const elements = (shape: readonly number[]): number => shape.reduce((n, d) => n * d, 1);
+
+/** Bytes of a tensor's buffer; WebGPU sizes are multiples of 4 and a buffer of ours is never smaller than 16. */
+export function tensorBytes(t: Tensor): number {
+  return Math.max(16, Math.ceil((elements(t.shape) * DTYPE_BYTES[t.dtype]) / 4) * 4);
+}

@@ -1,0 +1,113 @@
+// Attention as one operation: scores are never materialised, the backward pass needs only the row log-sum-exp.
+
+import {
+  type AttentionDims,
+  attentionBiasGradient,
+  attentionBiasGradientScratch,
+  attentionDelta,
+  attention as attentionKernel,
+  attentionKeyValueGradient,
+  attentionQueryGradient,
+} from "../../../kernels/attention.ts";
+import type { Graph, Tensor } from "../graph.ts";
+import type { Dropout } from "./dense.ts";
+
+export interface AttentionOptions {
+  readonly batch: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly queryLength: number;
+  readonly keyLength: number;
+  readonly headDim: number;
+  /** Factor on q·k; T5 uses 1. */
+  readonly scale: number;
+  readonly causal: boolean;
+  /** [batch, keyLength] u32, 1 = visible. */
+  readonly keyMask?: Tensor;
+  /** T5 relative position bias: table [buckets, heads] and the bucket of every distance. */
+  readonly bias?: { readonly table: Tensor; readonly bucketOfDistance: Tensor };
+  readonly dropout: Dropout;
+}
+
+/** q [batch·queryLength, heads·headDim], k and v [batch·keyLength, kvHeads·headDim]; returns a tensor shaped like q. */
+export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tensor, o: AttentionOptions): Tensor {
+  const { batch, heads, queryLength, keyLength, headDim } = o;
+  const table = o.bias?.table;
+  const bucketOfDistance = o.bias?.bucketOfDistance;
+  const out = g.activation(name, q.shape, [q, k, v, table]);
+  const logSumExp = g.activation(`${name}_log_sum_exp`, [batch, heads, queryLength]);
+  const rate = o.dropout.rate;
+  const step = rate > 0 ? o.dropout.step : undefined;
+  const dims: AttentionDims = {
+    batch,
+    heads,
+    kvHeads: o.kvHeads,
+    queryLength,
+    keyLength,
+    headDim,
+    scale: o.scale,
+    causal: o.causal,
+    buckets: table ? table.shape[0] : 0,
+    dropout: rate > 0 ? { rate, use: g.nextUse() } : undefined,
+  };
+  const pairs = batch * heads * queryLength * keyLength * (o.causal ? 0.5 : 1);
+  const optional = { keyMask: o.keyMask, bias: table, bucketOfDistance, step };
+  const extra = [o.keyMask, table, bucketOfDistance, step];
+  g.add({
+    name: "attention",
+    reads: [q, k, v, ...extra],
+    writes: [out, logSumExp],
+    flops: 4 * pairs * headDim,
+    lower: (target) => attentionKernel({ q, k, v, out, logSumExp, ...optional }, dims, target),
+    backward: (gradients) => {
+      const dOut = gradients.of(out)!;
+      const delta = g.activation(`${name}_delta`, logSumExp.shape);
+      g.add({
+        name: "attention_delta",
+        reads: [out, dOut],
+        writes: [delta],
+        flops: 2 * batch * queryLength * heads * headDim,
+        lower: () => attentionDelta({ out, dOut, delta }, dims),
+      });
+      const inputs = { q, k, v, dOut, logSumExp, delta, ...optional };
+      const reads = [q, k, v, dOut, logSumExp, delta, ...extra];
+      gradients.add(q, false, (dQ) =>
+        g.add({
+          name: "attention_query_gradient",
+          reads,
+          writes: [dQ],
+          flops: 6 * pairs * headDim,
+          lower: (target) => attentionQueryGradient({ ...inputs, dQ }, dims, target),
+        }),
+      );
+      if (k.requiresGradient || v.requiresGradient) {
+        const dK = g.activation(`d_${k.name}`, k.shape);
+        const dV = g.activation(`d_${v.name}`, v.shape);
+        g.add({
+          name: "attention_key_value_gradient",
+          reads,
+          writes: [dK, dV],
+          flops: 8 * pairs * headDim,
+          lower: (target) => attentionKeyValueGradient({ ...inputs, dK, dV }, dims, target),
+        });
+        gradients.addTensor(k, dK, true);
+        gradients.addTensor(v, dV, true);
+      }
+      if (table) {
+        gradients.add(table, false, (dBias) => {
+          const scratch = g.activation("attention_bias_scratch", [attentionBiasGradientScratch(dims)]);
+          g.add({
+            name: "attention_bias_gradient",
+            reads,
+            writes: [dBias],
+            scratch: [scratch],
+            parameter: table.parameter,
+            flops: 4 * pairs * headDim,
+            lower: (target) => attentionBiasGradient({ ...inputs, scratch, dBias }, dims, target),
+          });
+        });
+      }
+    },
+  });
+  return out;
+}

@@ -1,0 +1,208 @@
+// Dense operations: linear maps, embedding, RMSNorm, ReLU, dropout, residual sums.
+
+import { dropout as dropoutKernel, residualDropout as residualDropoutKernel } from "../../../kernels/dropout.ts";
+import { add as addKernel, reluGradient } from "../../../kernels/elementwise.ts";
+import { embeddingForward, embeddingGradient } from "../../../kernels/embedding.ts";
+import { matmul } from "../../../kernels/matmul.ts";
+import { rmsNorm as rmsNormKernel, rmsNormInputGradient, rmsNormWeightGradient } from "../../../kernels/rms_norm.ts";
+import { rmsNormWeightGradientScratch } from "../../../kernels/rms_norm.ts";
+import { elements, type Graph, type Tensor } from "../graph.ts";
+
+/** x [tokens, k] · weightᵀ, weight [n, k] as Hugging Face stores it; returns [tokens, n], after ReLU when `relu`. */
+export function linear(g: Graph, name: string, x: Tensor, weight: Tensor, options: { relu?: boolean } = {}): Tensor {
+  const [m, k] = x.shape;
+  const n = weight.shape[0];
+  const y = g.activation(name, [m, n], [x, weight]);
+  const flops = 2 * m * n * k;
+  const relu = options.relu ?? false;
+  g.add({
+    name: "linear",
+    reads: [x, weight],
+    writes: [y],
+    flops,
+    lower: (target) =>
+      matmul({ a: x, b: weight, out: y }, { m, n, k, transposeA: false, transposeB: true, relu }, target),
+    backward: (gradients) => {
+      let dy = gradients.of(y)!;
+      if (relu) dy = reluBackward(g, y, dy);
+      gradients.add(x, true, (out, accumulate) =>
+        g.add({
+          name: "linear_input_gradient",
+          reads: accumulate ? [dy, weight, out] : [dy, weight],
+          writes: [out],
+          flops,
+          lower: (target) =>
+            matmul(
+              { a: dy, b: weight, out },
+              { m, n: k, k: n, transposeA: false, transposeB: false, accumulate },
+              target,
+            ),
+        }),
+      );
+      gradients.add(weight, true, (out, accumulate) =>
+        g.add({
+          name: "linear_weight_gradient",
+          reads: accumulate ? [dy, x, out] : [dy, x],
+          writes: [out],
+          parameter: weight.parameter,
+          flops,
+          lower: (target) =>
+            matmul({ a: dy, b: x, out }, { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate }, target),
+        }),
+      );
+    },
+  });
+  return y;
+}
+
+/** dOut · (y > 0), y being the ReLU's output. */
+export function reluBackward(g: Graph, y: Tensor, dOut: Tensor): Tensor {
+  const dX = g.activation(`d_${y.name}_pre`, y.shape);
+  g.add({
+    name: "relu_gradient",
+    reads: [y, dOut],
+    writes: [dX],
+    lower: () => reluGradient({ y, dOut, dX }, { count: elements(y.shape) }),
+  });
+  return dX;
+}
+
+/** Where each token id occurs, uploaded with the batch so that the gradient is an ordered sum. */
+export interface TokenLookup {
+  /** [tokens] u32 */
+  readonly ids: Tensor;
+  /** [tokens] u32: positions sorted stably by id. */
+  readonly order: Tensor;
+  /** [vocabulary + 1] u32: where each id's positions begin in `order`. */
+  readonly rowStart: Tensor;
+}
+
+/** Rows of `table` [vocabulary, width]; returns [tokens, width]. */
+export function embedding(g: Graph, name: string, table: Tensor, lookup: TokenLookup): Tensor {
+  const [vocabulary, width] = table.shape;
+  const tokens = elements(lookup.ids.shape);
+  const out = g.activation(name, [tokens, width], [table]);
+  g.add({
+    name: "embedding",
+    reads: [table, lookup.ids],
+    writes: [out],
+    lower: () => embeddingForward({ table, ids: lookup.ids, out }, { tokens, width, vocabulary }),
+    backward: (gradients) => {
+      const dOut = gradients.of(out)!;
+      gradients.add(table, true, (grad, accumulate) =>
+        g.add({
+          name: "embedding_weight_gradient",
+          reads: [dOut, lookup.order, lookup.rowStart, ...(accumulate ? [grad] : [])],
+          writes: [grad],
+          parameter: table.parameter,
+          lower: () =>
+            embeddingGradient(
+              { dOut, tokenOrder: lookup.order, rowStart: lookup.rowStart, out: grad },
+              { vocabulary, width, accumulate },
+            ),
+        }),
+      );
+    },
+  });
+  return out;
+}
+
+/**
+ * weight · x / rms(x) over the last axis (T5 layer norm: no mean, no bias); x [rows, columns], weight [columns].
+ * Written into `into` when given.
+ */
+export function rmsNorm(g: Graph, name: string, x: Tensor, weight: Tensor, epsilon: number, into?: Tensor): Tensor {
+  const [rows, columns] = x.shape;
+  const out = into ?? g.activation(name, x.shape, [x, weight]);
+  const inverseRms = g.activation(`${name}_inverse_rms`, [rows]);
+  g.add({
+    name: "rms_norm",
+    reads: [x, weight],
+    writes: [out, inverseRms],
+    flops: 4 * rows * columns,
+    lower: (target) => rmsNormKernel({ x, weight, out, inverseRms }, { rows, columns, epsilon }, target),
+    backward: (gradients) => {
+      const dOut = gradients.of(out)!;
+      gradients.add(x, false, (dX) =>
+        g.add({
+          name: "rms_norm_input_gradient",
+          reads: [x, weight, inverseRms, dOut],
+          writes: [dX],
+          flops: 8 * rows * columns,
+          lower: (target) => rmsNormInputGradient({ x, weight, inverseRms, dOut, dX }, { rows, columns }, target),
+        }),
+      );
+      gradients.add(weight, false, (dWeight) => {
+        const scratch = g.activation("rms_norm_scratch", [rmsNormWeightGradientScratch(rows, columns)]);
+        g.add({
+          name: "rms_norm_weight_gradient",
+          reads: [x, inverseRms, dOut],
+          writes: [dWeight],
+          scratch: [scratch],
+          parameter: weight.parameter,
+          flops: 3 * rows * columns,
+          lower: (target) =>
+            rmsNormWeightGradient({ x, inverseRms, dOut, scratch, dWeight }, { rows, columns }, target),
+        });
+      });
+    },
+  });
+  return out;
+}
+
+/** How an operation drops: nothing at rate 0, else by random numbers of the step, recomputed in the backward pass. */
+export interface Dropout {
+  readonly rate: number;
+  /** The step scalars, which hold step and seed. */
+  readonly step: Tensor;
+}
+
+/** x with a share of its elements zeroed and the others scaled by 1 / (1 - rate). */
+export function dropout(g: Graph, x: Tensor, { rate, step }: Dropout): Tensor {
+  if (rate === 0) return x;
+  const count = elements(x.shape);
+  const use = g.nextUse();
+  const apply = (from: Tensor, out: Tensor, name: string, backward?: Parameters<Graph["add"]>[0]["backward"]) =>
+    g.add({
+      name,
+      reads: [from, step],
+      writes: [out],
+      lower: () => dropoutKernel({ x: from, step, out }, { count, rate, use }),
+      backward,
+    });
+  const out = g.activation(`${x.name}_dropped`, x.shape, [x]);
+  apply(x, out, "dropout", (gradients) =>
+    gradients.add(x, false, (dX) => apply(gradients.of(out)!, dX, "dropout_gradient")),
+  );
+  return out;
+}
+
+/** residual + dropout(x): the end of every pre-norm sublayer. */
+export function residual(g: Graph, name: string, base: Tensor, x: Tensor, { rate, step }: Dropout): Tensor {
+  const out = g.activation(name, base.shape, [base, x]);
+  const count = elements(base.shape);
+  const use = g.nextUse();
+  g.add({
+    name: "residual",
+    reads: [base, x, rate > 0 ? step : undefined],
+    writes: [out],
+    lower: () =>
+      rate > 0
+        ? residualDropoutKernel({ residual: base, x, step, out }, { count, rate, use })
+        : addKernel({ a: base, b: x, out }, { count }),
+    backward: (gradients) => {
+      const dOut = gradients.of(out)!;
+      gradients.addTensor(base, dOut, false);
+      if (rate === 0) return gradients.addTensor(x, dOut, false);
+      gradients.add(x, false, (dX) =>
+        g.add({
+          name: "dropout_gradient",
+          reads: [dOut, step],
+          writes: [dX],
+          lower: () => dropoutKernel({ x: dOut, step, out: dX }, { count, rate, use }),
+        }),
+      );
+    },
+  });
+  return out;
+}

@@ -1,0 +1,126 @@
+// The vocabulary projection and its cross-entropy as one operation, so that the logits of a large batch never exist at
+// once: rows are processed in chunks of bounded size. The loss is the root of every gradient, so its scale is known
+// when the forward pass runs; gradients are therefore taken chunk by chunk in the forward pass, while a chunk's logits
+// are at hand, and the backward pass only hands them over (as in Liger Kernel's fused linear cross-entropy).
+
+import { argmaxRows, crossEntropy } from "../../../kernels/cross_entropy.ts";
+import type { Command } from "../../../kernels/kernel.ts";
+import { matmul } from "../../../kernels/matmul.ts";
+import { gradientTensor } from "../autodiff.ts";
+import type { Graph, Tensor } from "../graph.ts";
+
+/** The most bytes of logits held at a time. */
+const LOGITS_CHUNK_BYTES = 64 * 2 ** 20;
+
+export interface LossRows {
+  /** [rows] f32: cross-entropy of each row, 0 where the label is -100. */
+  readonly rowLoss: Tensor;
+  /** [rows] u32: 1 where the most probable token is the label. */
+  readonly rowCorrect: Tensor;
+  /** [rows] u32: most probable token; only without training. */
+  readonly predicted?: Tensor;
+}
+
+/**
+ * Cross-entropy of softmax(alpha · hidden · weightᵀ) against `labels`, hidden [rows, width], weight [vocabulary, width],
+ * labels [rows] i32 (-100 = ignored). `train` false computes predictions instead of gradients.
+ */
+export function linearCrossEntropy(
+  g: Graph,
+  hidden: Tensor,
+  weight: Tensor,
+  labels: Tensor,
+  step: Tensor,
+  options: { alpha: number; train: boolean },
+): LossRows {
+  const [rows, width] = hidden.shape;
+  const vocabulary = weight.shape[0];
+  const { alpha, train } = options;
+  const chunkRows = Math.max(1, Math.min(rows, Math.floor(LOGITS_CHUNK_BYTES / (4 * vocabulary))));
+  const rowLoss = g.activation("row_loss", [rows]);
+  const rowCorrect = g.indices("row_correct", [rows]);
+  const logits = g.activation("logits_chunk", [chunkRows, vocabulary]);
+  const dHidden = train && hidden.requiresGradient ? g.activation("d_decoder_output", hidden.shape) : undefined;
+  const dWeight = train && weight.requiresGradient ? gradientTensor(g, weight) : undefined;
+  const gradient = dHidden !== undefined || dWeight !== undefined;
+  const predicted = train ? undefined : g.indices("predicted", [rows]);
+  const product = 2 * rows * vocabulary * width;
+
+  g.add({
+    name: "linear_cross_entropy",
+    reads: [hidden, weight, labels, step],
+    writes: [rowLoss, rowCorrect, predicted, dHidden, dWeight],
+    scratch: [logits],
+    flops: product * (1 + (dHidden ? 1 : 0) + (dWeight ? 1 : 0)),
+    startsGradient: gradient,
+    lower: (target) => {
+      const commands: Command<Tensor>[] = [];
+      for (let start = 0; start < rows; start += chunkRows) {
+        const count = Math.min(chunkRows, rows - start);
+        commands.push(
+          ...matmul(
+            { a: hidden, b: weight, out: logits },
+            {
+              m: count,
+              n: vocabulary,
+              k: width,
+              transposeA: false,
+              transposeB: true,
+              alpha,
+              aOffset: start * width,
+            },
+            target,
+          ),
+          ...crossEntropy(
+            { logits, labels, rowLoss, rowCorrect, step },
+            { rows: count, vocabulary, rowOffset: start, gradient },
+          ),
+        );
+        if (predicted)
+          commands.push(
+            ...argmaxRows({ logits, out: predicted }, { rows: count, vocabulary, rowOffset: start }),
+          );
+        if (dHidden)
+          commands.push(
+            ...matmul(
+              { a: logits, b: weight, out: dHidden },
+              {
+                m: count,
+                n: width,
+                k: vocabulary,
+                transposeA: false,
+                transposeB: false,
+                alpha,
+                outOffset: start * width,
+              },
+              target,
+            ),
+          );
+        if (dWeight)
+          commands.push(
+            ...matmul(
+              { a: logits, b: hidden, out: dWeight },
+              {
+                m: vocabulary,
+                n: width,
+                k: count,
+                transposeA: true,
+                transposeB: false,
+                alpha,
+                bOffset: start * width,
+                accumulate: start > 0,
+              },
+              target,
+            ),
+          );
+      }
+      return commands;
+    },
+    backward: (gradients) => {
+      if (dHidden) gradients.addTensor(hidden, dHidden, true);
+      if (dWeight) gradients.addTensor(weight, dWeight, true);
+    },
+  });
+  g.keep(rowLoss, rowCorrect, predicted);
+  return { rowLoss, rowCorrect, predicted };
+}

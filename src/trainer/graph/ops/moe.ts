@@ -1,0 +1,303 @@
+// The sparse layer: router, dispatch by stable sort, grouped expert matmuls, combine. Nothing is read back: the
+// dispatch kernels write which rows belong to which expert, and the grouped matmuls over-dispatch a constant bound of
+// row blocks that return early.
+
+import { groupedMatmul, groupedWeightGradient } from "../../../kernels/grouped_matmul.ts";
+import { moeCombine, moeCombineGatesGradient, moeCombineRowsGradient } from "../../../kernels/moe_combine.ts";
+import { moeDispatch, moeDispatchScratch, moeMaxRows } from "../../../kernels/moe_dispatch.ts";
+import {
+  routerBackward,
+  routerForward,
+  routerLosses,
+  routerStatistics,
+  routerStatisticsScratch,
+} from "../../../kernels/router.ts";
+import type { CapacityRule } from "../../types.ts";
+import type { Graph, Tensor } from "../graph.ts";
+import { reluBackward } from "./dense.ts";
+
+export interface RouterOptions {
+  readonly topK: number;
+  /** Divide the chosen gates by their sum (`gate_normalization: top_k`). */
+  readonly normalizeGates: boolean;
+  /** Groups of consecutive tokens that compete for slots and over which the losses are averaged. */
+  readonly groups: number;
+  readonly capacity: CapacityRule;
+  /** f_e counts every choice (`all_k`) instead of the first (`top1`). */
+  readonly countAll: boolean;
+  readonly balanceCoefficient: number;
+  readonly zCoefficient: number;
+  /** Whether the router losses send a gradient (training, and not switched off by the freeze plan). */
+  readonly lossGradient: boolean;
+  readonly step: Tensor;
+}
+
+/** What a router decided, as the expert layers and the telemetry need it. T tokens, k choices, E experts. */
+export interface Routing {
+  readonly experts: number;
+  readonly topK: number;
+  readonly maxRows: number;
+  readonly rowTile: number;
+  /** [T, k] u32 */
+  readonly expertIds: Tensor;
+  /** [T, k] f32 */
+  readonly gates: Tensor;
+  /** [T·k] u32: sorted row of each assignment, 0xffffffff when dropped or padding. */
+  readonly rowOfAssignment: Tensor;
+  readonly sourceOfRow: Tensor;
+  readonly expertOfBlock: Tensor;
+  readonly expertOffset: Tensor;
+  /** [E] u32: rows each expert received. */
+  readonly expertCount: Tensor;
+  /** [E] u32: assignments before drops. */
+  readonly demand: Tensor;
+  /** [2] f32: load-balancing loss, z-loss. */
+  readonly losses: Tensor;
+}
+
+/** Rows per expert are padded to this many, the height of a grouped matmul's tile. */
+const ROW_TILE = { software: 8, hardware: 64 } as const;
+
+/** Slots per expert and group (moe-spec section 1, `capacity`). */
+export function capacitySlots(rule: CapacityRule, tokensPerGroup: number, experts: number, topK: number): number {
+  if (rule.rule === "dropless") return 0xffffffff;
+  if (rule.rule === "fixed") return rule.slots!;
+  const tokens = rule.rule === "factor_k" ? tokensPerGroup * topK : tokensPerGroup;
+  return Math.max(Math.round((rule.factor! * tokens) / experts), 4);
+}
+
+/** Routes by `logits` [tokens, experts]; `mask` [tokens] u32 is 1 where a token may be routed. */
+export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: RouterOptions): Routing {
+  const [tokens, experts] = logits.shape;
+  const { topK, groups, step } = o;
+  const tokensPerGroup = tokens / groups;
+  const probabilities = g.activation(`${name}_probabilities`, [tokens, experts]);
+  const gates = g.activation(`${name}_gates`, [tokens, topK], [logits]);
+  const expertIds = g.indices(`${name}_expert_ids`, [tokens, topK]);
+  const logSumExp = g.activation(`${name}_log_sum_exp`, [tokens]);
+  const load = g.activation(`${name}_load`, [groups, experts]);
+  const groupTokens = g.activation(`${name}_group_tokens`, [groups]);
+
+  g.add({
+    name: "router",
+    reads: [logits, mask],
+    writes: [probabilities, expertIds, gates, logSumExp],
+    flops: 5 * tokens * experts,
+    startsGradient: o.lossGradient && (o.balanceCoefficient > 0 || o.zCoefficient > 0),
+    lower: () =>
+      routerForward(
+        { logits, mask, probabilities, expertIds, gates, logSumExp },
+        { tokens, experts, topK, normalizeGates: o.normalizeGates },
+      ),
+    backward: (gradients) => {
+      const dGates = gradients.of(gates);
+      gradients.add(logits, false, (dLogits) =>
+        g.add({
+          name: "router_gradient",
+          reads: [probabilities, expertIds, dGates, logSumExp, load, groupTokens, step],
+          writes: [dLogits],
+          flops: 8 * tokens * experts,
+          lower: () =>
+            routerBackward(
+              { probabilities, expertIds, dGates, logSumExp, load, groupTokens, step, dLogits },
+              {
+                tokens,
+                tokensPerGroup,
+                groups,
+                experts,
+                topK,
+                normalizeGates: o.normalizeGates,
+                balanceCoefficient: o.lossGradient ? o.balanceCoefficient : 0,
+                zCoefficient: o.lossGradient ? o.zCoefficient : 0,
+              },
+            ),
+        }),
+      );
+    },
+  });
+
+  const meanProbability = g.activation(`${name}_mean_probability`, [groups, experts]);
+  const zSum = g.activation(`${name}_z_sum`, [groups]);
+  const losses = g.activation(`${name}_losses`, [2]);
+  const statistics = { groups, tokensPerGroup, experts, topK, countAll: o.countAll };
+  const scratch = g.activation("router_statistics_scratch", [routerStatisticsScratch(statistics)]);
+  g.add({
+    name: "router_statistics",
+    reads: [probabilities, expertIds, logSumExp, mask],
+    writes: [load, meanProbability, groupTokens, zSum, losses],
+    scratch: [scratch],
+    flops: 4 * tokens * experts,
+    lower: () => [
+      ...routerStatistics(
+        { probabilities, expertIds, logSumExp, mask, scratch, load, meanProbability, groupTokens, zSum },
+        statistics,
+      ),
+      ...routerLosses({ load, meanProbability, zSum, out: losses }, { groups, experts, outOffset: 0 }),
+    ],
+  });
+
+  const rowTile = ROW_TILE[g.target];
+  const capacity = capacitySlots(o.capacity, tokensPerGroup, experts, topK);
+  const maxRows = moeMaxRows({ tokens, topK, experts, groups, capacity, rowTile });
+  const rowOfAssignment = g.indices(`${name}_row_of_assignment`, [tokens, topK]);
+  const sourceOfRow = g.indices(`${name}_source_of_row`, [maxRows]);
+  const expertOfBlock = g.indices(`${name}_expert_of_block`, [maxRows / rowTile]);
+  const expertOffset = g.indices(`${name}_expert_offset`, [experts + 1]);
+  const expertCount = g.indices(`${name}_expert_count`, [experts]);
+  const demand = g.indices(`${name}_demand`, [experts]);
+  const dispatch = { tokens, groups, topK, experts, capacity, rowTile, maxRows };
+  const dispatchScratch = g.indices("moe_dispatch_scratch", [moeDispatchScratch(dispatch)]);
+  g.add({
+    name: "moe_dispatch",
+    reads: [expertIds],
+    writes: [rowOfAssignment, sourceOfRow, expertOfBlock, expertOffset, expertCount, demand],
+    scratch: [dispatchScratch],
+    lower: () =>
+      moeDispatch(
+        {
+          expertIds,
+          scratch: dispatchScratch,
+          rowOfAssignment,
+          sourceOfRow,
+          expertOfBlock,
+          expertOffset,
+          expertCount,
+          demand,
+        },
+        dispatch,
+      ),
+  });
+
+  g.keep(expertIds, gates, rowOfAssignment, expertCount, demand, losses);
+  return {
+    experts,
+    topK,
+    maxRows,
+    rowTile,
+    expertIds,
+    gates,
+    rowOfAssignment,
+    sourceOfRow,
+    expertOfBlock,
+    expertOffset,
+    expertCount,
+    demand,
+    losses,
+  };
+}
+
+/**
+ * One linear map per expert over sorted rows: weight [experts, n, k]. `gather` reads x [tokens, k] through the routing;
+ * otherwise x is [maxRows, k]. Returns [maxRows, n], after ReLU when `relu`.
+ */
+export function expertLinear(
+  g: Graph,
+  name: string,
+  x: Tensor,
+  weight: Tensor,
+  r: Routing,
+  options: { gather: boolean; relu: boolean },
+): Tensor {
+  const [, n, k] = weight.shape;
+  const { maxRows, rowTile, topK, expertOfBlock, expertOffset, expertCount } = r;
+  const tokens = r.expertIds.shape[0];
+  const gatherTopK = options.gather ? topK : undefined;
+  const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
+  const out = g.activation(name, [maxRows, n], [x, weight]);
+  const flops = 2 * tokens * topK * n * k;
+  g.add({
+    name: "expert_linear",
+    reads: [x, weight, expertOfBlock, sourceOfRow],
+    writes: [out],
+    flops,
+    lower: (target) =>
+      groupedMatmul(
+        { x, weight, out, expertOfBlock, sourceOfRow },
+        { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu },
+        target,
+      ),
+    backward: (gradients) => {
+      let dy = gradients.of(out)!;
+      if (options.relu) dy = reluBackward(g, out, dy);
+      gradients.add(x, false, (dX) => {
+        const rows = options.gather ? g.activation(`d_${name}_rows`, [maxRows, k]) : dX;
+        g.add({
+          name: "expert_input_gradient",
+          reads: [dy, weight, expertOfBlock],
+          writes: [rows],
+          flops,
+          lower: (target) =>
+            groupedMatmul(
+              { x: dy, weight, out: rows, expertOfBlock },
+              { maxRows, rowTile, n: k, k: n, transposeWeight: false },
+              target,
+            ),
+        });
+        if (options.gather)
+          g.add({
+            name: "moe_gather_gradient",
+            reads: [rows, r.rowOfAssignment],
+            writes: [dX],
+            flops: tokens * topK * k,
+            lower: () =>
+              moeCombine({ rows, rowOfAssignment: r.rowOfAssignment, out: dX }, { tokens, topK, width: k }),
+          });
+      });
+      gradients.add(weight, false, (dWeight) => {
+        const slots = weight.slots ?? Array.from({ length: r.experts }, (_, e) => e);
+        const trainableExperts = g.constant("trainable_experts", Uint32Array.from(slots));
+        g.add({
+          name: "expert_weight_gradient",
+          reads: [x, dy, expertOffset, expertCount, trainableExperts, sourceOfRow],
+          writes: [dWeight],
+          parameter: weight.parameter,
+          flops: (flops * slots.length) / r.experts,
+          lower: (target) =>
+            groupedWeightGradient(
+              { x, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow },
+              { slots: slots.length, n, k, gatherTopK },
+              target,
+            ),
+        });
+      });
+    },
+  });
+  return out;
+}
+
+/** Each token's gate-weighted sum of its experts' rows; a dropped choice contributes exactly 0. */
+export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tensor {
+  const width = rows.shape[1];
+  const { gates, rowOfAssignment, sourceOfRow, topK, maxRows } = r;
+  const tokens = r.expertIds.shape[0];
+  const out = g.activation(name, [tokens, width], [rows, gates]);
+  g.add({
+    name: "moe_combine",
+    reads: [rows, gates, rowOfAssignment],
+    writes: [out],
+    flops: 2 * tokens * topK * width,
+    lower: () => moeCombine({ rows, gates, rowOfAssignment, out }, { tokens, topK, width }),
+    backward: (gradients) => {
+      const dOut = gradients.of(out)!;
+      gradients.add(gates, false, (dGates) =>
+        g.add({
+          name: "moe_combine_gates_gradient",
+          reads: [dOut, rows, rowOfAssignment],
+          writes: [dGates],
+          flops: 2 * tokens * topK * width,
+          lower: () => moeCombineGatesGradient({ dOut, rows, rowOfAssignment, dGates }, { tokens, topK, width }),
+        }),
+      );
+      gradients.add(rows, false, (dRows) =>
+        g.add({
+          name: "moe_combine_rows_gradient",
+          reads: [dOut, gates, sourceOfRow],
+          writes: [dRows],
+          flops: maxRows * width,
+          lower: () => moeCombineRowsGradient({ dOut, gates, sourceOfRow, dRows }, { maxRows, topK, width }),
+        }),
+      );
+    },
+  });
+  return out;
+}

@@ -1,0 +1,98 @@
+// What a model family gives the trainer: its parameters, and its programs as graphs. A run knows nothing else of a
+// model; adding a family adds a folder beside `switch/` and a line in `open.ts`.
+
+import type { KernelTarget } from "../../kernels/capabilities.ts";
+import type { Graph, Tensor } from "../graph/graph.ts";
+import type { LossRows } from "../graph/ops/loss.ts";
+import type { Routing } from "../graph/ops/moe.ts";
+import type { AdamWNodes } from "../graph/ops/optimizer.ts";
+import type { TrainableSet } from "../groups.ts";
+import type { CapacityRule, Stack } from "../types.ts";
+import type { ParameterSpec } from "./parameters.ts";
+
+/** How one build of a model behaves; everything here is fixed when its program is recorded. */
+export interface BuildOptions {
+  readonly batch: number;
+  readonly inputLength: number;
+  readonly targetLength: number;
+  readonly dropout: number;
+  /** Router input noise. */
+  readonly jitter: number;
+  readonly capacity: CapacityRule;
+  /** Tokens compete for slots, and router losses are averaged, per `sequence` or over the whole `batch`. */
+  readonly group: "batch" | "sequence";
+  readonly balanceCoefficient: number;
+  readonly zCoefficient: number;
+  /** Whether router losses send a gradient. */
+  readonly lossGradient: boolean;
+}
+
+/** One sparse layer of a built graph: what telemetry and parity read. */
+export interface SparseLayer {
+  readonly stack: Stack;
+  readonly layer: number;
+  /** [tokens, dModel]: what router and experts read. */
+  readonly input: Tensor;
+  /** [tokens, experts] */
+  readonly logits: Tensor;
+  readonly routing: Routing;
+  /** [tokens, dModel] */
+  readonly output: Tensor;
+}
+
+/** One training step: forward, loss, backward for what is trainable, optimizer. */
+export interface TrainingGraph {
+  readonly graph: Graph;
+  readonly loss: LossRows;
+  readonly sparse: readonly SparseLayer[];
+  /** Gradients by parameter name. */
+  readonly gradients: ReadonlyMap<string, Tensor>;
+  readonly optimizer: AdamWNodes;
+  /** Output of each stack, [tokens, dModel]. */
+  readonly hidden: Readonly<Partial<Record<Stack, Tensor>>>;
+}
+
+/** Forward only, for evaluation and generation. */
+export interface InferenceGraph {
+  readonly graph: Graph;
+  readonly sparse: readonly SparseLayer[];
+  /** Absent in a program that ends before the vocabulary. */
+  readonly loss?: LossRows;
+}
+
+/** Numbers of the checkpoint's configuration that serve as defaults of a run. */
+export interface ModelDefaults {
+  readonly dropout: number;
+  readonly jitter: number;
+  readonly balanceCoefficient: number;
+  readonly zCoefficient: number;
+}
+
+export interface AdamWConstants {
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly epsilon: number;
+}
+
+/** An encoder-decoder model of some family, its configuration checked. */
+export interface Model {
+  readonly modelType: string;
+  readonly parameters: readonly ParameterSpec[];
+  /** Checkpoint keys that only repeat another tensor: key → the key it repeats. */
+  readonly aliases: Readonly<Record<string, string>>;
+  readonly vocabularySize: number;
+  readonly padTokenId: number;
+  readonly eosTokenId: number;
+  readonly decoderStartTokenId: number;
+  readonly defaults: ModelDefaults;
+  trainingGraph(
+    target: KernelTarget,
+    trainable: TrainableSet,
+    options: BuildOptions,
+    adamw: AdamWConstants,
+  ): TrainingGraph;
+  /** Writes the input tensor `encoder_output`, which the decoder's program reads. */
+  encoderGraph(target: KernelTarget, options: BuildOptions): InferenceGraph;
+  /** Loss against the labels and the most probable token at every target position. */
+  decoderGraph(target: KernelTarget, options: BuildOptions): InferenceGraph;
+}

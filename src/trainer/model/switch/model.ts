@@ -1,0 +1,172 @@
+// The Switch encoder-decoder as graph operations: T5 with sparse feed-forward layers.
+//
+// Sources: Fedus et al. 2021 (arXiv 2101.03961); Hugging Face `modeling_switch_transformers.py` for the layout.
+// Pre-norm blocks, RMSNorm without mean or bias, no biases anywhere, attention scores not scaled by 1/sqrt(headDim), a
+// relative position bias held by the first block of each stack and added in every self-attention of that stack.
+
+import { relativeBuckets } from "../../../kernels/attention.ts";
+import type { Graph, Tensor } from "../../graph/graph.ts";
+import { attention } from "../../graph/ops/attention.ts";
+import { type Dropout, dropout, embedding, linear, residual, rmsNorm, type TokenLookup } from "../../graph/ops/dense.ts";
+import { jitter } from "../../graph/ops/jitter.ts";
+import { combine, expertLinear, route } from "../../graph/ops/moe.ts";
+import type { Stack } from "../../types.ts";
+import type { BuildOptions, SparseLayer } from "../family.ts";
+import { isSparse, type SwitchConfig } from "./config.ts";
+
+/** A stack under construction: the graph, the model, and what its layers share. */
+export interface SwitchBuild {
+  readonly graph: Graph;
+  readonly config: SwitchConfig;
+  readonly options: BuildOptions;
+  /** Step scalars. */
+  readonly step: Tensor;
+  /** Sparse layers in the order they were built. */
+  readonly sparse: SparseLayer[];
+}
+
+const parameter = (b: SwitchBuild, name: string): Tensor => b.graph.parameters.get(name)!;
+const drop = (b: SwitchBuild): Dropout => ({ rate: b.options.dropout, step: b.step });
+
+/** The encoder; `mask` [batch, inputLength] hides padded keys, `routed` marks tokens that may be routed. */
+export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: Tensor, into?: Tensor): Tensor {
+  const { graph: g, config: c, options: o } = b;
+  let h = dropout(g, embedding(g, "encoder_embedding", parameter(b, "shared.weight"), ids), drop(b));
+  const bias = positionBias(b, "encoder", o.inputLength);
+  for (let layer = 0; layer < c.encoderLayers; layer++) {
+    const block = `encoder.block.${layer}.layer`;
+    h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", { length: o.inputLength, mask, bias, causal: false });
+    h = feedForwardSublayer(b, h, `${block}.1`, "encoder", layer, c.encoderSparseStep, routed);
+  }
+  return finalNorm(b, h, "encoder", into);
+}
+
+/** The decoder; cross-attention reads `encoded` [batch·inputLength, dModel] under the encoder's `mask`. */
+export function decode(b: SwitchBuild, ids: TokenLookup, encoded: Tensor, mask: Tensor, routed: Tensor): Tensor {
+  const { graph: g, config: c, options: o } = b;
+  let h = dropout(g, embedding(g, "decoder_embedding", parameter(b, "shared.weight"), ids), drop(b));
+  const bias = positionBias(b, "decoder", o.targetLength);
+  for (let layer = 0; layer < c.decoderLayers; layer++) {
+    const block = `decoder.block.${layer}.layer`;
+    h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", { length: o.targetLength, bias, causal: true });
+    h = attentionSublayer(b, h, `${block}.1`, "EncDecAttention", {
+      length: o.targetLength,
+      memory: { states: encoded, length: o.inputLength },
+      mask,
+      causal: false,
+    });
+    h = feedForwardSublayer(b, h, `${block}.2`, "decoder", layer, c.decoderSparseStep, routed);
+  }
+  return finalNorm(b, h, "decoder");
+}
+
+/** The vocabulary matrix and the factor on the decoder's output: dModel^-0.5 when it is the tied embedding. */
+export function vocabularyHead(b: SwitchBuild): { weight: Tensor; alpha: number } {
+  return b.config.tied
+    ? { weight: parameter(b, "shared.weight"), alpha: b.config.dModel ** -0.5 }
+    : { weight: parameter(b, "lm_head.weight"), alpha: 1 };
+}
+
+interface Bias {
+  readonly table: Tensor;
+  readonly bucketOfDistance: Tensor;
+}
+
+function positionBias(b: SwitchBuild, stack: Stack, length: number): Bias {
+  const table = parameter(b, `${stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight`);
+  const buckets = relativeBuckets(length, length, {
+    buckets: b.config.relativeBuckets,
+    maxDistance: b.config.relativeMaxDistance,
+    bidirectional: stack === "encoder",
+  });
+  return { table, bucketOfDistance: b.graph.constant(`${stack}_relative_buckets`, buckets) };
+}
+
+interface AttentionSublayer {
+  readonly length: number;
+  readonly causal: boolean;
+  /** Keys that are visible, [batch, keys]. */
+  readonly mask?: Tensor;
+  readonly bias?: Bias;
+  /** Cross-attention: keys and values come from here. */
+  readonly memory?: { readonly states: Tensor; readonly length: number };
+}
+
+function attentionSublayer(b: SwitchBuild, h: Tensor, prefix: string, module: string, a: AttentionSublayer): Tensor {
+  const { graph: g, config: c, options: o } = b;
+  const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
+  const project = (from: Tensor, p: string) =>
+    linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`));
+  const source = a.memory?.states ?? x;
+  const mixed = attention(g, `${prefix}.attention`, project(x, "q"), project(source, "k"), project(source, "v"), {
+    batch: o.batch,
+    heads: c.heads,
+    kvHeads: c.heads,
+    queryLength: a.length,
+    keyLength: a.memory?.length ?? a.length,
+    headDim: c.headDim,
+    scale: 1,
+    causal: a.causal,
+    keyMask: a.mask,
+    bias: a.bias,
+    dropout: drop(b),
+  });
+  return residual(g, `${prefix}.out`, h, project(mixed, "o"), drop(b));
+}
+
+function feedForwardSublayer(
+  b: SwitchBuild,
+  h: Tensor,
+  prefix: string,
+  stack: Stack,
+  layer: number,
+  sparseStep: number,
+  routed: Tensor,
+): Tensor {
+  const { graph: g, config: c } = b;
+  const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
+  const mlp = `${prefix}.mlp`;
+  if (isSparse(layer, sparseStep)) return residual(g, `${prefix}.out`, h, sparse(b, x, mlp, stack, layer, routed), drop(b));
+  const hidden = linear(g, `${mlp}.hidden`, x, parameter(b, `${mlp}.wi.weight`), { relu: true });
+  const y = linear(g, `${mlp}.out`, dropout(g, hidden, drop(b)), parameter(b, `${mlp}.wo.weight`));
+  return residual(g, `${prefix}.out`, h, y, drop(b));
+}
+
+/** The switch layer: each routable token goes to the expert of its largest gate, whose output is scaled by the gate. */
+function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: number, routed: Tensor): Tensor {
+  const { graph: g, options: o } = b;
+  // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
+  const routerInput = jitter(g, x, o.jitter, b.step);
+  const logits = linear(g, `${mlp}.router_logits`, routerInput, parameter(b, `${mlp}.router.classifier.weight`));
+  const routing = route(g, `${mlp}.router`, logits, routed, {
+    topK: 1,
+    normalizeGates: false,
+    groups: o.group === "sequence" ? o.batch : 1,
+    capacity: o.capacity,
+    countAll: false,
+    balanceCoefficient: o.balanceCoefficient,
+    zCoefficient: o.zCoefficient,
+    lossGradient: o.lossGradient,
+    step: b.step,
+  });
+  const hidden = expertLinear(g, `${mlp}.expert_hidden`, x, parameter(b, `${mlp}.experts.wi.weight`), routing, {
+    gather: true,
+    relu: true,
+  });
+  const rows = expertLinear(
+    g,
+    `${mlp}.expert_out`,
+    dropout(g, hidden, drop(b)),
+    parameter(b, `${mlp}.experts.wo.weight`),
+    routing,
+    { gather: false, relu: false },
+  );
+  const output = combine(g, `${mlp}.combined`, rows, routing);
+  b.sparse.push({ stack, layer, input: x, logits, routing, output });
+  return output;
+}
+
+function finalNorm(b: SwitchBuild, h: Tensor, stack: Stack, into?: Tensor): Tensor {
+  const weight = parameter(b, `${stack}.final_layer_norm.weight`);
+  return dropout(b.graph, rmsNorm(b.graph, `${stack}_output`, h, weight, b.config.epsilon, into), drop(b));
+}

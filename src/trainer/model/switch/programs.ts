@@ -1,0 +1,123 @@
+// The three programs of a Switch run, as graphs: one training step, the encoder alone, the decoder alone. The last two
+// serve evaluation and generation; they share the training program's batch shape, inputs and activation slots.
+
+import type { KernelTarget } from "../../../kernels/capabilities.ts";
+import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
+import { differentiate } from "../../graph/autodiff.ts";
+import { Graph, type Tensor } from "../../graph/graph.ts";
+import { linearCrossEntropy } from "../../graph/ops/loss.ts";
+import { adamwNodes } from "../../graph/ops/optimizer.ts";
+import type { TokenLookup } from "../../graph/ops/dense.ts";
+import type { TrainableSet } from "../../groups.ts";
+import type { AdamWConstants, BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
+import type { ParameterSpec } from "../parameters.ts";
+import type { SwitchConfig } from "./config.ts";
+import { decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
+
+/** Declares a model's parameters; those in `trainable` require gradients. */
+export function declareParameters(g: Graph, specs: readonly ParameterSpec[], trainable: TrainableSet): void {
+  for (const spec of specs) {
+    const entry = trainable.get(spec.name);
+    const slots = entry === true ? undefined : entry;
+    g.parameters.set(
+      spec.name,
+      g.tensor({
+        name: spec.name,
+        shape: spec.shape,
+        role: "parameter",
+        requiresGradient: entry !== undefined,
+        parameter: spec,
+        slots,
+      }),
+    );
+  }
+}
+
+/** Inputs by name; a run owns one buffer for each, shared by its programs. */
+export interface SwitchInputs {
+  readonly step: Tensor;
+  readonly input: TokenLookup;
+  /** [batch, inputLength] u32, 1 = a real token. */
+  readonly inputMask: Tensor;
+  /** [batch, inputLength] u32, 1 = may be routed. */
+  readonly inputRouted: Tensor;
+  readonly decoder: TokenLookup;
+  readonly decoderRouted: Tensor;
+  /** [batch, targetLength] i32 */
+  readonly labels: Tensor;
+  /** [batch·inputLength, dModel]: encoder output, handed from the encoder program to the decoder program. */
+  readonly encoded: Tensor;
+}
+
+function inputs(g: Graph, c: SwitchConfig, o: BuildOptions): SwitchInputs {
+  const lookup = (name: string, length: number): TokenLookup => ({
+    ids: g.input(`${name}_ids`, [o.batch, length], "u32"),
+    order: g.input(`${name}_order`, [o.batch * length], "u32"),
+    rowStart: g.input(`${name}_row_start`, [c.vocabularySize + 1], "u32"),
+  });
+  return {
+    step: g.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32"),
+    input: lookup("input", o.inputLength),
+    inputMask: g.input("input_mask", [o.batch, o.inputLength], "u32"),
+    inputRouted: g.input("input_routed", [o.batch, o.inputLength], "u32"),
+    decoder: lookup("decoder", o.targetLength),
+    decoderRouted: g.input("decoder_routed", [o.batch, o.targetLength], "u32"),
+    labels: g.input("labels", [o.batch, o.targetLength], "i32"),
+    encoded: g.input("encoder_output", [o.batch * o.inputLength, c.dModel], "f32"),
+  };
+}
+
+function begin(target: KernelTarget, config: SwitchConfig, specs: readonly ParameterSpec[], trainable: TrainableSet, options: BuildOptions) {
+  const graph = new Graph(target);
+  declareParameters(graph, specs, trainable);
+  const tensors = inputs(graph, config, options);
+  const build: SwitchBuild = { graph, config, options, step: tensors.step, sparse: [] };
+  return { graph, tensors, build };
+}
+
+const NOTHING: TrainableSet = new Map();
+
+/** Forward, loss, backward for `trainable`, and the optimizer. */
+export function trainingGraph(
+  target: KernelTarget,
+  config: SwitchConfig,
+  specs: readonly ParameterSpec[],
+  trainable: TrainableSet,
+  options: BuildOptions,
+  adamw: AdamWConstants,
+): TrainingGraph {
+  const { graph, tensors: t, build } = begin(target, config, specs, trainable, options);
+  const encoded = encode(build, t.input, t.inputMask, t.inputRouted);
+  const decoded = decode(build, t.decoder, encoded, t.inputMask, t.decoderRouted);
+  const head = vocabularyHead(build);
+  const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: true });
+  const gradients = differentiate(graph);
+  const optimizer = adamwNodes(graph, gradients, t.step, adamw);
+  return { graph, loss, sparse: build.sparse, gradients, optimizer, hidden: { encoder: encoded, decoder: decoded } };
+}
+
+/** The encoder, writing the input tensor `encoder_output`. */
+export function encoderGraph(
+  target: KernelTarget,
+  config: SwitchConfig,
+  specs: readonly ParameterSpec[],
+  options: BuildOptions,
+): InferenceGraph {
+  const { graph, tensors: t, build } = begin(target, config, specs, NOTHING, options);
+  encode(build, t.input, t.inputMask, t.inputRouted, t.encoded);
+  return { graph, sparse: build.sparse };
+}
+
+/** The decoder over `encoder_output`: loss rows against the labels and the most probable token at every position. */
+export function decoderGraph(
+  target: KernelTarget,
+  config: SwitchConfig,
+  specs: readonly ParameterSpec[],
+  options: BuildOptions,
+): InferenceGraph {
+  const { graph, tensors: t, build } = begin(target, config, specs, NOTHING, options);
+  const decoded = decode(build, t.decoder, t.encoded, t.inputMask, t.decoderRouted);
+  const head = vocabularyHead(build);
+  const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: false });
+  return { graph, loss, sparse: build.sparse };
+}

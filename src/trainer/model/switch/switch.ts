@@ -1,0 +1,31 @@
+// The Switch family: Hugging Face `switch_transformers`.
+
+import type { Model } from "../family.ts";
+import { parseSwitchConfig } from "./config.ts";
+import { switchAliases, switchParameters } from "./parameters.ts";
+import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
+
+/** A Switch model from its config.json. @throws InputError naming every field that is wrong or not supported */
+export function switchModel(configJson: Readonly<Record<string, unknown>>): Model {
+  const config = parseSwitchConfig(configJson);
+  const parameters = switchParameters(config);
+  return {
+    modelType: "switch_transformers",
+    parameters,
+    aliases: switchAliases(config),
+    vocabularySize: config.vocabularySize,
+    padTokenId: config.padTokenId,
+    eosTokenId: config.eosTokenId,
+    decoderStartTokenId: config.decoderStartTokenId,
+    defaults: {
+      dropout: config.dropout,
+      jitter: config.routerJitter,
+      balanceCoefficient: config.routerBalanceCoefficient,
+      zCoefficient: config.routerZCoefficient,
+    },
+    trainingGraph: (target, trainable, options, adamw) =>
+      trainingGraph(target, config, parameters, trainable, options, adamw),
+    encoderGraph: (target, options) => encoderGraph(target, config, parameters, options),
+    decoderGraph: (target, options) => decoderGraph(target, config, parameters, options),
+  };
+}

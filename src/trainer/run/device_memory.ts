@@ -1,0 +1,169 @@
+// The buffers of a run. Parameters, optimizer state and inputs belong to the run; activation slots are shared by its
+// programs, which run one after another: a program's largest slot is the pool's largest, and so on down. Gradients and
+// constants belong to the program that uses them.
+
+import type { Device } from "../../kernels/device/device.ts";
+import type { Command } from "../../kernels/kernel.ts";
+import { type Program, recordProgram } from "../../kernels/program.ts";
+import { type Tensor, tensorBytes } from "../graph/graph.ts";
+import type { LoweredGraph } from "../graph/lowered.ts";
+import { isCall } from "../graph/lowered.ts";
+
+/** Bytes a run needs, by what they are for. */
+export interface PlannedBytes {
+  readonly parameter: number;
+  readonly gradient: number;
+  readonly optimizer: number;
+  /** Slots shared by all programs. */
+  readonly activation: number;
+  /** Batch inputs, constants, call parameters and staging buffers. */
+  readonly other: number;
+  readonly total: number;
+}
+
+/** Slot sizes that serve every program: entry i is the largest of their i-th largest slots. */
+export function sharedSlots(graphs: readonly LoweredGraph[]): number[] {
+  const slots: number[] = [];
+  for (const { memory } of graphs)
+    memory.slotBytes.forEach((bytes, i) => {
+      slots[i] = Math.max(slots[i] ?? 0, bytes);
+    });
+  return slots;
+}
+
+/** Tensors of a role that some node of some graph touches, one per name, the largest where sizes differ. */
+function distinct(graphs: readonly LoweredGraph[], role: Tensor["role"]): Map<string, Tensor> {
+  const byName = new Map<string, Tensor>();
+  for (const { graph } of graphs)
+    for (const node of graph.nodes)
+      for (const t of [...node.reads, ...node.writes]) {
+        if (t.role !== role) continue;
+        const known = byName.get(t.name);
+        if (!known || tensorBytes(t) > tensorBytes(known)) byName.set(t.name, t);
+      }
+  return byName;
+}
+
+const total = (tensors: Iterable<Tensor>): number => [...tensors].reduce((n, t) => n + tensorBytes(t), 0);
+
+/** What a run with these programs allocates; `stagingBytes` are its readback buffers. */
+export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): PlannedBytes {
+  const parameter = total(graphs[0].graph.parameters.values());
+  const gradient = graphs.reduce((n, g) => n + g.memory.bytes.gradient, 0);
+  const optimizer = graphs.reduce((n, g) => n + g.memory.bytes.optimizer, 0);
+  const activation = sharedSlots(graphs).reduce((n, bytes) => n + bytes, 0);
+  const constants = graphs.reduce((n, g) => n + g.memory.bytes.constant + Math.max(16, g.uniformBytes), 0);
+  const other = total(distinct(graphs, "input").values()) + constants + stagingBytes;
+  return {
+    parameter,
+    gradient,
+    optimizer,
+    activation,
+    other,
+    total: parameter + gradient + optimizer + activation + other,
+  };
+}
+
+/** A graph recorded on the device. */
+export interface RecordedGraph {
+  readonly lowered: LoweredGraph;
+  readonly program: Program;
+  /** The buffer behind a tensor of this graph. */
+  buffer(t: Tensor): GPUBuffer;
+  /** Frees what belongs to this program alone: gradients, constants, call parameters. */
+  destroy(): void;
+}
+
+export class DeviceMemory {
+  readonly device: Device;
+  /** By parameter name. */
+  readonly parameters = new Map<string, GPUBuffer>();
+  /** By `m.<parameter>` and `v.<parameter>`. */
+  readonly optimizer = new Map<string, GPUBuffer>();
+  /** By input name. */
+  readonly inputs = new Map<string, GPUBuffer>();
+  #slots: GPUBuffer[] = [];
+
+  constructor(device: Device) {
+    this.device = device;
+  }
+
+  async create(t: { name: string; bytes: number }): Promise<GPUBuffer> {
+    return this.device.createBuffer({ label: t.name, bytes: t.bytes });
+  }
+
+  /** Makes the shared buffers that these programs need and do not have yet; slots are made anew. */
+  async prepare(graphs: readonly LoweredGraph[]): Promise<void> {
+    for (const slot of this.#slots) this.device.destroyBuffer(slot);
+    this.#slots = [];
+    for (const [i, bytes] of sharedSlots(graphs).entries()) this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
+    const wanted = distinct(graphs, "input");
+    for (const [name, buffer] of this.inputs) {
+      const t = wanted.get(name);
+      if (t && buffer.size === tensorBytes(t)) continue;
+      this.device.destroyBuffer(buffer);
+      this.inputs.delete(name);
+    }
+    for (const [name, t] of wanted)
+      if (!this.inputs.has(name)) this.inputs.set(name, await this.create({ name, bytes: tensorBytes(t) }));
+  }
+
+  /** Records a program over the shared buffers; {@link prepare} must have been called for it. */
+  async record(label: string, lowered: LoweredGraph): Promise<RecordedGraph> {
+    const { device } = this;
+    const own = new Map<Tensor, GPUBuffer>();
+    for (const { reads, writes } of lowered.graph.nodes)
+      for (const t of [...reads, ...writes]) {
+        if ((t.role !== "gradient" && t.role !== "constant") || own.has(t)) continue;
+        const buffer = await this.create({ name: t.name, bytes: tensorBytes(t) });
+        own.set(t, buffer);
+        if (t.data) device.upload(buffer, t.data);
+      }
+    const shared = (t: Tensor): GPUBuffer | undefined => {
+      switch (t.role) {
+        case "parameter":
+          return this.parameters.get(t.name);
+        case "optimizer":
+          return this.optimizer.get(t.name);
+        case "input":
+          return this.inputs.get(t.name);
+        case "activation":
+          return this.#slots[lowered.memory.slotOf.get(t) ?? -1];
+        default:
+          return own.get(t);
+      }
+    };
+    const buffer = (t: Tensor): GPUBuffer => {
+      const found = shared(t);
+      if (!found) throw new Error(`${label}: no buffer for ${t.role} ${t.name}`);
+      return found;
+    };
+    const program = await recordProgram(
+      device,
+      label,
+      lowered.commands.map((c) => resolve(c, buffer)),
+    );
+    return {
+      lowered,
+      program,
+      buffer,
+      destroy: () => {
+        program.destroy();
+        for (const b of own.values()) device.destroyBuffer(b);
+      },
+    };
+  }
+
+  destroy(): void {
+    const all = [...this.parameters.values(), ...this.optimizer.values(), ...this.inputs.values(), ...this.#slots];
+    for (const buffer of all) this.device.destroyBuffer(buffer);
+  }
+}
+
+function resolve(command: Command<Tensor>, buffer: (t: Tensor) => GPUBuffer): Command<GPUBuffer> {
+  if (!isCall(command)) return { clear: buffer(command.clear) };
+  const buffers = Object.entries(command.buffers)
+    .filter(([, t]) => t !== undefined)
+    .map(([name, t]) => [name, buffer(t)] as const);
+  return { ...command, buffers: Object.fromEntries(buffers) };
+}

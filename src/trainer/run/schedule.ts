@@ -1,0 +1,20 @@
+// Learning-rate schedules (moe-spec section 5), all with linear warm-up.
+
+import type { OptimizerOptions } from "../types.ts";
+
+/** Learning rate of optimizer step `step` (0-based) of `steps`. */
+export function learningRate(o: OptimizerOptions, step: number, steps: number): number {
+  const warmup = o.warmupSteps;
+  if (step < warmup) return (o.learningRate * (step + 1)) / warmup;
+  const progress = Math.min(1, (step - warmup) / Math.max(1, steps - warmup));
+  switch (o.schedule) {
+    case "constant":
+      return o.learningRate;
+    case "linear":
+      return o.learningRate * (1 - progress);
+    case "cosine":
+      return o.learningRate * 0.5 * (1 + Math.cos(Math.PI * progress));
+    case "inverse_sqrt":
+      return o.learningRate * Math.sqrt(Math.max(1, warmup) / Math.max(1, step + 1));
+  }
+}
