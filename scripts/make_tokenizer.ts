@@ -1,0 +1,165 @@
+// Trains the tokenizer of the example models: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with T5's
+// special tokens, in the form of Hugging Face's tokenizer.json.
+//
+//   npx tsx scripts/make_tokenizer.ts
+//
+// It learns from examples/data (the pre-training text and the training splits) and writes examples/models/mini-switch.
+// The same data gives the same bytes. Ids: <pad> 0, </s> 1, <unk> 2, the 256 bytes, the merges in the order learnt, the
+// sentinels <extra_id_0> … <extra_id_15>. Every text has an encoding and comes back from it unchanged: a space is put
+// before the first word, so that a word has one token wherever it stands, and taken away when decoding.
+
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { argv, stdout } from "node:process";
+import { fileURLToPath } from "node:url";
+import { parseJsonl } from "../src/trainer/data/jsonl.ts";
+
+const VOCABULARY_SIZE = 1024;
+const SENTINELS = 16;
+const SPECIALS = ["<pad>", "</s>", "<unk>"];
+
+/** How text is cut into words before merging: GPT-2's pattern, which the ByteLevel pre-tokenizer has built in. */
+const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
+
+/** GPT-2's letter for each byte: printable Latin-1 stands for itself, the rest for U+0100 and on. */
+const BYTE_LETTERS: readonly string[] = (() => {
+  const printable = (byte: number) => (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad);
+  let next = 0x100;
+  return Array.from({ length: 256 }, (_, byte) => String.fromCharCode(printable(byte) ? byte : next++));
+})();
+
+/** Occurrences of each word, spelt in byte letters. */
+function countWords(texts: Iterable<string>): Map<string, number> {
+  const counts = new Map<string, number>();
+  const encoder = new TextEncoder();
+  for (const text of texts) {
+    for (const [word] of ` ${text}`.matchAll(WORDS)) {
+      const letters = Array.from(encoder.encode(word), (byte) => BYTE_LETTERS[byte]).join("");
+      counts.set(letters, (counts.get(letters) ?? 0) + 1);
+    }
+  }
+  return counts;
+}
+
+/** `symbols` with every occurrence of the pair joined, left to right. */
+function merge(symbols: readonly string[], [left, right]: readonly [string, string]): string[] {
+  const result: string[] = [];
+  for (let i = 0; i < symbols.length; i++) {
+    if (symbols[i] === left && symbols[i + 1] === right) result.push(left + symbols[++i]);
+    else result.push(symbols[i]);
+  }
+  return result;
+}
+
+/** The most frequent pair of neighbours, joined; again, up to `limit` times. Ties: the pair first in code-unit order. */
+function learnMerges(wordCounts: ReadonlyMap<string, number>, limit: number): [string, string][] {
+  let words = [...wordCounts].map(([letters, count]) => ({ symbols: [...letters], count }));
+  const merges: [string, string][] = [];
+  while (merges.length < limit) {
+    const counts = new Map<string, number>();
+    for (const { symbols, count } of words) {
+      for (let i = 0; i + 1 < symbols.length; i++) {
+        const pair = `${symbols[i]} ${symbols[i + 1]}`;
+        counts.set(pair, (counts.get(pair) ?? 0) + count);
+      }
+    }
+    let best: [pair: string, count: number] | undefined;
+    for (const [pair, count] of counts) {
+      if (!best || count > best[1] || (count === best[1] && pair < best[0])) best = [pair, count];
+    }
+    if (!best) break;
+    const pair = best[0].split(" ") as [string, string];
+    merges.push(pair);
+    words = words.map(({ symbols, count }) => ({ symbols: merge(symbols, pair), count }));
+  }
+  return merges;
+}
+
+/** The tokenizer's two files by name, learnt from `texts`. */
+export function makeTokenizer(texts: Iterable<string>): Map<string, string> {
+  const room = VOCABULARY_SIZE - SPECIALS.length - BYTE_LETTERS.length - SENTINELS;
+  const merges = learnMerges(countWords(texts), room);
+  const sentinels = Array.from({ length: SENTINELS }, (_, i) => `<extra_id_${i}>`);
+  const tokens = [...SPECIALS, ...BYTE_LETTERS, ...merges.map((pair) => pair.join(""))];
+  const added = [
+    ...SPECIALS.map((content, id) => ({ id, content })),
+    ...sentinels.map((content, i) => ({ id: tokens.length + i, content })),
+  ];
+  const endOfSequence = { SpecialToken: { id: "</s>", type_id: 0 } };
+  const sequence = (id: string) => ({ Sequence: { id, type_id: 0 } });
+  const definition = {
+    version: "1.0",
+    truncation: null,
+    padding: null,
+    added_tokens: added.map(({ id, content }) => ({
+      id,
+      content,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
+      normalized: false,
+      special: true,
+    })),
+    normalizer: { type: "Prepend", prepend: " " },
+    pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
+    post_processor: {
+      type: "TemplateProcessing",
+      single: [sequence("A"), endOfSequence],
+      pair: [sequence("A"), endOfSequence, sequence("B"), endOfSequence],
+      special_tokens: { "</s>": { id: "</s>", ids: [1], tokens: ["</s>"] } },
+    },
+    decoder: {
+      type: "Sequence",
+      decoders: [
+        { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
+        { type: "Strip", content: " ", start: 1, stop: 0 },
+      ],
+    },
+    model: {
+      type: "BPE",
+      dropout: null,
+      unk_token: "<unk>",
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: false,
+      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+      merges,
+    },
+  };
+  const config = {
+    tokenizer_class: "PreTrainedTokenizerFast",
+    pad_token: "<pad>",
+    eos_token: "</s>",
+    unk_token: "<unk>",
+    additional_special_tokens: sentinels,
+    clean_up_tokenization_spaces: false,
+    model_max_length: 512,
+  };
+  return new Map([
+    ["tokenizer.json", `${JSON.stringify(definition, null, 1)}\n`],
+    ["tokenizer_config.json", `${JSON.stringify(config, null, 2)}\n`],
+  ]);
+}
+
+/** What the tokenizer is learnt from: one text per document, input and target. */
+export async function tokenizerTexts(dataDirectory: string): Promise<string[]> {
+  const texts = (await readFile(join(dataDirectory, "pretraining.txt"), "utf8")).trimEnd().split("\n");
+  for (const task of ["entailment", "reading", "acceptability"]) {
+    for (const example of await parseJsonl(join(dataDirectory, task, "train.jsonl"))) {
+      if ("input" in example) texts.push(example.input, example.target);
+    }
+  }
+  return texts;
+}
+
+if (argv[1] === fileURLToPath(import.meta.url)) {
+  const examples = fileURLToPath(new URL("../examples", import.meta.url));
+  const directory = join(examples, "models/mini-switch");
+  await mkdir(directory, { recursive: true });
+  for (const [name, content] of makeTokenizer(await tokenizerTexts(join(examples, "data")))) {
+    await writeFile(join(directory, name), content);
+    stdout.write(`examples/models/mini-switch/${name}: ${content.length} bytes\n`);
+  }
+}
