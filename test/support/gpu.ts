@@ -7,24 +7,18 @@
 //   });
 //   out.y // [2, 4, NaN]: what the kernel wrote, and the sentinel behind it
 //
-// Importing this file under Node starts the process anew when it lacks the GPU environment (launch.ts), so that
+// Importing this file starts the process anew when it lacks the GPU environment (relaunch.ts), so that
 // `npx tsx test/kernels/x.test.ts` works by itself.
 
-import { spawnSync } from "node:child_process";
 import process from "node:process";
 import * as assert from "uvu/assert";
 import type { Device } from "../../src/kernels/device/device.ts";
-import { gpuEnvironment } from "../../src/kernels/device/launch.ts";
 import { openDevice } from "../../src/kernels/device/open.ts";
+import { ensureGpuEnvironment } from "../../src/kernels/device/relaunch.ts";
 import type { Command } from "../../src/kernels/kernel.ts";
 import { type BufferArgument, recordProgram, runProgram } from "../../src/kernels/program.ts";
 
-const { env } = gpuEnvironment();
-if (!("Deno" in globalThis) && Object.entries(env).some(([name, value]) => process.env[name] !== value)) {
-  const command = [...process.execArgv, ...process.argv.slice(1)];
-  const child = spawnSync(process.execPath, command, { stdio: "inherit", env: { ...process.env, ...env } });
-  process.exit(child.status ?? 1);
-}
+ensureGpuEnvironment();
 
 let opened: Promise<Device> | undefined;
 
