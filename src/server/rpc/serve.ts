@@ -70,8 +70,12 @@ function contextOf(method: DescMethod, call: AnyCall): CallContext {
   };
 }
 
-// A plain `for await` over a grpc-js duplex stream destroys it when the client half-closes, and the status is never sent.
+/**
+ * The requests of a streaming call. Throws when the connection is lost. The end is no proof that the client meant it: Node's
+ * HTTP/2 client half-closes a stream that it cancels, so what must be whole ends with a message that says so (UploadEnd).
+ */
 function requestsOf(call: ReadingCall, signal: AbortSignal): AsyncIterable<Message> {
+  // A plain `for await` over a grpc-js duplex stream destroys it at the half-close, and the status is never sent.
   return abortable(call.iterator({ destroyOnReturn: false }) as AsyncIterable<Message>, signal);
 }
 
