@@ -116,22 +116,15 @@ test("a bidirectional stream goes on after the client's half-close and ends with
     }
     yield { reply: { case: "progress", value: { revision: 7n } } };
     yield { reply: { case: "progress", value: { revision: 8n } } };
-    throw new RpcError(status.OUT_OF_RANGE, "after the last message");
   };
   async function* commands() {
     yield { command: { case: "watch" as const, value: {} } };
     yield { command: { case: "pause" as const, value: {} } };
   }
   await withServer({ run: { steerRun } }, async ({ run }) => {
-    const seen: unknown[] = [];
-    const reading = (async () => {
-      for await (const { reply } of run.steerRun(commands())) {
-        seen.push(reply.case === "acknowledgement" ? reply.value.requestId : reply.case);
-      }
-    })();
-    const error = await rpcError(reading);
+    const replies = await collect(run.steerRun(commands()));
+    const seen = replies.map(({ reply }) => (reply.case === "acknowledgement" ? reply.value.requestId : reply.case));
     assert.equal(seen, ["watch", "pause", "progress", "progress"]);
-    assert.is(error.code, status.OUT_OF_RANGE);
   });
 });
 
@@ -143,7 +136,14 @@ test("an error keeps its code, message and google.rpc details", async () => {
   const pauseRun = () => {
     throw refusal(status.RESOURCE_EXHAUSTED, "QUEUE_FULL", "64 runs are queued", { limit: "64" }, 1.5);
   };
-  await withServer({ run: { getRun, pauseRun } }, async ({ run }) => {
+  const steerRun: Handlers<typeof RunService>["steerRun"] = async function* (requests) {
+    for await (const _ of requests) yield { reply: { case: "progress", value: {} } };
+    throw refusal(status.OUT_OF_RANGE, "COMPACTED", "revision 7 is the oldest", { oldest: "7" });
+  };
+  async function* watch() {
+    yield { command: { case: "watch" as const, value: {} } };
+  }
+  await withServer({ run: { getRun, pauseRun, steerRun } }, async ({ run }) => {
     const invalid = await rpcError(run.getRun({}));
     assert.is(invalid.code, status.INVALID_ARGUMENT);
     assert.match(invalid.message, "spec.steps[0]: must be positive");
@@ -158,6 +158,12 @@ test("an error keeps its code, message and google.rpc details", async () => {
     assert.equal([info?.domain, info?.reason, info?.metadata], ["thaw", "QUEUE_FULL", { limit: "64" }]);
     const wait = findDetail(full, RetryInfoSchema)?.retryDelay;
     assert.equal([wait?.seconds, wait?.nanos], [1n, 500_000_000]);
+
+    const compacted = await rpcError(collect(run.steerRun(watch())));
+    assert.equal(
+      [compacted.code, findDetail(compacted, ErrorInfoSchema)?.metadata],
+      [status.OUT_OF_RANGE, { oldest: "7" }],
+    );
   });
 });
 
@@ -279,6 +285,22 @@ test("a call to a server that is not there is UNAVAILABLE", async () => {
   assert.is((await rpcError(connect(RunService, orphan).getRun({}))).code, status.UNAVAILABLE);
   assert.is((await rpcError(collect(connect(RunService, orphan).watchRun({})))).code, status.UNAVAILABLE);
   orphan.close();
+});
+
+test("a stream begins when it is first read, so that an error cannot happen unheard", async () => {
+  let calls = 0;
+  // biome-ignore lint/correctness/useYield: it fails before its first message.
+  async function* watchRun() {
+    calls++;
+    throw new RpcError(status.NOT_FOUND, "no such run");
+  }
+  await withServer({ run: { watchRun } }, async ({ run }) => {
+    const replies = run.watchRun({ name: "runs/a" });
+    await delay(50);
+    assert.is(calls, 0);
+    assert.is((await rpcError(collect(replies))).code, status.NOT_FOUND);
+    assert.is(calls, 1);
+  });
 });
 
 // 8 MiB of HTTP/2 window, and what both ends' streams hold: 16 messages each at their high-water marks.

@@ -1,6 +1,7 @@
 // The client half of the gRPC bridge: a typed client over a grpc-js channel, from a protobuf-es descriptor. Unary calls are
-// promises, streams are async iterables; a failed call throws RpcError (proto/rpc/status.ts) with its details decoded.
-// Leaving a `for await` early, or aborting the signal, cancels the call.
+// promises, streams are async iterables that begin when they are first read; a failed call throws RpcError (proto/rpc/status.ts) with its details decoded.
+// Leaving a `for await` early, or aborting the signal, cancels the call. A stream that ends well gives every message; the
+// status of one that fails may overtake messages not yet read (grpc-js hands it on at once), so resume from the last one seen.
 
 import {
   create,
@@ -72,9 +73,13 @@ async function sendAll(
   }
 }
 
-async function* receiveAll(call: grpc.ClientReadableStream<Message>, sending: Promise<void>): AsyncGenerator<Message> {
+type Opened = { readonly call: grpc.ClientReadableStream<Message>; readonly sending?: Promise<void> };
+
+/** The replies of a call, which is opened by the first read: before that, nobody would hear of its errors. */
+async function* receiveAll(open: () => Opened): AsyncGenerator<Message> {
+  const { call, sending } = open();
   let sendError: unknown;
-  sending.catch((error) => {
+  sending?.catch((error) => {
     sendError = error;
   });
   try {
@@ -123,24 +128,27 @@ function clientMethod(method: DescMethod, channel: grpc.Client) {
     case "server_streaming":
       return (request: Init, options: CallOptions = {}) => {
         const message = create(method.input, request);
-        const [meta, callOptions] = [metadata(options), grpcOptions(options)];
-        const call = channel.makeServerStreamRequest(
-          path,
-          requestSerialize,
-          responseDeserialize,
-          message,
-          meta,
-          callOptions,
-        );
-        follow(call, options);
-        return receiveAll(call, Promise.resolve());
+        return receiveAll(() => {
+          const [meta, callOptions] = [metadata(options), grpcOptions(options)];
+          const call = channel.makeServerStreamRequest(
+            path,
+            requestSerialize,
+            responseDeserialize,
+            message,
+            meta,
+            callOptions,
+          );
+          follow(call, options);
+          return { call };
+        });
       };
     case "bidi_streaming":
-      return (requests: AsyncIterable<Init>, options: CallOptions = {}) => {
-        const [meta, callOptions] = [metadata(options), grpcOptions(options)];
-        const call = channel.makeBidiStreamRequest(path, requestSerialize, responseDeserialize, meta, callOptions);
-        return receiveAll(call, sendAll(method, requests, call, follow(call, options)));
-      };
+      return (requests: AsyncIterable<Init>, options: CallOptions = {}) =>
+        receiveAll(() => {
+          const [meta, callOptions] = [metadata(options), grpcOptions(options)];
+          const call = channel.makeBidiStreamRequest(path, requestSerialize, responseDeserialize, meta, callOptions);
+          return { call, sending: sendAll(method, requests, call, follow(call, options)) };
+        });
   }
 }
 
