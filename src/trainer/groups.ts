@@ -1,7 +1,7 @@
 // Which parameters train: presets, selectors, and what they match (moe-spec section 4).
 
-import { keyShape, type ParameterSpec } from "./model/parameters.ts";
 import { elements } from "./graph/graph.ts";
+import { keyShape, type ParameterSpec } from "./model/parameters.ts";
 import {
   type GroupDescription,
   InputError,
@@ -70,10 +70,9 @@ export function resolveTrainable(
   const kinds = (list: readonly ParameterKind[]): Selector => ({ kinds: list, stacks: [], experts: [] });
 
   if (selection.preset) apply(kinds(PRESET_KINDS[selection.preset]), `${field}.preset`, include);
-  selection.add.forEach((s, i) => apply(s, `${field}.add[${i}]`, include));
-  selection.remove.forEach((s, i) => apply(s, `${field}.remove[${i}]`, exclude));
-  if (selection.router !== undefined)
-    apply(kinds(["router"]), `${field}.router`, selection.router ? include : exclude);
+  for (const [i, s] of selection.add.entries()) apply(s, `${field}.add[${i}]`, include);
+  for (const [i, s] of selection.remove.entries()) apply(s, `${field}.remove[${i}]`, exclude);
+  if (selection.router !== undefined) apply(kinds(["router"]), `${field}.router`, selection.router ? include : exclude);
 
   const result = new Map<string, true | readonly number[]>();
   for (const p of parameters) {

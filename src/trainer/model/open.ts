@@ -85,14 +85,17 @@ function checkCheckpoint(model: Model, checkpoint: SafetensorsFile): void {
     }
     const actual = `[${info.shape.join(", ")}]`;
     if (actual !== expected) problems.add(`${key} has shape ${actual}, expected ${expected}`);
-    if (!["F32", "F16", "BF16", "F64"].includes(info.dtype)) problems.add(`${key} has type ${info.dtype}, expected a float`);
+    if (!["F32", "F16", "BF16", "F64"].includes(info.dtype))
+      problems.add(`${key} has type ${info.dtype}, expected a float`);
   }
   for (const [key, info] of checkpoint.tensors) {
     if (shapes.has(key)) continue;
     const repeated = model.aliases[key];
     if (repeated === undefined) problems.add(`${key} [${info.shape.join(", ")}] belongs to no parameter of this model`);
     else if (`[${info.shape.join(", ")}]` !== shapes.get(repeated))
-      problems.add(`${key} has shape [${info.shape.join(", ")}], expected that of ${repeated}, ${shapes.get(repeated)}`);
+      problems.add(
+        `${key} has shape [${info.shape.join(", ")}], expected that of ${repeated}, ${shapes.get(repeated)}`,
+      );
   }
   const error = problems.error();
   if (error) throw error;

@@ -96,7 +96,8 @@ export class DeviceMemory {
   async prepare(graphs: readonly LoweredGraph[]): Promise<void> {
     for (const slot of this.#slots) this.device.destroyBuffer(slot);
     this.#slots = [];
-    for (const [i, bytes] of sharedSlots(graphs).entries()) this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
+    for (const [i, bytes] of sharedSlots(graphs).entries())
+      this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
     const wanted = distinct(graphs, "input");
     for (const [name, buffer] of this.inputs) {
       const t = wanted.get(name);

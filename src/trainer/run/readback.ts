@@ -55,7 +55,10 @@ export class Readback {
    * when the commands are submitted; `results` resolves when they have run.
    * @throws DeviceLostError, KernelError (through `results`)
    */
-  async run(recorded: RecordedGraph, tensors: readonly Tensor[] = this.#tensors): Promise<{ results: Promise<Results> }> {
+  async run(
+    recorded: RecordedGraph,
+    tensors: readonly Tensor[] = this.#tensors,
+  ): Promise<{ results: Promise<Results> }> {
     const device = this.#device;
     const slot = this.#staging[this.#turn];
     this.#turn = (this.#turn + 1) % DEPTH;

@@ -4,8 +4,12 @@ import { dropout as dropoutKernel, residualDropout as residualDropoutKernel } fr
 import { add as addKernel, reluGradient } from "../../../kernels/elementwise.ts";
 import { embeddingForward, embeddingGradient } from "../../../kernels/embedding.ts";
 import { matmul } from "../../../kernels/matmul.ts";
-import { rmsNorm as rmsNormKernel, rmsNormInputGradient, rmsNormWeightGradient } from "../../../kernels/rms_norm.ts";
-import { rmsNormWeightGradientScratch } from "../../../kernels/rms_norm.ts";
+import {
+  rmsNormInputGradient,
+  rmsNorm as rmsNormKernel,
+  rmsNormWeightGradient,
+  rmsNormWeightGradientScratch,
+} from "../../../kernels/rms_norm.ts";
 import { elements, type Graph, type Tensor } from "../graph.ts";
 
 /** x [tokens, k] · weightᵀ, weight [n, k] as Hugging Face stores it; returns [tokens, n], after ReLU when `relu`. */

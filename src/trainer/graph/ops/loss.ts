@@ -77,9 +77,7 @@ export function linearCrossEntropy(
           ),
         );
         if (predicted)
-          commands.push(
-            ...argmaxRows({ logits, out: predicted }, { rows: count, vocabulary, rowOffset: start }),
-          );
+          commands.push(...argmaxRows({ logits, out: predicted }, { rows: count, vocabulary, rowOffset: start }));
         if (dHidden)
           commands.push(
             ...matmul(

@@ -239,8 +239,7 @@ export function expertLinear(
             reads: [rows, r.rowOfAssignment],
             writes: [dX],
             flops: tokens * topK * k,
-            lower: () =>
-              moeCombine({ rows, rowOfAssignment: r.rowOfAssignment, out: dX }, { tokens, topK, width: k }),
+            lower: () => moeCombine({ rows, rowOfAssignment: r.rowOfAssignment, out: dX }, { tokens, topK, width: k }),
           });
       });
       gradients.add(weight, false, (dWeight) => {

@@ -53,7 +53,10 @@ export function parseSwitchConfig(json: Json): SwitchConfig {
   const only = (field: string, fallback: unknown, supported: readonly unknown[]) => {
     const value = json[field] ?? fallback;
     if (!supported.includes(value))
-      bad(field, `${JSON.stringify(value)} is not supported; supported: ${supported.map((s) => JSON.stringify(s)).join(", ")}`);
+      bad(
+        field,
+        `${JSON.stringify(value)} is not supported; supported: ${supported.map((s) => JSON.stringify(s)).join(", ")}`,
+      );
   };
 
   const encoderLayers = positive("num_layers", 12);
@@ -95,7 +98,8 @@ export function parseSwitchConfig(json: Json): SwitchConfig {
   if (config.relativeBuckets % 2 !== 0) bad("relative_attention_num_buckets", "must be even");
   for (const field of ["pad_token_id", "eos_token_id", "decoder_start_token_id"] as const) {
     const id = json[field];
-    if (typeof id === "number" && id >= vocabularySize) bad(field, `${id} is outside the vocabulary of ${vocabularySize}`);
+    if (typeof id === "number" && id >= vocabularySize)
+      bad(field, `${id} is outside the vocabulary of ${vocabularySize}`);
   }
   if (problems.length > 0) throw new InputError(problems);
   return config;

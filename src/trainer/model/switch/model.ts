@@ -7,7 +7,15 @@
 import { relativeBuckets } from "../../../kernels/attention.ts";
 import type { Graph, Tensor } from "../../graph/graph.ts";
 import { attention } from "../../graph/ops/attention.ts";
-import { type Dropout, dropout, embedding, linear, residual, rmsNorm, type TokenLookup } from "../../graph/ops/dense.ts";
+import {
+  type Dropout,
+  dropout,
+  embedding,
+  linear,
+  residual,
+  rmsNorm,
+  type TokenLookup,
+} from "../../graph/ops/dense.ts";
 import { jitter } from "../../graph/ops/jitter.ts";
 import { combine, expertLinear, route } from "../../graph/ops/moe.ts";
 import type { Stack } from "../../types.ts";
@@ -126,7 +134,8 @@ function feedForwardSublayer(
   const { graph: g, config: c } = b;
   const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
   const mlp = `${prefix}.mlp`;
-  if (isSparse(layer, sparseStep)) return residual(g, `${prefix}.out`, h, sparse(b, x, mlp, stack, layer, routed), drop(b));
+  if (isSparse(layer, sparseStep))
+    return residual(g, `${prefix}.out`, h, sparse(b, x, mlp, stack, layer, routed), drop(b));
   const hidden = linear(g, `${mlp}.hidden`, x, parameter(b, `${mlp}.wi.weight`), { relu: true });
   const y = linear(g, `${mlp}.out`, dropout(g, hidden, drop(b)), parameter(b, `${mlp}.wo.weight`));
   return residual(g, `${prefix}.out`, h, y, drop(b));

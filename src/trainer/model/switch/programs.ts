@@ -5,9 +5,9 @@ import type { KernelTarget } from "../../../kernels/capabilities.ts";
 import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
 import { differentiate } from "../../graph/autodiff.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
+import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
 import { adamwNodes } from "../../graph/ops/optimizer.ts";
-import type { TokenLookup } from "../../graph/ops/dense.ts";
 import type { TrainableSet } from "../../groups.ts";
 import type { AdamWConstants, BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
@@ -67,7 +67,13 @@ function inputs(g: Graph, c: SwitchConfig, o: BuildOptions): SwitchInputs {
   };
 }
 
-function begin(target: KernelTarget, config: SwitchConfig, specs: readonly ParameterSpec[], trainable: TrainableSet, options: BuildOptions) {
+function begin(
+  target: KernelTarget,
+  config: SwitchConfig,
+  specs: readonly ParameterSpec[],
+  trainable: TrainableSet,
+  options: BuildOptions,
+) {
   const graph = new Graph(target);
   declareParameters(graph, specs, trainable);
   const tensors = inputs(graph, config, options);

@@ -1,0 +1,69 @@
+// The trainer of one device.
+
+import type { Device } from "../kernels/device/device.ts";
+import { type OpenModel, openModelDirectory } from "./model/open.ts";
+import { openTrainingData } from "./run/data.ts";
+import { Run } from "./run/run.ts";
+import type { Engine } from "./types.ts";
+
+export interface EngineOptions {
+  /** Device memory runs may use, bytes; unset: half the machine's memory on a CPU adapter, no limit on a GPU. */
+  readonly memoryLimitBytes?: number;
+}
+
+export function createEngine(device: Device, options: EngineOptions = {}): Engine {
+  const { memoryLimitBytes } = options;
+
+  /** Opens a model directory; whatever `use` throws, its checkpoint is closed. */
+  async function withModel(directory: string, use: (source: OpenModel) => Promise<Run>): Promise<Run> {
+    const source = await openModelDirectory(directory);
+    try {
+      return await use(source);
+    } finally {
+      await source.checkpoint.close();
+    }
+  }
+
+  return {
+    openRun: (config, resumeFrom) =>
+      withModel(resumeFrom ?? config.modelDirectory, async (source) => {
+        const data = await openTrainingData(source, config);
+        return Run.open(device, source, config, { ...data, resumeFrom, memoryLimitBytes });
+      }),
+    openModel: (directory, batchSize, maxInputTokens, maxTargetTokens) =>
+      withModel(directory, (source) =>
+        Run.open(
+          device,
+          source,
+          { ...INFERENCE, batchSize, maxInputTokens, maxTargetTokens },
+          { inference: { input: 1, target: 1 }, memoryLimitBytes },
+        ),
+      ),
+  };
+}
+
+/** A model that is not trained: no dropout, no drops, no optimizer. */
+const INFERENCE = {
+  steps: 0,
+  seed: 0,
+  dropout: 0,
+  losses: { balanceCoefficient: 0, zCoefficient: 0 },
+  routing: {
+    trainCapacity: { rule: "dropless" },
+    evalCapacity: { rule: "dropless" },
+    group: "batch",
+    routePadding: false,
+    jitter: 0,
+  },
+  optimizer: {
+    kind: "adamw",
+    learningRate: 0,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weightDecay: 0,
+    maxGradientNorm: 0,
+    schedule: "constant",
+    warmupSteps: 0,
+  },
+} as const;

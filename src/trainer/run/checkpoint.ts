@@ -1,0 +1,113 @@
+// A run on disk. A checkpoint is a Hugging Face model directory with two files more: the optimizer's state and
+// `training.json`, which says the step, the freeze plan and what the state belongs to. Any checkpoint can therefore be
+// loaded as a model by thaw or by transformers.
+
+import { copyFile, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { inputError } from "../formats/problems.ts";
+import { openSafetensors } from "../formats/safetensors.ts";
+import { type WritableTensor, writeSafetensors } from "../formats/safetensors_writer.ts";
+import { elements } from "../graph/graph.ts";
+import type { OpenModel } from "../model/open.ts";
+import { keyShape } from "../model/parameters.ts";
+import type { TrainablePlan } from "../types.ts";
+import type { DeviceMemory } from "./device_memory.ts";
+import { writeFileDurably } from "./durable.ts";
+import type { EntryState, HostState, OptimizerState } from "./optimizer_state.ts";
+
+/** Files of a model directory that travel with its weights unchanged. */
+const COMPANIONS = [
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "spiece.model",
+  "generation_config.json",
+];
+
+/** Contents of training.json. */
+interface TrainingState {
+  readonly format: 1;
+  readonly step: number;
+  readonly plan: TrainablePlan;
+  /** Parameter → the entries with state, their update counts, and whether they train or are kept for a thaw. */
+  readonly state: Readonly<Record<string, readonly { entry: number; updates: number; trainable: boolean }[]>>;
+}
+
+/** Writes config.json, model.safetensors (f32) and the tokenizer into an empty directory. Returns bytes of weights. */
+export async function writeModel(source: OpenModel, memory: DeviceMemory, directory: string): Promise<number> {
+  const { torch_dtype: _, ...config } = source.config;
+  await writeFileDurably(
+    join(directory, "config.json"),
+    `${JSON.stringify({ ...config, dtype: "float32" }, null, 2)}\n`,
+  );
+  for (const name of COMPANIONS)
+    await copyFile(join(source.directory, name), join(directory, name)).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "ENOENT") throw error;
+    });
+  const tensors = source.model.parameters.flatMap((p): WritableTensor[] => {
+    const size = elements(keyShape(p));
+    return p.keys.map((name, i) => ({
+      name,
+      dtype: "F32",
+      shape: keyShape(p),
+      data: async () =>
+        new Float32Array(await memory.device.read(memory.parameters.get(p.name)!, size * 4, i * size * 4)),
+    }));
+  });
+  return writeSafetensors(join(directory, "model.safetensors"), tensors, { format: "pt" });
+}
+
+/** Adds what training needs to go on to a directory that holds the model already. Returns bytes of optimizer state. */
+export async function writeTrainingState(
+  directory: string,
+  step: number,
+  plan: TrainablePlan,
+  optimizer: OptimizerState,
+): Promise<number> {
+  const state: Record<string, { entry: number; updates: number; trainable: boolean }[]> = {};
+  const tensors: WritableTensor[] = [];
+  const add = (name: string, entry: number, s: EntryState, trainable: boolean) => {
+    state[name] ??= [];
+    state[name].push({ entry, updates: s.updates, trainable });
+    for (const moment of ["m", "v"] as const)
+      tensors.push({ name: `${moment}.${entry}.${name}`, dtype: "F32", shape: [s[moment].length], data: s[moment] });
+  };
+  for (const e of optimizer.entries) {
+    const states = await optimizer.read(e);
+    for (const [i, slot] of e.slots.entries()) add(e.parameter.name, slot, states[i], true);
+  }
+  for (const [name, entries] of optimizer.kept) for (const [entry, s] of entries) add(name, entry, s, false);
+  const bytes = await writeSafetensors(join(directory, "optimizer.safetensors"), tensors);
+  const training: TrainingState = { format: 1, step, plan, state };
+  await writeFileDurably(join(directory, "training.json"), `${JSON.stringify(training, null, 1)}\n`);
+  return bytes;
+}
+
+/** What {@link writeTrainingState} wrote; all state comes back as kept, for the run to put where it belongs. */
+export async function readTrainingState(
+  directory: string,
+): Promise<{ step: number; plan: TrainablePlan; state: HostState }> {
+  let training: TrainingState;
+  try {
+    training = JSON.parse(await readFile(join(directory, "training.json"), "utf8"));
+  } catch {
+    throw inputError("training.json", ["is missing or not JSON: this directory is not a checkpoint of a run"]);
+  }
+  if (training.format !== 1) throw inputError("training.json", [`format ${training.format} is not known, 1 is`]);
+  const file = await openSafetensors(join(directory, "optimizer.safetensors"));
+  try {
+    const state: HostState = new Map();
+    for (const [name, entries] of Object.entries(training.state)) {
+      const held = new Map<number, EntryState>();
+      for (const { entry, updates } of entries) {
+        const read = async (moment: string) =>
+          (await file.read(`${moment}.${entry}.${name}`)) as Float32Array<ArrayBuffer>;
+        held.set(entry, { m: await read("m"), v: await read("v"), updates });
+      }
+      state.set(name, held);
+    }
+    return { step: training.step, plan: training.plan, state };
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,91 @@
+// Scores a data file: cross-entropy and token accuracy under teacher forcing, exact match of greedy generation.
+
+import { type Batch, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
+import type { EncodedExample } from "../data/dataset.ts";
+import type { EvaluationResult, RouterLayerMetrics } from "../types.ts";
+import { encodeFile, lengthsOf } from "./data.ts";
+import { greedy } from "./generate.ts";
+import type { Run } from "./run.ts";
+import { layerMetrics, mergeLayerMetrics } from "./telemetry.ts";
+
+/** Evaluates the first `maxExamples` examples (0 = all) of a JSONL file. */
+export async function evaluate(run: Run, file: string, split: string, maxExamples: number): Promise<EvaluationResult> {
+  const started = performance.now();
+  const data = await encodeFile(run.source, file, run.config);
+  const examples = maxExamples > 0 ? data.examples.slice(0, maxExamples) : data.examples;
+  const { encoder, decoder, lengths } = await run.inference(lengthsOf({ examples }, run.config));
+  const { padTokenId, decoderStartTokenId } = run.source.model;
+  const shape = {
+    size: run.config.batchSize,
+    inputLength: lengths.input,
+    targetLength: lengths.target,
+    padTokenId,
+    decoderStartTokenId,
+  };
+  const routed = run.onRoutes !== undefined;
+  const read = (program: typeof encoder) =>
+    routed ? [...program.planned.results, ...program.planned.routes] : program.planned.results;
+  const metrics: RouterLayerMetrics[][] = [];
+  const count = { loss: 0, tokens: 0, correct: 0, whole: 0, exact: 0 };
+
+  for (const batch of sequentialBatches(examples, shape)) {
+    run.upload(batch);
+    run.uploadScalars(run.step, batch.targetTokens);
+    const encoded = await (await encoder.readback.run(encoder.recorded, read(encoder))).results;
+    const decoded = await (await decoder.readback.run(decoder.recorded, read(decoder))).results;
+    metrics.push([
+      ...encoder.planned.built.sparse.map((layer) => layerMetrics(layer, encoded)),
+      ...decoder.planned.built.sparse.map((layer) => layerMetrics(layer, decoded)),
+    ]);
+    if (routed) {
+      run.emitRoutes(encoder, encoded, "evaluation", run.step, batch);
+      run.emitRoutes(decoder, decoded, "evaluation", run.step, batch);
+    }
+    const loss = decoder.planned.built.loss!;
+    const rowLoss = decoded.f32(loss.rowLoss);
+    const rowCorrect = decoded.u32(loss.rowCorrect);
+    for (let i = 0; i < rowLoss.length; i++) {
+      count.loss += rowLoss[i];
+      count.correct += rowCorrect[i];
+    }
+    count.tokens += batch.targetTokens;
+    const generated = await greedy(run, decoder, batch, lengths.target);
+    forEachExample(batch, examples, (example, row) => {
+      const from = row * batch.targetLength;
+      const all = batch.decoderMask.subarray(from, from + batch.targetLength);
+      if (all.every((counts, i) => counts === 0 || rowCorrect[from + i] === 1)) count.whole++;
+      if (matches(run, example, generated[row].tokenIds)) count.exact++;
+    });
+  }
+  return {
+    step: run.step,
+    split,
+    examples: examples.length,
+    loss: count.loss / Math.max(1, count.tokens),
+    tokenAccuracy: count.correct / Math.max(1, count.tokens),
+    exactMatch: count.exact / examples.length,
+    accuracy: count.whole / examples.length,
+    layers: mergeLayerMetrics(metrics),
+    seconds: (performance.now() - started) / 1e3,
+  };
+}
+
+function forEachExample(
+  batch: Batch,
+  examples: readonly EncodedExample[],
+  visit: (example: EncodedExample, row: number) => void,
+): void {
+  batch.exampleIds.forEach((id, row) => {
+    if (id !== NO_EXAMPLE) visit(examples[id], row);
+  });
+}
+
+/** Texts are compared where there are texts, white space at the ends aside; token ids otherwise. */
+function matches(run: Run, example: EncodedExample, tokenIds: readonly number[]): boolean {
+  const { tokenizer, model } = run.source;
+  if (example.target !== undefined && tokenizer)
+    return tokenizer.decode(tokenIds, { skipSpecial: true }).trim() === example.target.trim();
+  const expected = [...example.labels].filter((id) => id !== model.eosTokenId);
+  const actual = tokenIds.filter((id) => id !== model.eosTokenId);
+  return expected.length === actual.length && expected.every((id, i) => id === actual[i]);
+}

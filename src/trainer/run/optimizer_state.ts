@@ -1,0 +1,145 @@
+// Optimizer state across freezes and thaws, expert by expert.
+//
+// On the device, m and v of a parameter are compact over its trainable entries. When the freeze plan changes, entries
+// that go on training keep their state, entries that freeze move to the host (`keep`) or are forgotten (`drop`), and
+// entries that thaw get back what the host holds, or start from zero with their own step count.
+
+import type { AdamWEntry } from "../graph/ops/optimizer.ts";
+import type { OptimizerOptions, OptimizerStatePolicy, TrainableReport } from "../types.ts";
+import type { DeviceMemory } from "./device_memory.ts";
+
+/** State of one entry (an expert, or a whole parameter as entry 0). */
+export interface EntryState {
+  readonly m: Float32Array<ArrayBuffer>;
+  readonly v: Float32Array<ArrayBuffer>;
+  /** AdamW updates it has had. */
+  readonly updates: number;
+}
+
+/** Parameter name → entry → state. */
+export type HostState = Map<string, Map<number, EntryState>>;
+
+/** What a change of plan does to the state of each parameter; a parameter can stand in several lists. */
+export function planStateChange(
+  before: readonly AdamWEntry[],
+  after: readonly AdamWEntry[],
+  kept: HostState,
+  policy: OptimizerStatePolicy,
+): TrainableReport["state"] {
+  const state = { restored: [] as string[], fresh: [] as string[], kept: [] as string[], dropped: [] as string[] };
+  const slotsOf = (entries: readonly AdamWEntry[]) => new Map(entries.map((e) => [e.parameter.name, e.slots]));
+  const old = slotsOf(before);
+  const next = slotsOf(after);
+  for (const [name, slots] of next) {
+    const thawed = slots.filter((slot) => !old.get(name)?.includes(slot));
+    if (thawed.some((slot) => kept.get(name)?.has(slot))) state.restored.push(name);
+    if (thawed.some((slot) => !kept.get(name)?.has(slot))) state.fresh.push(name);
+  }
+  for (const [name, slots] of old) {
+    if (slots.every((slot) => next.get(name)?.includes(slot))) continue;
+    (policy === "keep" ? state.kept : state.dropped).push(name);
+  }
+  return state;
+}
+
+export class OptimizerState {
+  readonly #memory: DeviceMemory;
+  /** State of frozen entries. */
+  readonly kept: HostState = new Map();
+  /** Updates of each trainable entry, in the order of the parameter's slots. */
+  readonly #updates = new Map<string, number[]>();
+  #entries: readonly AdamWEntry[] = [];
+
+  constructor(memory: DeviceMemory) {
+    this.#memory = memory;
+  }
+
+  get entries(): readonly AdamWEntry[] {
+    return this.#entries;
+  }
+
+  /** Makes the device hold state for `entries` and for nothing else. */
+  async change(entries: readonly AdamWEntry[], policy: OptimizerStatePolicy): Promise<void> {
+    const next = new Map(entries.map((e) => [e.parameter.name, e]));
+    for (const old of this.#entries) {
+      const name = old.parameter.name;
+      const same = next.get(name)?.slots.join() === old.slots.join();
+      if (same) continue;
+      const going = new Set(next.get(name)?.slots ?? []);
+      const states = await this.read(old);
+      const held = this.kept.get(name) ?? new Map<number, EntryState>();
+      old.slots.forEach((slot, i) => {
+        // What goes on training passes through the host too: its place in the compact tensor changes.
+        if (policy === "keep" || going.has(slot)) held.set(slot, states[i]);
+      });
+      if (held.size > 0) this.kept.set(name, held);
+      for (const t of [old.m, old.v]) {
+        this.#memory.device.destroyBuffer(this.#memory.optimizer.get(t.name)!);
+        this.#memory.optimizer.delete(t.name);
+      }
+      this.#updates.delete(name);
+    }
+    for (const entry of entries) {
+      const name = entry.parameter.name;
+      if (this.#updates.has(name)) continue;
+      await this.#create(entry);
+    }
+    this.#entries = entries;
+  }
+
+  async #create(entry: AdamWEntry): Promise<void> {
+    const name = entry.parameter.name;
+    const held = this.kept.get(name);
+    const size = entry.m.shape.reduce((n, d) => n * d, 1) / entry.slots.length;
+    const moments = [
+      { t: entry.m, of: (s: EntryState) => s.m },
+      { t: entry.v, of: (s: EntryState) => s.v },
+    ];
+    for (const { t, of } of moments) {
+      const buffer = await this.#memory.create({ name: t.name, bytes: size * entry.slots.length * 4 });
+      this.#memory.optimizer.set(t.name, buffer);
+      entry.slots.forEach((slot, i) => {
+        const state = held?.get(slot);
+        if (state) this.#memory.device.upload(buffer, of(state), i * size * 4);
+      });
+    }
+    this.#updates.set(
+      name,
+      entry.slots.map((slot) => held?.get(slot)?.updates ?? 0),
+    );
+    for (const slot of entry.slots) held?.delete(slot);
+    if (held?.size === 0) this.kept.delete(name);
+  }
+
+  /** The state of an entry's slots, in their order. */
+  async read(entry: AdamWEntry): Promise<EntryState[]> {
+    const { device, optimizer } = this.#memory;
+    const m = new Float32Array(await device.read(optimizer.get(entry.m.name)!));
+    const v = new Float32Array(await device.read(optimizer.get(entry.v.name)!));
+    const size = entry.m.shape.reduce((n, d) => n * d, 1) / entry.slots.length;
+    const updates = this.#updates.get(entry.parameter.name)!;
+    return entry.slots.map((_, i) => ({
+      m: m.slice(i * size, (i + 1) * size),
+      v: v.slice(i * size, (i + 1) * size),
+      updates: updates[i],
+    }));
+  }
+
+  /** Counts one update of every trainable entry and returns what the AdamW kernels read, [rows, 4]. */
+  nextScalars(options: OptimizerOptions, learningRate: number): Float32Array<ArrayBuffer> {
+    const rows = this.#entries.reduce((n, e) => n + e.slots.length, 0);
+    const scalars = new Float32Array(rows * 4);
+    for (const { parameter, scalarOffset } of this.#entries) {
+      const updates = this.#updates.get(parameter.name)!;
+      updates.forEach((done, i) => {
+        const t = done + 1;
+        updates[i] = t;
+        scalars.set(
+          [learningRate, 1 / (1 - options.beta1 ** t), 1 / (1 - options.beta2 ** t), options.weightDecay],
+          (scalarOffset + i) * 4,
+        );
+      });
+    }
+    return scalars;
+  }
+}

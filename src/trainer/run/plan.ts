@@ -1,0 +1,158 @@
+// A run's three programs for a freeze plan and a batch shape: built, lowered, priced, and checked against the memory
+// there is, all before anything is allocated.
+
+import { totalmem } from "node:os";
+import type { Capabilities } from "../../kernels/capabilities.ts";
+import { kernelTarget } from "../../kernels/capabilities.ts";
+import type { Tensor } from "../graph/graph.ts";
+import { elements, tensorBytes } from "../graph/graph.ts";
+import { type LoweredGraph, lowerGraph } from "../graph/lowered.ts";
+import { matchedTensors, type TrainableSet } from "../groups.ts";
+import type { BuildOptions, InferenceGraph, Model, SparseLayer, TrainingGraph } from "../model/family.ts";
+import { MemoryError, type PlanCost, type RunConfig, type TrainablePlan } from "../types.ts";
+import { type PlannedBytes, planRun } from "./device_memory.ts";
+import { stagingBytes } from "./readback.ts";
+
+/** Padded lengths of a batch. */
+export interface Lengths {
+  readonly input: number;
+  readonly target: number;
+}
+
+/** One program before it is recorded, and what is read back from it. */
+export interface Planned<G> {
+  readonly built: G;
+  readonly lowered: LoweredGraph;
+  /** What every run of it reads back. */
+  readonly results: readonly Tensor[];
+  /** What it reads back besides while somebody listens to routes. */
+  readonly routes: readonly Tensor[];
+}
+
+export interface RunPlan {
+  /** Absent for a model opened for inference only. */
+  readonly training?: Planned<TrainingGraph>;
+  readonly encoder: Planned<InferenceGraph>;
+  readonly decoder: Planned<InferenceGraph>;
+  readonly bytes: PlannedBytes;
+  readonly cost: PlanCost;
+}
+
+export interface PlanRequest {
+  readonly model: Model;
+  readonly capabilities: Capabilities;
+  readonly config: Pick<RunConfig, "batchSize" | "routing" | "losses" | "dropout" | "optimizer">;
+  /** Absent: inference only. */
+  readonly training?: { readonly trainable: TrainableSet; readonly plan: TrainablePlan; readonly lengths: Lengths };
+  /** Lengths of the evaluation and generation programs. */
+  readonly inference: Lengths;
+}
+
+const layerResults = (layer: SparseLayer): Tensor[] => [
+  layer.routing.losses,
+  layer.routing.demand,
+  layer.routing.expertCount,
+];
+const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.expertIds, routing.gates, routing.rowOfAssignment];
+
+export function planPrograms(request: PlanRequest): RunPlan {
+  const { model, capabilities, config, training } = request;
+  const target = kernelTarget(capabilities);
+  const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
+  const options = (lengths: Lengths, train: boolean): BuildOptions => ({
+    batch: config.batchSize,
+    inputLength: lengths.input,
+    targetLength: lengths.target,
+    dropout: train ? config.dropout : 0,
+    jitter: train ? config.routing.jitter : 0,
+    capacity: train ? config.routing.trainCapacity : config.routing.evalCapacity,
+    group: config.routing.group,
+    balanceCoefficient: config.losses.balanceCoefficient,
+    zCoefficient: config.losses.zCoefficient,
+    lossGradient: train && training !== undefined && routerLossesOn(model, training.trainable, training.plan),
+  });
+  const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []): Planned<G> => {
+    const { rowLoss, rowCorrect, predicted } = built.loss ?? {};
+    const rows = [rowLoss, rowCorrect, predicted].filter((t) => t !== undefined);
+    return {
+      built,
+      lowered: lowerGraph(built.graph, alignment),
+      results: [...rows, ...extra, ...built.sparse.flatMap(layerResults)],
+      routes: built.sparse.flatMap(layerRoutes),
+    };
+  };
+
+  const trainingGraph =
+    training && model.trainingGraph(target, training.trainable, options(training.lengths, true), config.optimizer);
+  const train = trainingGraph && planned(trainingGraph, [trainingGraph.optimizer.norm]);
+  const encoder = planned(model.encoderGraph(target, options(request.inference, false)));
+  const decoder = planned(model.decoderGraph(target, options(request.inference, false)));
+  const all = [train, encoder, decoder].filter((p) => p !== undefined);
+  const staging = all.reduce((n, p) => n + stagingBytes([...p.results, ...p.routes]), 0);
+  const bytes = planRun(
+    all.map((p) => p.lowered),
+    staging,
+  );
+  return { training: train, encoder, decoder, bytes, cost: costOf(model, training?.trainable, train?.lowered, bytes) };
+}
+
+/** Router losses keep sending gradient into the layers below a frozen router unless the plan says otherwise. */
+function routerLossesOn(model: Model, trainable: TrainableSet, plan: TrainablePlan): boolean {
+  const routers = model.parameters.filter((p) => p.kind === "router");
+  return plan.routerLosses === "keep" || routers.some((p) => trainable.has(p.name));
+}
+
+function costOf(
+  model: Model,
+  trainable: TrainableSet | undefined,
+  lowered: LoweredGraph | undefined,
+  bytes: PlannedBytes,
+): PlanCost {
+  const matched = trainable ? matchedTensors(model.parameters, trainable) : [];
+  const weightGradients = [...(lowered?.weightGradientDispatches.values() ?? [])];
+  return {
+    trainableParameters: matched.reduce((n, t) => n + t.parameters, 0),
+    totalParameters: model.parameters.reduce((n, p) => n + elements(p.shape), 0),
+    parameterBytes: bytes.parameter,
+    gradientBytes: bytes.gradient,
+    optimizerBytes: bytes.optimizer,
+    activationBytes: bytes.activation,
+    peakBytes: bytes.total,
+    forwardFlops: lowered?.flops.forward ?? 0,
+    backwardFlops: (lowered?.flops.backward ?? 0) + (lowered?.flops.optimizer ?? 0),
+    dispatches: lowered?.dispatches ?? 0,
+    weightGradientDispatches: weightGradients.reduce((n, count) => n + count, 0),
+  };
+}
+
+/** Device memory a run may use when nobody says: half the machine's for a CPU adapter, unknown for a GPU. */
+const defaultLimit = (c: Capabilities): number => (c.software ? Math.floor(totalmem() / 2) : Number.POSITIVE_INFINITY);
+
+/**
+ * Plans, and refuses what does not fit: in all, or in one binding.
+ * @throws MemoryError with the largest batch size that would fit
+ */
+export function planWithin(request: PlanRequest, memoryLimitBytes?: number): RunPlan {
+  const plan = planPrograms(request);
+  const short = shortage(plan, request.capabilities, memoryLimitBytes);
+  if (!short) return plan;
+  let fitting = 0;
+  for (let batchSize = request.config.batchSize >> 1; batchSize >= 1 && fitting === 0; batchSize >>= 1) {
+    const smaller = planPrograms({ ...request, config: { ...request.config, batchSize } });
+    if (!shortage(smaller, request.capabilities, memoryLimitBytes)) fitting = batchSize;
+  }
+  throw new MemoryError(short.needed, short.available, fitting);
+}
+
+function shortage(
+  plan: RunPlan,
+  capabilities: Capabilities,
+  memoryLimitBytes = defaultLimit(capabilities),
+): { needed: number; available: number } | undefined {
+  if (plan.bytes.total > memoryLimitBytes) return { needed: plan.bytes.total, available: memoryLimitBytes };
+  const { maxBufferSize, maxStorageBufferBindingSize } = capabilities.limits;
+  const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
+  const graphs = [plan.training, plan.encoder, plan.decoder].flatMap((p) => (p ? [p.lowered.graph] : []));
+  const largest = Math.max(...graphs.flatMap((g) => g.tensors.map(tensorBytes)));
+  return largest > limit ? { needed: largest, available: limit } : undefined;
+}

@@ -1,0 +1,391 @@
+// A run on a device: parameters, optimizer state and three recorded programs, and what can be asked of them.
+//
+// A step uploads a batch and a few scalars, encodes the training program and returns a promise of its metrics; the next
+// step may be asked for while one is in flight. A change of the freeze plan waits for the steps in flight, plans anew,
+// and records anew; parameters and the optimizer state of what goes on training stay where they are.
+
+import type { Device } from "../../kernels/device/device.ts";
+import { packStepScalars } from "../../kernels/step_scalars.ts";
+import type { Batch, TrainingBatches } from "../data/batches.ts";
+import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
+import type { InferenceGraph } from "../model/family.ts";
+import { type OpenModel, readParameter } from "../model/open.ts";
+import type {
+  EvaluationResult,
+  GenerateOptions,
+  Generation,
+  MatchedTensor,
+  PlanCost,
+  RouteBatch,
+  RunConfig,
+  StepMetrics,
+  TrainablePlan,
+  TrainableReport,
+  TrainingRun,
+} from "../types.ts";
+import { uploadBatch } from "./batch_upload.ts";
+import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
+import { DeviceMemory, type RecordedGraph } from "./device_memory.ts";
+import { evaluate } from "./evaluate.ts";
+import { generate } from "./generate.ts";
+import { OptimizerState, planStateChange } from "./optimizer_state.ts";
+import { type Lengths, type Planned, planWithin, type RunPlan } from "./plan.ts";
+import { Readback, type Results } from "./readback.ts";
+import { learningRate } from "./schedule.ts";
+import { layerMetrics, routeBatch } from "./telemetry.ts";
+
+/** A program that can be run now. */
+export interface Ready<G extends InferenceGraph> {
+  readonly planned: Planned<G>;
+  readonly recorded: RecordedGraph;
+  readonly readback: Readback;
+}
+
+/** What a run trains on, and what it trains from the first step. */
+export interface TrainingInput {
+  readonly plan: TrainablePlan;
+  readonly batches: TrainingBatches;
+  readonly lengths: Lengths;
+  readonly data: TrainingRun["data"];
+}
+
+/** A training input under the freeze plan in force. */
+interface Training extends TrainingInput {
+  readonly trainable: TrainableSet;
+}
+
+/** The part of a run's configuration that does not depend on its data. */
+export type RunSettings = Omit<RunConfig, "modelDirectory" | "trainFile" | "validationFile" | "trainable">;
+
+export interface OpenOptions {
+  /** Absent: the model can only evaluate and generate. */
+  readonly training?: TrainingInput;
+  /** Lengths evaluation and generation are prepared for; they grow when more is asked. */
+  readonly inference: Lengths;
+  /** A checkpoint directory; the parameters come from `source` all the same. */
+  readonly resumeFrom?: string;
+  readonly memoryLimitBytes?: number;
+}
+
+export class Run implements TrainingRun {
+  readonly device: Device;
+  readonly source: OpenModel;
+  readonly config: RunSettings;
+  onRoutes: ((batch: RouteBatch) => void) | undefined;
+  readonly #memory: DeviceMemory;
+  readonly #optimizer: OptimizerState;
+  readonly #memoryLimitBytes: number | undefined;
+  #training: Training | undefined;
+  #inferenceLengths: Lengths;
+  #plan!: RunPlan;
+  #ready:
+    | {
+        training?: Ready<NonNullable<RunPlan["training"]>["built"]>;
+        encoder: Ready<InferenceGraph>;
+        decoder: Ready<InferenceGraph>;
+      }
+    | undefined;
+  #step = 0;
+  /** Steps asked for are submitted one after another. */
+  #submitted: Promise<unknown> = Promise.resolve();
+  /** The last step's results, which end its time. */
+  #arrived: Promise<unknown> = Promise.resolve();
+  #lastArrival = 0;
+  #secondsPerFlop: number | undefined;
+
+  private constructor(device: Device, source: OpenModel, config: RunSettings, options: OpenOptions) {
+    this.device = device;
+    this.source = source;
+    this.config = config;
+    this.#memoryLimitBytes = options.memoryLimitBytes;
+    this.#memory = new DeviceMemory(device);
+    this.#optimizer = new OptimizerState(this.#memory);
+    this.#inferenceLengths = options.inference;
+  }
+
+  /** Plans, allocates, loads. On any error nothing stays allocated. */
+  static async open(device: Device, source: OpenModel, config: RunSettings, options: OpenOptions): Promise<Run> {
+    const run = new Run(device, source, config, options);
+    try {
+      await run.#open(options);
+      return run;
+    } catch (error) {
+      run.close();
+      throw error;
+    }
+  }
+
+  async #open({ training, resumeFrom }: OpenOptions): Promise<void> {
+    const { source } = this;
+    const resumed = resumeFrom === undefined ? undefined : await readTrainingState(resumeFrom);
+    if (training) {
+      const plan = resumed?.plan ?? training.plan;
+      const trainable = resolveTrainable(source.model.parameters, plan.selection, "trainable.selection");
+      this.#training = { ...training, plan, trainable };
+    }
+    const plan = this.#planWithin(this.#training, this.#inferenceLengths);
+    for (const p of source.model.parameters) {
+      const data = await readParameter(source.checkpoint, p);
+      const buffer = await this.#memory.create({ name: p.name, bytes: data.byteLength });
+      this.#memory.parameters.set(p.name, buffer);
+      this.device.upload(buffer, data);
+    }
+    if (resumed) {
+      this.#step = resumed.step;
+      for (const [name, state] of resumed.state) this.#optimizer.kept.set(name, state);
+    }
+    await this.#install(plan, "keep");
+  }
+
+  #planWithin(training: Training | undefined, inference: Lengths): RunPlan {
+    return planWithin(
+      { model: this.source.model, capabilities: this.device.capabilities, config: this.config, training, inference },
+      this.#memoryLimitBytes,
+    );
+  }
+
+  /** Makes the device hold exactly what `plan` needs. */
+  async #install(plan: RunPlan, policy: TrainablePlan["optimizerState"]): Promise<void> {
+    this.#release();
+    await this.#optimizer.change(plan.training?.built.optimizer.entries ?? [], policy);
+    const all = [plan.training, plan.encoder, plan.decoder].flatMap((p) => (p ? [p.lowered] : []));
+    await this.#memory.prepare(all);
+    const ready = async <G extends InferenceGraph>(label: string, planned: Planned<G>): Promise<Ready<G>> => ({
+      planned,
+      recorded: await this.#memory.record(label, planned.lowered),
+      readback: await Readback.create(this.device, [...planned.results, ...planned.routes]),
+    });
+    this.#ready = {
+      training: plan.training && (await ready("training", plan.training)),
+      encoder: await ready("encoder", plan.encoder),
+      decoder: await ready("decoder", plan.decoder),
+    };
+    this.#plan = plan;
+  }
+
+  /** Frees what belongs to the recorded programs. */
+  #release(): void {
+    for (const program of [this.#ready?.training, this.#ready?.encoder, this.#ready?.decoder]) {
+      program?.recorded.destroy();
+      program?.readback.destroy();
+    }
+    this.#ready = undefined;
+  }
+
+  get step(): number {
+    return this.#step;
+  }
+
+  get cost(): PlanCost {
+    return this.#withPrediction(this.#plan.cost);
+  }
+
+  get trainable(): readonly MatchedTensor[] {
+    return this.#training ? matchedTensors(this.source.model.parameters, this.#training.trainable) : [];
+  }
+
+  get data() {
+    return this.#trainingOrThrow().data;
+  }
+
+  /** Kernels of the training program and how often a step dispatches each. */
+  get kernels(): ReadonlyMap<string, number> {
+    const counts = new Map<string, number>();
+    for (const { kernel } of this.#ready?.training?.recorded.program.dispatches ?? [])
+      counts.set(kernel, (counts.get(kernel) ?? 0) + 1);
+    return counts;
+  }
+
+  #trainingOrThrow(): Training {
+    if (!this.#training) throw new Error("this model was opened for inference only");
+    return this.#training;
+  }
+
+  #withPrediction(cost: PlanCost): PlanCost {
+    if (this.#secondsPerFlop === undefined) return cost;
+    return { ...cost, predictedStepSeconds: this.#secondsPerFlop * (cost.forwardFlops + cost.backwardFlops) };
+  }
+
+  async trainStep(): Promise<StepMetrics> {
+    const submission = this.#submitted.then(() => this.#submitStep());
+    this.#submitted = submission.catch(() => undefined);
+    return (await submission).metrics;
+  }
+
+  async #submitStep(): Promise<{ metrics: Promise<StepMetrics> }> {
+    const training = this.#trainingOrThrow();
+    const program = this.#ready!.training!;
+    const { config } = this;
+    const step = this.#step;
+    const batch = training.batches.batchAt(step);
+    const rate = learningRate(config.optimizer, step, config.steps);
+    this.upload(batch);
+    this.uploadScalars(step, batch.targetTokens);
+    const scalars = this.#memory.inputs.get(program.planned.built.optimizer.scalars.name)!;
+    this.device.upload(scalars, this.#optimizer.nextScalars(config.optimizer, rate));
+    const listening = this.onRoutes !== undefined;
+    const tensors = listening ? [...program.planned.results, ...program.planned.routes] : program.planned.results;
+    const submittedAt = performance.now();
+    const { results } = await program.readback.run(program.recorded, tensors);
+    this.#step = step + 1;
+    const metrics = results.then((r) => {
+      const now = performance.now();
+      const seconds = (now - Math.max(submittedAt, this.#lastArrival)) / 1e3;
+      this.#lastArrival = now;
+      const { forwardFlops, backwardFlops } = this.#plan.cost;
+      this.#secondsPerFlop = seconds / (forwardFlops + backwardFlops);
+      if (listening) this.emitRoutes(program, r, "training", step, batch);
+      return this.#stepMetrics(program, r, batch, { step: step + 1, learningRate: rate, stepSeconds: seconds });
+    });
+    this.#arrived = metrics.catch(() => undefined);
+    return { metrics };
+  }
+
+  #stepMetrics(
+    program: Ready<NonNullable<RunPlan["training"]>["built"]>,
+    results: Results,
+    batch: Batch,
+    known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
+  ): StepMetrics {
+    const { loss: rows, sparse, optimizer } = program.planned.built;
+    const loss = sum(results.f32(rows.rowLoss)) / Math.max(1, batch.targetTokens);
+    const layers = sparse.map((layer) => layerMetrics(layer, results));
+    const { balanceCoefficient, zCoefficient } = this.config.losses;
+    const routerLoss = layers.reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, 0);
+    return {
+      ...known,
+      loss,
+      totalLoss: loss + routerLoss,
+      gradientNorm: results.f32(optimizer.norm)[0],
+      tokens: sum(batch.inputMask) + sum(batch.decoderMask),
+      layers,
+    };
+  }
+
+  planTrainable(plan: TrainablePlan): TrainableReport {
+    return this.#changeOf(plan).report;
+  }
+
+  async setTrainable(plan: TrainablePlan): Promise<TrainableReport> {
+    const change = this.#changeOf(plan);
+    await this.#quiet();
+    await this.#install(change.runPlan, plan.optimizerState);
+    this.#training = change.training;
+    return { ...change.report, effectiveStep: this.#step };
+  }
+
+  #changeOf(plan: TrainablePlan): { training: Training; runPlan: RunPlan; report: TrainableReport } {
+    const parameters = this.source.model.parameters;
+    const training = {
+      ...this.#trainingOrThrow(),
+      plan,
+      trainable: resolveTrainable(parameters, plan.selection, "plan.selection"),
+    };
+    const runPlan = this.#planWithin(training, this.#inferenceLengths);
+    const entries = runPlan.training!.built.optimizer.entries;
+    const report: TrainableReport = {
+      matched: matchedTensors(parameters, training.trainable),
+      before: this.cost,
+      after: this.#withPrediction(runPlan.cost),
+      state: planStateChange(this.#optimizer.entries, entries, this.#optimizer.kept, plan.optimizerState),
+      effectiveStep: this.#step,
+    };
+    return { training, runPlan, report };
+  }
+
+  /** Waits for the steps that were asked for. */
+  async #quiet(): Promise<void> {
+    await this.#submitted;
+    await this.#arrived;
+  }
+
+  async evaluate(file: string, split: string, maxExamples: number): Promise<EvaluationResult> {
+    await this.#quiet();
+    return evaluate(this, file, split, maxExamples);
+  }
+
+  async generate(inputs: readonly string[], options: GenerateOptions): Promise<Generation[]> {
+    await this.#quiet();
+    return generate(this, inputs, options);
+  }
+
+  async saveCheckpoint(directory: string): Promise<{ bytes: number }> {
+    const { plan } = this.#trainingOrThrow();
+    await this.#quiet();
+    const model = await writeModel(this.source, this.#memory, directory);
+    const state = await writeTrainingState(directory, this.#step, plan, this.#optimizer);
+    return { bytes: model + state };
+  }
+
+  async exportModel(directory: string): Promise<{ bytes: number }> {
+    await this.#quiet();
+    return { bytes: await writeModel(this.source, this.#memory, directory) };
+  }
+
+  close(): void {
+    this.#release();
+    this.#memory.destroy();
+  }
+
+  // What evaluation, generation and parity build on.
+
+  /** A parameter's present values, row-major. */
+  async readParameter(name: string): Promise<Float32Array<ArrayBuffer>> {
+    await this.#quiet();
+    return new Float32Array(await this.device.read(this.#memory.parameters.get(name)!));
+  }
+
+  /** The inference programs, made longer first when `needed` asks for it. */
+  async inference(
+    needed: Lengths,
+  ): Promise<{ encoder: Ready<InferenceGraph>; decoder: Ready<InferenceGraph>; lengths: Lengths }> {
+    const lengths = longest(needed, this.#inferenceLengths);
+    if (lengths.input > this.#inferenceLengths.input || lengths.target > this.#inferenceLengths.target) {
+      await this.#install(this.#planWithin(this.#training, lengths), "keep");
+      this.#inferenceLengths = lengths;
+    }
+    return { encoder: this.#ready!.encoder, decoder: this.#ready!.decoder, lengths };
+  }
+
+  upload(batch: Batch, part?: "decoder"): void {
+    uploadBatch(this.device, this.#memory.inputs, batch, {
+      routePadding: this.config.routing.routePadding,
+      vocabularySize: this.source.model.vocabularySize,
+      part,
+    });
+  }
+
+  uploadScalars(step: number, targetTokens: number): void {
+    const scalars = packStepScalars({
+      step,
+      seed: this.config.seed,
+      lossScale: 1,
+      inverseTargetCount: 1 / Math.max(1, targetTokens),
+      maxGradientNorm: this.config.optimizer.maxGradientNorm,
+    });
+    this.device.upload(this.#memory.inputs.get("step_scalars")!, scalars);
+  }
+
+  emitRoutes(
+    program: Ready<InferenceGraph>,
+    results: Results,
+    source: RouteBatch["source"],
+    step: number,
+    batch: Batch,
+  ): void {
+    const context = { source, step, batch, routePadding: this.config.routing.routePadding };
+    for (const layer of program.planned.built.sparse) this.onRoutes?.(routeBatch(layer, results, context));
+  }
+}
+
+const sum = (values: Float32Array | Uint32Array): number => {
+  let total = 0;
+  for (const v of values) total += v;
+  return total;
+};
+
+/** Lengths that serve both. */
+export const longest = (a: Lengths, b: Lengths): Lengths => ({
+  input: Math.max(a.input, b.input),
+  target: Math.max(a.target, b.target),
+});
