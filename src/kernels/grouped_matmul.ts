@@ -1,0 +1,394 @@
+// Matrix products whose rows belong to experts. The dispatch kernels have sorted the assignments by expert and padded
+// each expert's rows to a multiple of `rowTile`, so a block of rowTile rows has one weight matrix:
+//
+//   rows     | expert 0 ....... pad | expert 1 ... pad | expert 3 .. pad | unused ... |      (expert 2 got nothing)
+//   blocks   |   0   |   0   |  0   |   1   |    1     |   3    |   3    |  E |  E    |      expertOfBlock
+//
+// How many blocks are used is known on the GPU only: a constant bound is dispatched and unused blocks return early.
+// The up-projection reads its rows through the index (`gatherTopK`), so the sorted copy of the tokens never exists.
+//
+// Padding rows of used blocks come out as 0: through the index they are told from real rows, without it the row read
+// must itself be 0, which is what these kernels and the combine gradient write there. Rows of unused blocks keep what
+// they held. The weight gradient reads real rows only, and is parallel over its outputs: a row is summed in order.
+
+import type { KernelTarget } from "./capabilities.ts";
+import {
+  type BufferDeclaration,
+  type Command,
+  call,
+  defineKernel,
+  type Kernel,
+  LINEAR_INDEX,
+  read,
+  spread,
+  write,
+} from "./kernel.ts";
+import {
+  columnOfThread,
+  registerTile,
+  rowOfThread,
+  threadsOf,
+  type WorkgroupShape,
+  workgroupTile,
+  workgroupTileMemory,
+} from "./matmul_tiles.ts";
+
+/** `sourceOfRow` of a row that holds no assignment. */
+export const PADDING_ROW = 0xffffffff;
+
+const SOFTWARE_THREADS = 16;
+
+/** What changes a kernel's text. */
+interface Variant {
+  readonly target: KernelTarget;
+  /** Rows (of out) and columns a software thread or a hardware workgroup computes. */
+  readonly tile: { readonly m: number; readonly n: number };
+  readonly vector: boolean;
+  readonly gather: boolean;
+}
+
+const nameOf = (v: Variant): string =>
+  `${v.target}_${v.tile.m}x${v.tile.n}${v.vector ? "_vec4" : ""}${v.gather ? "_gather" : ""}`;
+
+/** The binding of the row index, in kernels that gather. */
+const rowIndex = (gather: boolean): Record<string, BufferDeclaration> => (gather ? { sourceOfRow: read("u32") } : {});
+
+/** WGSL: the row of x that a sorted row reads, PADDING for none; `readable` is a row that exists in any case. */
+const sourceOf = (gather: boolean): string => /* wgsl */ `
+const PADDING = 0xffffffffu;
+fn source_of(row: u32) -> u32 {
+  ${gather ? "let assignment = sourceOfRow[row]; return select(assignment / params.top_k, PADDING, assignment == PADDING);" : "return row;"}
+}
+fn readable(source: u32) -> u32 { return select(source, 0, source == PADDING); }
+`;
+
+/** WGSL: the workgroup and thread indices; `index` numbers the tiles. */
+const mainOf = (v: Variant, shape: WorkgroupShape): string => /* wgsl */ `
+@compute @workgroup_size(${v.target === "hardware" ? threadsOf(shape) : SOFTWARE_THREADS})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let index = linear_index(wid, num)${v.target === "hardware" ? "" : ` * ${SOFTWARE_THREADS} + lid`};
+`;
+
+const shapeOf = (tile: { m: number; n: number }): WorkgroupShape => ({ ...tile, slab: 16, perThread: 4 });
+
+/** Calls of `store(i, j, value)` for every result the loop left in registers; value is vec4f when vectorised. */
+function stores(v: Variant, shape: WorkgroupShape, store: (i: string, j: string, value: string) => string): string {
+  const lines: string[] = [];
+  if (v.target === "hardware")
+    for (let i = 0; i < shape.perThread; i++)
+      for (let j = 0; j < shape.perThread; j++)
+        lines.push(store(rowOfThread(shape, i), columnOfThread(shape, j), `c${i}_${j}`));
+  else
+    for (let i = 0; i < v.tile.m; i++)
+      for (let j = 0; j < v.tile.n; j += v.vector ? 4 : 1)
+        lines.push(store(`${i}`, `${j}`, `c${i}_${j >> 2}${v.vector ? "" : `[${j & 3}]`}`));
+  return lines.join("\n  ");
+}
+
+const FORWARD_PARAMS = { max_rows: "u32", row_tile: "u32", n: "u32", k: "u32", top_k: "u32", relu: "u32" } as const;
+
+function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
+  const element = v.vector ? "vec4f" : "f32";
+  const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
+  const shape = shapeOf(v.tile);
+  const layout = transposeWeight ? "inner" : "outer";
+  const rows = Array.from({ length: v.tile.m }, (_, i) => `let source${i} = readable(source_of(row + ${i}));`);
+  const loop =
+    v.target === "hardware"
+      ? workgroupTile(
+          {
+            array: "a",
+            layout: "inner",
+            inside: (i) => `source_of(row + ${i}) != PADDING`,
+            element: (i, k) => `source_of(row + ${i}) * params.k + ${k}`,
+          },
+          {
+            array: "b",
+            layout,
+            inside: (j) => `column + ${j} < params.n`,
+            element: (j, k) =>
+              `weight_base + ${transposeWeight ? `(column + ${j}) * params.k + ${k}` : `${k} * params.n + column + ${j}`}`,
+          },
+          shape,
+          "0u",
+          "params.k",
+        )
+      : `${rows.join("\n  ")}\n  ${registerTile(
+          {
+            array: "a",
+            layout: "inner",
+            tile: v.tile.m,
+            base: "0u",
+            stride: units("params.k"),
+            entry: (i) => `source${i}`,
+          },
+          {
+            array: "b",
+            layout,
+            tile: v.tile.n,
+            base: "weight_base",
+            stride: units(transposeWeight ? "params.k" : "params.n"),
+            entry: (j) =>
+              transposeWeight
+                ? `min(column + ${j}, params.n - 1)`
+                : `min(${units("column")} + ${j}, ${units("params.n")} - 1)`,
+          },
+          v.vector,
+          "0u",
+          "params.k",
+        )}`;
+  return defineKernel({
+    name: `grouped_matmul_${transposeWeight ? "nt" : "nn"}_${nameOf(v)}`,
+    params: FORWARD_PARAMS,
+    buffers: {
+      a: read(element),
+      b: read(element),
+      out: write(element),
+      expertOfBlock: read("u32"),
+      ...rowIndex(v.gather),
+    },
+    wgsl: /* wgsl */ `${LINEAR_INDEX}${sourceOf(v.gather)}
+fn store(row: u32, column: u32, sum: ${element}) {
+  if (column >= params.n) { return; }
+  var value = select(sum, ${element}(), source_of(row) == PADDING);
+  if (params.relu != 0) { value = max(value, ${element}()); }
+  out[(row * params.n + column)${v.vector ? " / 4" : ""}] = value;
+}
+${v.target === "hardware" ? workgroupTileMemory(shape) : ""}${mainOf(v, shape)}
+  let tile_columns = (params.n + ${v.tile.n - 1}) / ${v.tile.n};
+  let row = index / tile_columns * ${v.tile.m};
+  let column = index % tile_columns * ${v.tile.n};
+  if (row >= params.max_rows) { return; }
+  // An unused block carries an expert that the weights do not have.
+  let weight_base = expertOfBlock[row / params.row_tile] * ${units("(params.n * params.k)")};
+  if (weight_base >= arrayLength(&b)) { return; }
+  ${loop}
+  ${stores(v, shape, (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
+}`,
+  });
+}
+
+const GRADIENT_PARAMS = { slots: "u32", n: "u32", k: "u32", top_k: "u32" } as const;
+
+/** out[slot] = dyᵀ·x over the rows of one expert: both operands are "outer", the sum runs over the rows. */
+function gradientKernel(v: Variant): Kernel {
+  const element = v.vector ? "vec4f" : "f32";
+  const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
+  const shape = shapeOf(v.tile);
+  const loop =
+    v.target === "hardware"
+      ? workgroupTile(
+          {
+            array: "a",
+            layout: "outer",
+            inside: (i) => `row + ${i} < params.n`,
+            element: (i, r) => `${r} * params.n + row + ${i}`,
+          },
+          {
+            array: "b",
+            layout: "outer",
+            inside: (j) => `column + ${j} < params.k`,
+            element: (j, r) => `source_of(${r}) * params.k + column + ${j}`,
+          },
+          shape,
+          "begin",
+          "end",
+        )
+      : registerTile(
+          {
+            array: "a",
+            layout: "outer",
+            tile: v.tile.m,
+            base: "0u",
+            stride: units("params.n"),
+            entry: (i) => `min(${units("row")} + ${i}, ${units("params.n")} - 1)`,
+          },
+          {
+            array: "b",
+            layout: "outer",
+            tile: v.tile.n,
+            base: "0u",
+            stride: units("params.k"),
+            entry: (j) => `min(${units("column")} + ${j}, ${units("params.k")} - 1)`,
+            row: (r) => `source_of(${r})`,
+          },
+          v.vector,
+          "begin",
+          "end",
+        );
+  return defineKernel({
+    name: `grouped_weight_gradient_${nameOf(v)}`,
+    params: GRADIENT_PARAMS,
+    buffers: {
+      a: read(element),
+      b: read(element),
+      out: write(element),
+      expertOffset: read("u32"),
+      expertCount: read("u32"),
+      trainableExperts: read("u32"),
+      ...rowIndex(v.gather),
+    },
+    wgsl: /* wgsl */ `${LINEAR_INDEX}${sourceOf(v.gather)}
+fn store(slot: u32, row: u32, column: u32, sum: ${element}) {
+  if (row >= params.n || column >= params.k) { return; }
+  out[((slot * params.n + row) * params.k + column)${v.vector ? " / 4" : ""}] = sum;
+}
+${v.target === "hardware" ? workgroupTileMemory(shape) : ""}${mainOf(v, shape)}
+  let tile_rows = (params.n + ${v.tile.m - 1}) / ${v.tile.m};
+  let tile_columns = (params.k + ${v.tile.n - 1}) / ${v.tile.n};
+  let slot = index / (tile_rows * tile_columns);
+  let row = index / tile_columns % tile_rows * ${v.tile.m};
+  let column = index % tile_columns * ${v.tile.n};
+  if (slot >= params.slots) { return; }
+  let expert = trainableExperts[slot];
+  let begin = expertOffset[expert];
+  let end = begin + expertCount[expert];
+  ${loop}
+  ${stores(v, shape, (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
+}`,
+  });
+}
+
+const kernels = new Map<string, Kernel>();
+
+/** The kernel `make` builds under `key`, built once. */
+function cached(key: string, make: () => Kernel): Kernel {
+  const found = kernels.get(key) ?? make();
+  kernels.set(key, found);
+  return found;
+}
+
+/** Commands for `tiles` tiles, of which a hardware workgroup does one and a software workgroup one per thread. */
+function tiledCall<T>(
+  kernel: Kernel,
+  params: Record<string, number>,
+  buffers: Record<string, T>,
+  tiles: number,
+  target: KernelTarget,
+): Command<T>[] {
+  const workgroups = target === "hardware" ? tiles : Math.ceil(tiles / SOFTWARE_THREADS);
+  return [call(kernel, params, buffers, spread(workgroups))];
+}
+
+/** The largest of `heights` that divides an expert's rows. */
+const tileHeight = (rowTile: number, heights: readonly number[]): number => heights.find((h) => rowTile % h === 0)!;
+
+export interface GroupedMatmulDims {
+  /** Rows of out: the bound the dispatch was planned for, a multiple of rowTile. */
+  maxRows: number;
+  /** Rows per block; a multiple of 4. */
+  rowTile: number;
+  n: number;
+  k: number;
+  /** The weights are stored [experts, n, k] (as Hugging Face does) instead of [experts, k, n]. */
+  transposeWeight: boolean;
+  /** Read x through `sourceOfRow`: row r of out reads token floor(sourceOfRow[r] / gatherTopK) of x. */
+  gatherTopK?: number;
+  /** max(·, 0) of the result. */
+  relu?: boolean;
+}
+
+/**
+ * out[r, 0..n) = x[source(r), 0..k) · W_e for every row r of a used block with expert e; f32.
+ * x [tokens, k] with gatherTopK, else [maxRows, k] with zeros in padding rows; out [maxRows, n]; expertOfBlock
+ * [maxRows / rowTile] u32 (at least the number of experts = unused); sourceOfRow [maxRows] u32, read with gatherTopK.
+ * The weight binding must end with the last expert: its length is what tells an unused block.
+ */
+export function groupedMatmul<T>(
+  buffers: Record<"x" | "weight" | "out" | "expertOfBlock", T> & { sourceOfRow?: T },
+  dims: GroupedMatmulDims,
+  target: KernelTarget,
+): Command<T>[] {
+  const { maxRows, rowTile, n, k, transposeWeight, gatherTopK, relu = false } = dims;
+  if (rowTile % 4 !== 0) throw new RangeError(`rowTile is ${rowTile}, not a multiple of 4`);
+  const tile =
+    target === "hardware"
+      ? { m: tileHeight(rowTile, [64, 32, 16, 8, 4]), n: 64 }
+      : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
+  const vector = target === "software" && n % 4 === 0 && k % 4 === 0;
+  const variant: Variant = { target, tile, vector, gather: gatherTopK !== undefined };
+  const key = `forward ${nameOf(variant)} ${transposeWeight}`;
+  const kernel = cached(key, () => forwardKernel(variant, transposeWeight));
+  const { x, weight, out, expertOfBlock, sourceOfRow } = buffers;
+  const bound = { a: x, b: weight, out, expertOfBlock, ...gathered(gatherTopK, sourceOfRow) };
+  const params = { max_rows: maxRows, row_tile: rowTile, n, k, top_k: gatherTopK ?? 0, relu: Number(relu) };
+  return tiledCall(kernel, params, bound, (maxRows / tile.m) * Math.ceil(n / tile.n), target);
+}
+
+/**
+ * out[s, n, k] = Σ of dy[r, n] · x[source(r), k] over the real rows r of expert trainableExperts[s], in order; exactly
+ * 0 for an expert without rows; f32. dy [maxRows, n]; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
+ * [experts + 1], expertCount [experts], trainableExperts [slots], all u32.
+ */
+export function groupedWeightGradient<T>(
+  buffers: Record<"x" | "dy" | "out" | "expertOffset" | "expertCount" | "trainableExperts", T> & { sourceOfRow?: T },
+  { slots, n, k, gatherTopK }: { slots: number; n: number; k: number; gatherTopK?: number },
+  target: KernelTarget,
+): Command<T>[] {
+  if (slots === 0) return [];
+  const tile = target === "hardware" ? { m: 64, n: 64 } : { m: 8, n: 8 };
+  const vector = target === "software" && n % 4 === 0 && k % 4 === 0;
+  const variant: Variant = { target, tile, vector, gather: gatherTopK !== undefined };
+  const kernel = cached(`gradient ${nameOf(variant)}`, () => gradientKernel(variant));
+  const { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow } = buffers;
+  const rows = { expertOffset, expertCount, trainableExperts, ...gathered(gatherTopK, sourceOfRow) };
+  const params = { slots, n, k, top_k: gatherTopK ?? 0 };
+  const tiles = slots * Math.ceil(n / tile.m) * Math.ceil(k / tile.n);
+  return tiledCall(kernel, params, { a: dy, b: x, out, ...rows }, tiles, target);
+}
+
+/** The row index as a binding, where x is read through it. */
+function gathered<T>(gatherTopK: number | undefined, sourceOfRow: T | undefined): Record<string, T> {
+  if (gatherTopK === undefined) return {};
+  if (sourceOfRow === undefined) throw new TypeError("gatherTopK needs sourceOfRow");
+  return { sourceOfRow };
+}
+
+/** Where rows lie, as the dispatch writes it. */
+export interface GroupedRows {
+  readonly sourceOfRow: ArrayLike<number>;
+  readonly expertOffset: ArrayLike<number>;
+  readonly expertCount: ArrayLike<number>;
+}
+
+/** The product in float64: out [rows used, n] from the real rows, 0 in padding rows. */
+export function groupedMatmulReference(
+  x: ArrayLike<number>,
+  weight: ArrayLike<number>,
+  { sourceOfRow, expertOffset, expertCount }: GroupedRows,
+  { n, k, transposeWeight, gatherTopK, relu = false }: Omit<GroupedMatmulDims, "maxRows" | "rowTile">,
+): Float64Array {
+  const experts = expertCount.length;
+  const out = new Float64Array(expertOffset[experts] * n);
+  for (let e = 0; e < experts; e++)
+    for (let r = expertOffset[e]; r < expertOffset[e] + expertCount[e]; r++) {
+      const source = gatherTopK === undefined ? r : Math.floor(sourceOfRow[r] / gatherTopK);
+      for (let j = 0; j < n; j++) {
+        let sum = 0;
+        for (let l = 0; l < k; l++)
+          sum += x[source * k + l] * weight[e * n * k + (transposeWeight ? j * k + l : l * n + j)];
+        out[r * n + j] = relu ? Math.max(sum, 0) : sum;
+      }
+    }
+  return out;
+}
+
+/** The weight gradient in float64: [trainableExperts, n, k]. */
+export function groupedWeightGradientReference(
+  x: ArrayLike<number>,
+  dy: ArrayLike<number>,
+  { sourceOfRow, expertOffset, expertCount }: GroupedRows,
+  trainableExperts: ArrayLike<number>,
+  { n, k, gatherTopK }: { n: number; k: number; gatherTopK?: number },
+): Float64Array {
+  const out = new Float64Array(trainableExperts.length * n * k);
+  for (let s = 0; s < trainableExperts.length; s++) {
+    const e = trainableExperts[s];
+    for (let r = expertOffset[e]; r < expertOffset[e] + expertCount[e]; r++) {
+      const source = gatherTopK === undefined ? r : Math.floor(sourceOfRow[r] / gatherTopK);
+      for (let i = 0; i < n; i++)
+        for (let j = 0; j < k; j++) out[(s * n + i) * k + j] += dy[r * n + i] * x[source * k + j];
+    }
+  }
+  return out;
+}
