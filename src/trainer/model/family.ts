@@ -58,6 +58,8 @@ export interface InferenceGraph {
   readonly sparse: readonly SparseLayer[];
   /** Absent in a program that ends before the vocabulary. */
   readonly loss?: LossRows;
+  /** What the vocabulary projection reads: logits = alpha · hidden · weightᵀ. Absent with the loss. */
+  readonly head?: { readonly hidden: Tensor; readonly weight: Tensor; readonly alpha: number };
 }
 
 /** Numbers of the checkpoint's configuration that serve as defaults of a run. */

@@ -25,6 +25,8 @@ export interface RouterOptions {
   readonly capacity: CapacityRule;
   /** f_e counts every choice (`all_k`) instead of the first (`top1`). */
   readonly countAll: boolean;
+  /** Means over the tokens that may be routed, or over all of them (flaxformer). */
+  readonly denominator: "routable" | "all";
   readonly balanceCoefficient: number;
   readonly zCoefficient: number;
   /** Whether the router losses send a gradient (training, and not switched off by the freeze plan). */
@@ -119,7 +121,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
   const meanProbability = g.activation(`${name}_mean_probability`, [groups, experts]);
   const zSum = g.activation(`${name}_z_sum`, [groups]);
   const losses = g.activation(`${name}_losses`, [2]);
-  const statistics = { groups, tokensPerGroup, experts, topK, countAll: o.countAll };
+  const statistics = { groups, tokensPerGroup, experts, topK, countAll: o.countAll, denominator: o.denominator };
   const scratch = g.activation("router_statistics_scratch", [routerStatisticsScratch(statistics)]);
   g.add({
     name: "router_statistics",

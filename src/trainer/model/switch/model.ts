@@ -153,6 +153,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
     groups: o.group === "sequence" ? o.batch : 1,
     capacity: o.capacity,
     countAll: false,
+    denominator: "routable",
     balanceCoefficient: o.balanceCoefficient,
     zCoefficient: o.zCoefficient,
     lossGradient: o.lossGradient,

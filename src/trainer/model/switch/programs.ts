@@ -125,5 +125,5 @@ export function decoderGraph(
   const decoded = decode(build, t.decoder, t.encoded, t.inputMask, t.decoderRouted);
   const head = vocabularyHead(build);
   const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: false });
-  return { graph, loss, sparse: build.sparse };
+  return { graph, loss, sparse: build.sparse, head: { hidden: decoded, ...head } };
 }

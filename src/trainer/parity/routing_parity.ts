@@ -1,0 +1,207 @@
+// Compares routing with flaxformer's: dispatch mask, combine array, both router losses and the gradients of all three.
+// Format: the reference fixtures' routing folders (case.json, routing.safetensors).
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { Device } from "../../kernels/device/device.ts";
+import { runProgram } from "../../kernels/program.ts";
+import { packStepScalars, STEP_SCALARS_BYTES } from "../../kernels/step_scalars.ts";
+import { inputError } from "../formats/problems.ts";
+import { openSafetensors } from "../formats/safetensors.ts";
+import { differentiate } from "../graph/autodiff.ts";
+import { elements, Graph, type Tensor, tensorBytes } from "../graph/graph.ts";
+import { lowerGraph } from "../graph/lowered.ts";
+import { type Routing, route } from "../graph/ops/moe.ts";
+import { DeviceMemory } from "../run/device_memory.ts";
+import type { ErrorTable } from "./table.ts";
+
+const LIMIT = 1e-5;
+
+interface Case {
+  readonly kind: string;
+  readonly groups: number;
+  readonly tokens_per_group: number;
+  readonly num_experts: number;
+  readonly top_k: number;
+  readonly expert_capacity: number;
+  readonly batch_prioritized_routing: boolean;
+  readonly padding: boolean;
+}
+
+export async function routingParity(device: Device, directory: string, table: ErrorTable): Promise<void> {
+  const settings: Case = JSON.parse(await readFile(join(directory, "case.json"), "utf8"));
+  if (settings.kind !== "tokens")
+    throw inputError("case.json", [`routing where ${settings.kind} choose is not supported`]);
+  if (settings.batch_prioritized_routing) throw inputError("case.json", ["batch-prioritized routing is not supported"]);
+  const file = await openSafetensors(join(directory, "routing.safetensors"));
+  const read = async (name: string) => Float32Array.from((await file.read(name)) as Float32Array | Int32Array);
+  try {
+    const fixture = {
+      logits: await read("router_logits"),
+      mask: settings.padding ? await read("padding_mask") : undefined,
+      probe: await read("combine_probe"),
+    };
+    const forward = await runRouting(device, settings, fixture, "none");
+    const { dispatch, combine } = slots(settings, forward);
+    const wrong = (await read("dispatch_mask")).filter((x, i) => x !== dispatch[i]).length;
+    table.add("dispatch", "dispatch_mask", wrong, 0);
+    table.compare("combine array", "combine_array", combine, await read("combine_array"), LIMIT);
+    table.compare("load-balancing loss", "aux_loss", [forward.losses[0]], await read("aux_loss"), LIMIT);
+    table.compare("z-loss", "z_loss", [forward.losses[1]], await read("z_loss"), LIMIT);
+    for (const [loss, name] of [
+      ["balance", "grad_aux"],
+      ["z", "grad_z"],
+      ["probe", "grad_combine_probe"],
+    ] as const) {
+      const { gradient } = await runRouting(device, settings, fixture, loss, forward);
+      table.compare("gradients", name, gradient, await read(name), LIMIT);
+    }
+  } finally {
+    await file.close();
+  }
+}
+
+interface Fixture {
+  readonly logits: Float32Array<ArrayBuffer>;
+  readonly mask: Float32Array | undefined;
+  readonly probe: Float32Array;
+}
+
+interface Outcome {
+  readonly expertIds: Uint32Array;
+  readonly gates: Float32Array;
+  readonly rows: Uint32Array;
+  readonly losses: Float32Array;
+  /** Of the logits; empty without a loss. */
+  readonly gradient: Float32Array;
+}
+
+/** Routes the fixture's logits and differentiates one loss of them. */
+async function runRouting(
+  device: Device,
+  c: Case,
+  fixture: Fixture,
+  loss: "none" | "balance" | "z" | "probe",
+  known?: Outcome,
+): Promise<Outcome> {
+  const tokens = c.groups * c.tokens_per_group;
+  const g = new Graph(device.target);
+  const spec = {
+    name: "router_logits",
+    kind: "router",
+    shape: [tokens, c.num_experts],
+    keys: ["router_logits"],
+  } as const;
+  const logits = g.tensor({
+    name: spec.name,
+    shape: spec.shape,
+    role: "parameter",
+    requiresGradient: loss !== "none",
+    parameter: spec,
+  });
+  g.parameters.set(spec.name, logits);
+  const mask = g.input("mask", [tokens], "u32");
+  const step = g.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32");
+  const routing = route(g, "router", logits, mask, {
+    topK: c.top_k,
+    normalizeGates: false,
+    groups: c.groups,
+    capacity: { rule: "fixed", slots: c.expert_capacity },
+    countAll: true,
+    denominator: "all",
+    balanceCoefficient: loss === "balance" ? 1 : 0,
+    zCoefficient: loss === "z" ? 1 : 0,
+    lossGradient: true,
+    step,
+  });
+  const dGates = g.input("d_gates", [tokens, c.top_k], "f32");
+  if (loss === "probe") probeNode(g, routing, dGates);
+  const gradient = differentiate(g).get(spec.name);
+
+  const memory = new DeviceMemory(device);
+  try {
+    const buffer = await memory.create({ name: spec.name, bytes: tensorBytes(logits) });
+    memory.parameters.set(spec.name, buffer);
+    device.upload(buffer, fixture.logits);
+    const lowered = lowerGraph(g, device.capabilities.limits.minUniformBufferOffsetAlignment);
+    await memory.prepare([lowered]);
+    const upload = (
+      name: string,
+      data: Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer> | Uint8Array<ArrayBuffer>,
+    ) => {
+      const input = memory.inputs.get(name);
+      if (input) device.upload(input, data);
+    };
+    upload(
+      "mask",
+      Uint32Array.from({ length: tokens }, (_, t) => (fixture.mask ? Number(fixture.mask[t] > 0) : 1)),
+    );
+    upload(
+      "step_scalars",
+      packStepScalars({ step: 0, seed: 0, lossScale: 1, inverseTargetCount: 1, maxGradientNorm: 0 }),
+    );
+    if (known) upload("d_gates", gateGradients(c, fixture, known));
+    const recorded = await memory.record("routing parity", lowered);
+    runProgram(device, recorded.program);
+    const values = async (t: Tensor | undefined) =>
+      t ? device.read(recorded.buffer(t), 4 * elements(t.shape)) : new ArrayBuffer(0);
+    const outcome = {
+      expertIds: new Uint32Array(await values(routing.expertIds)),
+      gates: new Float32Array(await values(routing.gates)),
+      rows: new Uint32Array(await values(routing.rowOfAssignment)),
+      losses: new Float32Array(await values(routing.losses)),
+      gradient: new Float32Array(await values(gradient)),
+    };
+    recorded.destroy();
+    return outcome;
+  } finally {
+    memory.destroy();
+  }
+}
+
+/** A loss whose gradient with respect to the gates is given. */
+function probeNode(g: Graph, routing: Routing, dGates: Tensor): void {
+  g.add({
+    name: "probe",
+    reads: [routing.gates, dGates],
+    writes: [],
+    startsGradient: true,
+    lower: () => [],
+    backward: (gradients) => gradients.addTensor(routing.gates, dGates, false),
+  });
+}
+
+/** Slot of every assignment inside its group and expert; undefined where it has none. */
+function slotOf(c: Case, outcome: Outcome): (number | undefined)[] {
+  const first = new Map<string, number>(); // lowest row of a group at an expert
+  const where = (a: number) => `${Math.floor(a / (c.top_k * c.tokens_per_group))} ${outcome.expertIds[a]}`;
+  const kept = [...outcome.rows.keys()].filter((a) => outcome.rows[a] !== 0xffffffff);
+  for (const a of kept) first.set(where(a), Math.min(first.get(where(a)) ?? Number.POSITIVE_INFINITY, outcome.rows[a]));
+  const slots: (number | undefined)[] = new Array(outcome.rows.length).fill(undefined);
+  for (const a of kept) slots[a] = outcome.rows[a] - first.get(where(a))!;
+  return slots;
+}
+
+/** flaxformer's arrays [group, token, expert, slot]. */
+function slots(c: Case, outcome: Outcome): { dispatch: Float32Array; combine: Float32Array } {
+  const size = (outcome.expertIds.length / c.top_k) * c.num_experts * c.expert_capacity;
+  const dispatch = new Float32Array(size);
+  const combine = new Float32Array(size);
+  slotOf(c, outcome).forEach((slot, a) => {
+    if (slot === undefined) return;
+    const at = cell(c, outcome, a, slot);
+    dispatch[at] = 1;
+    combine[at] = outcome.gates[a];
+  });
+  return { dispatch, combine };
+}
+
+const cell = (c: Case, outcome: Outcome, assignment: number, slot: number): number =>
+  (Math.floor(assignment / c.top_k) * c.num_experts + outcome.expertIds[assignment]) * c.expert_capacity + slot;
+
+/** d(Σ combine · probe) / d(gates). */
+function gateGradients(c: Case, fixture: Fixture, outcome: Outcome): Float32Array<ArrayBuffer> {
+  return Float32Array.from(slotOf(c, outcome), (slot, a) =>
+    slot === undefined ? 0 : fixture.probe[cell(c, outcome, a, slot)],
+  );
+}
