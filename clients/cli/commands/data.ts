@@ -1,0 +1,178 @@
+// `thaw data …`: upload and look at datasets.
+
+import { readdir, stat } from "node:fs/promises";
+import { basename, join } from "node:path";
+import type { Command } from "commander";
+import { type Dataset, DatasetSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
+import {
+  DeleteDatasetResponseSchema,
+  DescribeDatasetResponseSchema,
+  ListDatasetsResponseSchema,
+  PreviewBatchesResponseSchema,
+} from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { uploadDataset } from "../../typescript/index.ts";
+import { bytes, count, id, resource, table, time } from "../format.ts";
+import { allPages } from "../pages.ts";
+import { integer } from "../parse.ts";
+import { type Session, show, UsageError, withSession } from "../session.ts";
+
+interface PreviewFlags {
+  readonly model: string;
+  readonly split?: string;
+  readonly batchSize?: bigint;
+  readonly maxInputTokens?: bigint;
+  readonly maxTargetTokens?: bigint;
+  readonly seed?: bigint;
+  readonly firstStep?: bigint;
+  readonly batches?: bigint;
+}
+
+export function addData(program: Command): void {
+  const data = program.command("data").description("datasets");
+  data
+    .command("upload <paths...>")
+    .description("upload JSONL: files named after their split (train.jsonl), split=file, or a folder of such files")
+    .option("--id <id>", "the id in datasets/{dataset}; chosen by the server when left out")
+    .option("--name <text>", "a name for people")
+    .action(withSession(upload));
+  data.command("list").description("datasets, newest first").action(withSession(list));
+  data.command("describe <dataset>").description("what is in a dataset").action(withSession(describe));
+  data
+    .command("preview <dataset>")
+    .description("the batches a run would train on")
+    .requiredOption("--model <name>", "whose tokenizer is used")
+    .option("--split <name>", "the split")
+    .option("--batch-size <n>", "examples per step", integer)
+    .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
+    .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
+    .option("--seed <n>", "seeds the order", integer)
+    .option("--first-step <n>", "the first step to show", integer)
+    .option("--batches <n>", "batches to show", integer)
+    .action(withSession(preview));
+  data
+    .command("delete <dataset>")
+    .description("delete a dataset")
+    .action(
+      withSession(async (session, dataset: string) => {
+        const name = resource("datasets", dataset);
+        const response = await session.thaw.datasets.deleteDataset({ name });
+        show(session, DeleteDatasetResponseSchema, response, () => `${name} deleted`);
+        return undefined;
+      }),
+    );
+}
+
+async function upload(
+  session: Session,
+  paths: readonly string[],
+  flags: { readonly id?: string; readonly name?: string },
+) {
+  const splits: Record<string, string> = {};
+  for (const [split, path] of (await Promise.all(paths.map(splitFiles))).flat()) {
+    if (splits[split]) throw new UsageError(`the split ${split} is given twice: ${splits[split]} and ${path}`);
+    splits[split] = path;
+  }
+  const dataset = await uploadDataset(session.thaw, { datasetId: flags.id, displayName: flags.name }, splits);
+  show(
+    session,
+    DatasetSchema,
+    dataset,
+    ({ name, sizeBytes }) => `${name}  ${splitsText(dataset)}, ${bytes(sizeBytes)}`,
+  );
+  return undefined;
+}
+
+/** Split and file of what was typed: `split=file`, `train.jsonl`, or a folder of .jsonl files. */
+async function splitFiles(typed: string): Promise<[string, string][]> {
+  const named = /^([a-z0-9_]+)=(.+)$/.exec(typed);
+  if (named) return [[named[1], named[2]]];
+  if (!(await stat(typed)).isDirectory()) return [[basename(typed, ".jsonl"), typed]];
+  const files = (await readdir(typed)).filter((name) => name.endsWith(".jsonl")).sort();
+  if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl files`);
+  return files.map((name) => [basename(name, ".jsonl"), join(typed, name)]);
+}
+
+const splitsText = ({ splits }: Dataset): string =>
+  splits.map(({ name, examples }) => `${name} ${count(examples)}`).join(", ");
+
+async function list(session: Session) {
+  const response = await allPages(ListDatasetsResponseSchema, "datasets", (page) =>
+    session.thaw.datasets.listDatasets(page),
+  );
+  show(session, ListDatasetsResponseSchema, response, ({ datasets }) =>
+    table(
+      [{ title: "DATASET" }, { title: "EXAMPLES" }, { title: "SIZE", figures: true }, { title: "CREATED" }],
+      datasets.map((d) => [id(d.name), splitsText(d), bytes(d.sizeBytes), time(d.createTime)]),
+      "no datasets",
+    ),
+  );
+  return undefined;
+}
+
+async function describe(session: Session, dataset: string) {
+  const response = await session.thaw.datasets.describeDataset({ name: resource("datasets", dataset) });
+  show(session, DescribeDatasetResponseSchema, response, ({ splits }) =>
+    table(
+      [
+        { title: "SPLIT" },
+        { title: "EXAMPLES", figures: true },
+        { title: "SIZE", figures: true },
+        { title: "LONGEST INPUT", figures: true },
+        { title: "LONGEST TARGET", figures: true },
+        { title: "TARGETS", figures: true },
+        { title: "MOST FREQUENT" },
+      ],
+      splits.map((s) => [
+        s.split?.name ?? "",
+        count(s.split?.examples ?? 0n),
+        bytes(s.split?.sizeBytes ?? 0n),
+        bytes(s.longestInputBytes),
+        bytes(s.longestTargetBytes),
+        count(s.distinctTargets),
+        s.frequentTargets
+          .slice(0, 3)
+          .map((t) => `${cut(t.target, 24)} ${count(t.examples)}`)
+          .join(", "),
+      ]),
+      "no splits",
+    ),
+  );
+  return undefined;
+}
+
+async function preview(session: Session, dataset: string, { model, ...flags }: PreviewFlags) {
+  const response = await session.thaw.datasets.previewBatches({
+    dataset: resource("datasets", dataset),
+    model: resource("models", model),
+    ...flags,
+  });
+  show(session, PreviewBatchesResponseSchema, response, ({ batches, examples, truncatedInputs, truncatedTargets }) => {
+    const rows = batches.flatMap(({ step, examples }) =>
+      examples.map((e) => [
+        String(step),
+        String(e.exampleId),
+        `${e.inputTokenIds.length}${e.inputTruncated ? " cut" : ""}`,
+        `${e.targetTokenIds.length}${e.targetTruncated ? " cut" : ""}`,
+        cut(e.input || e.inputTokenIds.join(" "), 60),
+        cut(e.target || e.targetTokenIds.join(" "), 24),
+      ]),
+    );
+    const columns = [
+      { title: "STEP", figures: true },
+      { title: "EXAMPLE", figures: true },
+      { title: "INPUT TOKENS", figures: true },
+      { title: "TARGET TOKENS", figures: true },
+      { title: "INPUT" },
+      { title: "TARGET" },
+    ];
+    const cuts = `${count(truncatedInputs)} inputs and ${count(truncatedTargets)} targets cut`;
+    return `${table(columns, rows, "no batches")}\n${count(examples)} examples, ${cuts}`;
+  });
+  return undefined;
+}
+
+/** Text on one line, at most `width` characters. */
+function cut(text: string, width: number): string {
+  const line = [...text.replaceAll(/\s+/g, " ")];
+  return line.length <= width ? line.join("") : `${line.slice(0, width - 1).join("")}…`;
+}

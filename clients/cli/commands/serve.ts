@@ -1,0 +1,34 @@
+// `thaw serve`: starts the server as a child process of the same runtime and passes options and signals on. The client
+// knows nothing of the server but its file.
+
+import { spawn } from "node:child_process";
+import { constants } from "node:os";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import type { Command } from "commander";
+
+const SERVER = fileURLToPath(new URL("../../../src/server/main.ts", import.meta.url));
+
+export function addServe(program: Command): void {
+  program
+    .command("serve")
+    .description("start a server; its own options follow, thaw serve --help lists them")
+    .argument("[options...]")
+    .helpOption(false)
+    .allowUnknownOption()
+    .action(async (options: readonly string[]) => {
+      process.exitCode = await runServer(options);
+    });
+}
+
+/** @returns the server's exit code, by the shell's convention where a signal ended it */
+function runServer(options: readonly string[]): Promise<number> {
+  const runtime = "Deno" in globalThis ? ["run", "-A"] : ["--import", import.meta.resolve("tsx")];
+  // A process group of its own: a terminal's Ctrl-C reaches only this process, and each signal is passed on once.
+  const child = spawn(process.execPath, [...runtime, SERVER, ...options], { stdio: "inherit", detached: true });
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => child.kill(signal));
+  return new Promise((resolve, reject) => {
+    child.on("error", reject);
+    child.on("exit", (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
+  });
+}

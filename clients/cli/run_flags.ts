@@ -1,0 +1,147 @@
+// What a run is told, from a JSON file and flags: the file is a RunSpec in protobuf JSON, flags given beside it win. Only
+// what is said is sent; defaults are the server's.
+
+import { readFile } from "node:fs/promises";
+import process from "node:process";
+import { text } from "node:stream/consumers";
+import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
+import type { Command } from "commander";
+import { TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
+import {
+  AdamWSchema,
+  CheckpointPolicySchema,
+  EvaluationPolicySchema,
+  LossOptionsSchema,
+  OptimizerOptionsSchema,
+  type RunSpec,
+  RunSpecSchema,
+  type ScheduleKind,
+  ScheduleKindSchema,
+  ScheduleSchema,
+} from "../../proto/gen/thaw/v1/run_pb.ts";
+import { resource } from "./format.ts";
+import { enumValue, integer, keyValue, real } from "./parse.ts";
+import { type PlanFlags, planFlags, planOf } from "./plan.ts";
+import { UsageError } from "./session.ts";
+
+export interface RunFlags extends PlanFlags {
+  readonly spec?: string;
+  readonly id?: string;
+  readonly name?: string;
+  readonly label?: Record<string, string>;
+  readonly model?: string;
+  readonly dataset?: string;
+  readonly steps?: bigint;
+  readonly batchSize?: bigint;
+  readonly maxInputTokens?: bigint;
+  readonly maxTargetTokens?: bigint;
+  readonly seed?: bigint;
+  readonly learningRate?: number;
+  readonly schedule?: ScheduleKind;
+  readonly warmupSteps?: bigint;
+  readonly weightDecay?: number;
+  readonly maxGradientNorm?: number;
+  readonly dropout?: number;
+  readonly balanceCoefficient?: number;
+  readonly zCoefficient?: number;
+  readonly evaluateEvery?: bigint;
+  readonly evaluateExamples?: bigint;
+  readonly evaluateSplits?: string[];
+  readonly evaluateAtStart?: boolean;
+  readonly checkpointEvery?: bigint;
+  readonly fromCheckpoint?: string;
+}
+
+/** Adds the flags of a run to a command. */
+export function runFlags(command: Command): Command {
+  command
+    .option("--spec <file>", "a RunSpec as JSON; - reads stdin; flags win over it")
+    .option("--id <id>", "the id in runs/{run}; chosen by the server when left out")
+    .option("--name <text>", "a name for people")
+    .option("--label <key=value>", "a label; may be repeated", keyValue)
+    .option("--model <name>", "the model to start from")
+    .option("--dataset <name>", "the data")
+    .option("--steps <n>", "optimizer steps", integer)
+    .option("--batch-size <n>", "examples per step", integer)
+    .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
+    .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
+    .option("--seed <n>", "seeds data order and dropout", integer);
+  return planFlags(command)
+    .option("--learning-rate <x>", "peak learning rate", real)
+    .option("--schedule <kind>", "constant, linear, inverse_sqrt, cosine", enumValue(ScheduleKindSchema))
+    .option("--warmup-steps <n>", "steps of linear warm-up", integer)
+    .option("--weight-decay <x>", "decoupled weight decay", real)
+    .option("--max-gradient-norm <x>", "clips by global norm; 0 turns it off", real)
+    .option("--dropout <x>", "dropout rate", real)
+    .option("--balance-coefficient <x>", "of the load-balancing loss", real)
+    .option("--z-coefficient <x>", "of the router z-loss", real)
+    .option("--evaluate-every <n>", "steps between evaluations; 0 only after the last", integer)
+    .option("--evaluate-examples <n>", "examples of each split at most; 0 means all", integer)
+    .option("--evaluate-splits <names>", "splits, separated by commas", (names: string) => names.split(","))
+    .option("--evaluate-at-start", "also before the first step")
+    .option("--checkpoint-every <n>", "steps between checkpoints; 0 only after the last", integer)
+    .option("--from-checkpoint <name>", "start from the parameters of runs/{run}/checkpoints/{checkpoint}");
+}
+
+/** The CreateRunRequest that the flags say. @throws UsageError when the file is not a RunSpec. */
+export async function createRunRequest(flags: RunFlags) {
+  const spec = flags.spec === undefined ? create(RunSpecSchema) : await readSpec(flags.spec);
+  const plan = planOf(flags);
+  if (plan) spec.trainable = create(TrainablePlanSchema, plan);
+  if (flags.model !== undefined) spec.model = resource("models", flags.model);
+  if (flags.dataset !== undefined) spec.dataset = resource("datasets", flags.dataset);
+  assign(spec, {
+    steps: flags.steps,
+    batchSize: flags.batchSize,
+    maxInputTokens: flags.maxInputTokens,
+    maxTargetTokens: flags.maxTargetTokens,
+    seed: flags.seed,
+    dropout: flags.dropout,
+    initialCheckpoint: flags.fromCheckpoint,
+  });
+
+  const optimizer = spec.optimizer ?? create(OptimizerOptionsSchema);
+  const { learningRate, maxGradientNorm } = flags;
+  if (assign(optimizer, { learningRate, maxGradientNorm })) spec.optimizer = optimizer;
+  const schedule = optimizer.schedule ?? create(ScheduleSchema);
+  if (assign(schedule, { kind: flags.schedule, warmupSteps: flags.warmupSteps })) {
+    optimizer.schedule = schedule;
+    spec.optimizer = optimizer;
+  }
+  const adamw = optimizer.algorithm.value ?? create(AdamWSchema);
+  if (assign(adamw, { weightDecay: flags.weightDecay })) {
+    optimizer.algorithm = { case: "adamw", value: adamw };
+    spec.optimizer = optimizer;
+  }
+  const losses = spec.losses ?? create(LossOptionsSchema);
+  const { balanceCoefficient, zCoefficient } = flags;
+  if (assign(losses, { balanceCoefficient, zCoefficient })) spec.losses = losses;
+  const evaluation = spec.evaluation ?? create(EvaluationPolicySchema);
+  const told = {
+    everySteps: flags.evaluateEvery,
+    maxExamples: flags.evaluateExamples,
+    splits: flags.evaluateSplits,
+    atStart: flags.evaluateAtStart,
+  };
+  if (assign(evaluation, told)) spec.evaluation = evaluation;
+  const checkpoints = spec.checkpoints ?? create(CheckpointPolicySchema);
+  if (assign(checkpoints, { everySteps: flags.checkpointEvery })) spec.checkpoints = checkpoints;
+
+  return { runId: flags.id ?? "", displayName: flags.name ?? "", labels: flags.label ?? {}, spec };
+}
+
+/** Sets the fields that have a value; whether there was one. */
+function assign<T extends object>(target: T, values: { readonly [K in keyof T]?: T[K] }): boolean {
+  const said = Object.entries(values).filter(([, value]) => value !== undefined);
+  Object.assign(target, Object.fromEntries(said));
+  return said.length > 0;
+}
+
+async function readSpec(path: string): Promise<RunSpec> {
+  const json = path === "-" ? await text(process.stdin) : await readFile(path, "utf8");
+  try {
+    return fromJson(RunSpecSchema, JSON.parse(json) as JsonValue);
+  } catch (error) {
+    throw new UsageError(`${path === "-" ? "stdin" : path} is no RunSpec: ${(error as Error).message}`);
+  }
+}
