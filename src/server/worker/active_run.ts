@@ -1,0 +1,174 @@
+// A run on this worker and what is to be done next for it: a step, a checkpoint or an evaluation of its policy, or its end.
+// One `advance()` does one such thing, so that the loop can look for requests in between.
+//
+// Up to two steps are in flight, so that the device has work while the host reads the last one's results. Checkpoints and
+// evaluations wait for both. A checkpoint comes before the evaluations of the same step: what fails then loses no training.
+// A run that goes on from a checkpoint repeats the evaluations of its step, which may not have been reached.
+
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
+import type { OpenRun, RunUpdateSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import {
+  type Engine,
+  InputError,
+  type StepMetrics,
+  type TrainablePlan,
+  type TrainingRun,
+} from "../../trainer/types.ts";
+import { newCheckpointDirectory, sweepPartialCheckpoints } from "./checkpoint_directory.ts";
+import { checkpointState } from "./checkpoint_state.ts";
+import { evaluationToProto, metricsToProto } from "./convert/metrics.ts";
+import { openRunToConfig, type RunPolicy } from "./convert/run_config.ts";
+import { count, durationOf } from "./convert/scalars.ts";
+import type { RouteSubscription } from "./route_subscription.ts";
+
+const STEPS_IN_FLIGHT = 2;
+
+export type RunUpdateBody = NonNullable<MessageInitShape<typeof RunUpdateSchema>["update"]>;
+
+export interface ActiveRun {
+  /** `runs/{run}` */
+  readonly name: string;
+  readonly training: TrainingRun;
+  /** Examples at a time, in generation too. */
+  readonly batchSize: number;
+  /** The freeze plan in force. */
+  plan: TrainablePlan;
+  /** Whether it steps; false while paused. */
+  stepping: boolean;
+  routes: RouteSubscription | undefined;
+  /** Steps whose metrics have arrived. */
+  readonly step: number;
+  /** Whether `advance` has something to do now. */
+  readonly ready: boolean;
+  /** Does one thing. @throws whatever makes the run fail */
+  advance(): Promise<void>;
+  /** Waits for the steps in flight; needed before any other call of `training`. @throws what made one of them fail */
+  settle(): Promise<void>;
+  /** Waits for the steps in flight, whatever comes of them, and frees the run. */
+  close(): Promise<void>;
+}
+
+/** @param send takes the updates of the run, in the order in which things happened, with the step they happened at */
+export async function openActiveRun(
+  engine: Engine,
+  open: OpenRun,
+  send: (step: number, update: RunUpdateBody) => void,
+): Promise<ActiveRun> {
+  const { config, policy } = openRunToConfig(open);
+  const resumed = open.resumeDirectory || undefined;
+  await sweepPartialCheckpoints(open.checkpointsDirectory);
+  const training = await engine.openRun(config, resumed);
+  const plan = resumed === undefined ? config.trainable : (await checkpointState(resumed)).plan;
+
+  let asked = training.step;
+  let arrived = training.step;
+  let finished = false;
+  let failure: { readonly error: unknown } | undefined;
+  const inFlight: Promise<void>[] = [];
+  const tasks: Task[] = [];
+  if (asked >= policy.steps) planTasks();
+  else if (asked > 0 ? evaluationDue(policy, asked) : policy.evaluateAtStart) tasks.push(...evaluations(policy));
+
+  /** What the policy wants after step `asked`. */
+  function planTasks(): void {
+    const last = asked >= policy.steps;
+    if (last) tasks.push({ checkpoint: CheckpointReason.FINAL });
+    else if (isMultiple(asked, policy.checkpointEverySteps)) tasks.push({ checkpoint: CheckpointReason.POLICY });
+    if (last || evaluationDue(policy, asked)) tasks.push(...evaluations(policy));
+  }
+
+  function launch(): void {
+    // Each waits for the one before, so they arrive, and leave the list, in order.
+    const arrival = arrive(training.trainStep(), inFlight.at(-1));
+    inFlight.push(arrival.finally(() => inFlight.shift()));
+    asked++;
+    planTasks();
+  }
+
+  async function arrive(result: Promise<StepMetrics>, previous: Promise<void> | undefined): Promise<void> {
+    try {
+      const [metrics] = await Promise.all([result, previous]);
+      if (failure) return;
+      arrived = metrics.step;
+      send(arrived, { case: "metrics", value: metricsToProto(metrics) });
+      checkFinite(metrics);
+    } catch (error) {
+      failure ??= { error };
+    }
+  }
+
+  async function settle(): Promise<void> {
+    await Promise.all(inFlight);
+    if (failure) throw failure.error;
+  }
+
+  async function perform(task: Task): Promise<void> {
+    if ("checkpoint" in task) {
+      const started = performance.now();
+      let bytes = 0;
+      const directory = await newCheckpointDirectory(open.checkpointsDirectory, asked, async (partial) => {
+        bytes = (await training.saveCheckpoint(partial)).bytes;
+      });
+      const duration = durationOf((performance.now() - started) / 1000);
+      send(asked, {
+        case: "checkpoint",
+        value: { directory, sizeBytes: count(bytes), reason: task.checkpoint, duration },
+      });
+    } else {
+      const result = await training.evaluate(task.file, task.split, policy.evaluateExamples);
+      send(asked, { case: "evaluation", value: evaluationToProto(result) });
+    }
+  }
+
+  const run: ActiveRun = {
+    name: open.run,
+    training,
+    batchSize: config.batchSize,
+    plan,
+    stepping: !open.paused,
+    routes: undefined,
+    get step() {
+      return arrived;
+    },
+    get ready() {
+      return run.stepping && !finished;
+    },
+    async advance() {
+      if (failure) throw failure.error;
+      if (tasks.length > 0 || asked >= policy.steps) {
+        await settle();
+        const task = tasks.shift();
+        if (task) return perform(task);
+        finished = true;
+        send(asked, { case: "finished", value: {} });
+      } else if (inFlight.length >= STEPS_IN_FLIGHT) await inFlight[0];
+      else launch();
+    },
+    settle,
+    async close() {
+      await Promise.all(inFlight);
+      run.routes?.end();
+      training.onRoutes = undefined;
+      training.close();
+    },
+  };
+  return run;
+}
+
+type Task = { readonly checkpoint: CheckpointReason } | RunPolicy["evaluateSplits"][number];
+
+const isMultiple = (step: number, every: number): boolean => every > 0 && step % every === 0;
+const evaluationDue = (policy: RunPolicy, step: number): boolean => isMultiple(step, policy.evaluateEverySteps);
+const evaluations = (policy: RunPolicy): Task[] => [...policy.evaluateSplits];
+
+/** A loss that is not a number never becomes one again. @throws InputError, for the remedy is the caller's */
+function checkFinite({ step, loss, totalLoss, gradientNorm }: StepMetrics): void {
+  const bad = Object.entries({ loss, "total loss": totalLoss, "gradient norm": gradientNorm }).filter(
+    ([, value]) => !Number.isFinite(value),
+  );
+  if (bad.length === 0) return;
+  const what = bad.map(([name, value]) => `the ${name} is ${value}`).join(", ");
+  const message = `training diverged at step ${step}: ${what}; a lower learning rate, warm-up or clipping may help`;
+  throw new InputError([{ field: "spec.optimizer", message }]);
+}

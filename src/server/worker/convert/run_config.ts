@@ -1,0 +1,121 @@
+// OpenRun in the trainer's terms: what the engine is told, and what the step loop does around its steps.
+
+import { create } from "@bufbuild/protobuf";
+import type { CapacityRule as ProtoCapacityRule } from "../../../../proto/gen/thaw/v1/routing_pb.ts";
+import { RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
+import type { OpenRun } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import {
+  type CapacityRule,
+  InputError,
+  type OptimizerOptions,
+  type Problem,
+  type RoutingOptions,
+  type RunConfig,
+} from "../../../trainer/types.ts";
+import * as enums from "./enums.ts";
+import { planFromProto } from "./plan.ts";
+import { type FilledRunSpec, fillRunSpec } from "./run_spec.ts";
+
+/** What happens around the steps of a run. */
+export interface RunPolicy {
+  readonly steps: number;
+  /** 0 = only after the last step. */
+  readonly evaluateEverySteps: number;
+  readonly evaluateAtStart: boolean;
+  readonly evaluateExamples: number;
+  readonly evaluateSplits: readonly { readonly split: string; readonly file: string }[];
+  /** 0 = only after the last step. */
+  readonly checkpointEverySteps: number;
+}
+
+/**
+ * Starting from a checkpoint means reading it as the model: a checkpoint is a whole Hugging Face directory.
+ * @throws InputError naming every split without a file
+ */
+export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: RunPolicy } {
+  const spec = fillRunSpec(open.spec ?? create(RunSpecSchema), Object.keys(open.splitFiles));
+  const problems: Problem[] = [];
+  const fileOf = (split: string, field: string): string => {
+    const file = open.splitFiles[split];
+    if (file === undefined) problems.push({ field, message: `the dataset has no split "${split}"` });
+    return file ?? "";
+  };
+  const trainFile = fileOf("train", "spec.dataset");
+  const evaluateSplits = spec.evaluation.splits.map((split, i) => ({
+    split,
+    file: fileOf(split, `spec.evaluation.splits[${i}]`),
+  }));
+  if (problems.length > 0) throw new InputError(problems);
+  return {
+    config: {
+      modelDirectory: open.initialDirectory || open.modelDirectory,
+      trainFile,
+      // Sizes the evaluation programs, so that the plan already holds them.
+      validationFile: evaluateSplits[0]?.file,
+      steps: Number(spec.steps),
+      batchSize: Number(spec.batchSize),
+      maxInputTokens: Number(spec.maxInputTokens),
+      maxTargetTokens: Number(spec.maxTargetTokens),
+      seed: Number(spec.seed),
+      trainable: planFromProto(spec.trainable, "spec.trainable"),
+      ...trainingOptions(spec),
+    },
+    policy: {
+      steps: Number(spec.steps),
+      evaluateEverySteps: Number(spec.evaluation.everySteps),
+      evaluateAtStart: spec.evaluation.atStart,
+      evaluateExamples: Number(spec.evaluation.maxExamples),
+      evaluateSplits,
+      checkpointEverySteps: Number(spec.checkpoints.everySteps),
+    },
+  };
+}
+
+/** How a run of this specification routes, loses and updates. */
+export function trainingOptions(spec: FilledRunSpec): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout"> {
+  return {
+    optimizer: optimizerOptions(spec),
+    routing: routingOptions(spec),
+    losses: { balanceCoefficient: spec.losses.balanceCoefficient, zCoefficient: spec.losses.zCoefficient },
+    dropout: spec.dropout,
+  };
+}
+
+function optimizerOptions({ optimizer }: FilledRunSpec): OptimizerOptions {
+  if (optimizer.algorithm.case !== "adamw") throw new Error("fillRunSpec chooses AdamW");
+  const { beta1, beta2, epsilon, weightDecay } = optimizer.algorithm.value;
+  return {
+    kind: "adamw",
+    learningRate: optimizer.learningRate,
+    beta1: beta1!,
+    beta2: beta2!,
+    epsilon: epsilon!,
+    weightDecay: weightDecay!,
+    maxGradientNorm: optimizer.maxGradientNorm,
+    schedule: enums.schedule.fromProto(optimizer.schedule!.kind, "spec.optimizer.schedule.kind"),
+    warmupSteps: Number(optimizer.schedule!.warmupSteps),
+  };
+}
+
+const routingOptions = ({ routing }: FilledRunSpec): RoutingOptions => ({
+  trainCapacity: capacityRule(routing.trainCapacity),
+  evalCapacity: capacityRule(routing.evalCapacity),
+  group: enums.routingGroup.fromProto(routing.group, "spec.routing.group"),
+  routePadding: routing.routePadding,
+  jitter: routing.jitter,
+});
+
+function capacityRule(rule: ProtoCapacityRule | undefined): CapacityRule {
+  const chosen = rule?.rule;
+  switch (chosen?.case) {
+    case "factor":
+      return { rule: "factor", factor: chosen.value.factor };
+    case "factorK":
+      return { rule: "factor_k", factor: chosen.value.factor };
+    case "fixed":
+      return { rule: "fixed", slots: Number(chosen.value.slots) };
+    case "dropless":
+    case undefined:
+      return { rule: "dropless" };
+  }
+}

@@ -1,0 +1,234 @@
+// What each request does. Called between two steps, one at a time.
+
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import type * as proto from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { type ReplySchema, RunOpenedSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { Capabilities } from "../../kernels/capabilities.ts";
+import { describeModel } from "../../trainer/model/open.ts";
+import type { Engine, Generation, RouteBatch, TrainingRun } from "../../trainer/types.ts";
+import { type ActiveRun, openActiveRun, type RunUpdateBody } from "./active_run.ts";
+import { fillDirectory } from "./checkpoint_directory.ts";
+import { checkpointState } from "./checkpoint_state.ts";
+import { evaluationToProto } from "./convert/metrics.ts";
+import { descriptionToProto, generationToProto } from "./convert/model.ts";
+import { planFromProto, planToProto } from "./convert/plan.ts";
+import { costToProto, reportToProto, tensorToProto } from "./convert/report.ts";
+import { count } from "./convert/scalars.ts";
+import { WrongStateError } from "./errors.ts";
+import type { ModelCache } from "./model_cache.ts";
+import { planModel } from "./plan_model.ts";
+import { subscribeRoutes } from "./route_subscription.ts";
+
+export type Request = proto.ToWorker["request"];
+export type ReplyResult = NonNullable<MessageInitShape<typeof ReplySchema>["result"]>;
+
+/** What requests work on. */
+export interface WorkerState {
+  readonly engine: Engine;
+  readonly capabilities: Capabilities;
+  readonly models: ModelCache;
+  active: ActiveRun | undefined;
+  readonly sendUpdate: (run: string, step: number, update: RunUpdateBody) => void;
+  readonly backlogBytes: () => number;
+}
+
+export interface Answer {
+  /** Sends a reply; the last one without `more`. */
+  readonly reply: (result: ReplyResult, more?: boolean) => void;
+  /** Whether the request has been given up meanwhile; replies then go nowhere. */
+  readonly cancelled: () => boolean;
+}
+
+/** Requests that change nothing, or can be undone: these can be given up while they are carried out. */
+const CANCELLABLE: ReadonlySet<Request["case"]> = new Set([
+  "openRun",
+  "planTrainable",
+  "evaluate",
+  "generate",
+  "describeModel",
+]);
+export const cancellable = (request: Request): boolean => CANCELLABLE.has(request.case);
+
+/** Carries out one request. @throws what the request fails with */
+export async function carryOut(state: WorkerState, request: Request, answer: Answer): Promise<void> {
+  const { reply } = answer;
+  switch (request.case) {
+    case "openRun":
+      return openRun(state, request.value, answer);
+    case "pause":
+    case "resume": {
+      const run = runNamed(state, request.value.run);
+      run.stepping = request.case === "resume";
+      return reply({ case: "stepping", value: { step: count(run.step) } });
+    }
+    case "closeRun": {
+      const run = runNamed(state, request.value.run);
+      state.active = undefined;
+      await run.close();
+      return reply({ case: "stepping", value: { step: count(run.step) } });
+    }
+    case "planTrainable": {
+      const { target, plan } = request.value;
+      const { run, model } = targetOf(state, target);
+      const wanted = planFromProto(plan);
+      const report = run ? run.training.planTrainable(wanted) : await planModel(state.capabilities, model, wanted);
+      return reply({ case: "trainable", value: reportToProto(report) });
+    }
+    case "setTrainable":
+      return setTrainable(state, request.value, answer);
+    case "saveCheckpoint": {
+      const { training, step } = runNamed(state, request.value.run);
+      const { directory } = request.value;
+      const { bytes } = await fillDirectory(directory, () => training.saveCheckpoint(directory));
+      return reply({ case: "written", value: { step: count(step), sizeBytes: count(bytes) } });
+    }
+    case "exportModel":
+      return exportModel(state, request.value, answer);
+    case "evaluate": {
+      const { target, file, split, maxExamples } = request.value;
+      const result = await withTarget(state, target, (model) => model.evaluate(file, split, Number(maxExamples)));
+      return reply({ case: "evaluation", value: evaluationToProto(result) });
+    }
+    case "generate":
+      return generate(state, request.value, answer);
+    case "describeModel":
+      return reply({ case: "description", value: descriptionToProto(await describeModel(request.value.directory)) });
+    case "subscribeRoutes": {
+      const run = runNamed(state, request.value.run);
+      stopRoutes(run);
+      const subscription = subscribeRoutes(request.value, {
+        backlogBytes: state.backlogBytes,
+        send: (slice) => state.sendUpdate(run.name, Number(slice.step), { case: "routes", value: slice }),
+        warn: (message) =>
+          state.sendUpdate(run.name, run.step, { case: "warning", value: { reason: "ROUTES_DROPPED", message } }),
+      });
+      run.routes = subscription;
+      run.training.onRoutes = subscription.offer;
+      return reply({ case: "done", value: {} });
+    }
+    case "unsubscribeRoutes":
+      stopRoutes(runNamed(state, request.value.run));
+      return reply({ case: "done", value: {} });
+    case "cancelRequest":
+    case "shutdown":
+      throw new Error(`${request.case} is not carried out between steps`);
+    case undefined:
+      throw new Error("the request is empty, or of a kind that this version does not know");
+  }
+}
+
+async function openRun(state: WorkerState, request: proto.OpenRun, { reply, cancelled }: Answer): Promise<void> {
+  if (state.active) throw new WrongStateError(`${state.active.name} is open; a worker trains one run at a time`);
+  state.models.close(); // its memory may be needed
+  const run = await openActiveRun(state.engine, request, (step, update) => state.sendUpdate(request.run, step, update));
+  if (cancelled()) return run.close();
+  state.active = run;
+  const { training } = run;
+  const opened = create(RunOpenedSchema, {
+    step: count(run.step),
+    trainable: planToProto(run.plan),
+    matched: training.trainable.map(tensorToProto),
+    cost: costToProto(training.cost),
+    data: {
+      examples: count(training.data.examples),
+      truncatedInputs: count(training.data.truncatedInputs),
+      truncatedTargets: count(training.data.truncatedTargets),
+    },
+    kernels: kernelsOf(training),
+  });
+  reply({ case: "opened", value: opened });
+}
+
+/** Kernels of a training step, by name, where the trainer counts them. */
+function kernelsOf(training: TrainingRun & { readonly kernels?: ReadonlyMap<string, number> }) {
+  const kernels = [...(training.kernels ?? [])].sort(([a], [b]) => (a < b ? -1 : 1));
+  return kernels.map(([kernel, dispatches]) => ({ kernel, dispatches: count(dispatches) }));
+}
+
+async function setTrainable(state: WorkerState, request: proto.SetTrainable, { reply }: Answer): Promise<void> {
+  const run = runNamed(state, request.run);
+  const plan = planFromProto(request.plan);
+  const report = reportToProto(await run.training.setTrainable(plan));
+  run.plan = plan;
+  state.sendUpdate(run.name, run.step, { case: "trainable", value: { plan: planToProto(plan), report } });
+  reply({ case: "trainable", value: report });
+}
+
+async function exportModel(state: WorkerState, request: proto.ExportModel, { reply }: Answer): Promise<void> {
+  const { directory } = request;
+  const { run, model } = targetOf(state, request.target);
+  const { bytes } = await fillDirectory(directory, () =>
+    withTarget(state, request.target, (training) => training.exportModel(directory)),
+  );
+  let step = run?.step ?? 0;
+  if (model?.checkpointDirectory) step = (await checkpointState(model.checkpointDirectory)).step;
+  reply({ case: "written", value: { step: count(step), sizeBytes: count(bytes) } });
+}
+
+/** A batch of inputs at a time, so that answers stream and the request can be given up in between. */
+async function generate(state: WorkerState, request: proto.Generate, { reply, cancelled }: Answer): Promise<void> {
+  const { inputs, includeRoutes } = request;
+  const { run, model } = targetOf(state, request.target);
+  const batchSize = run ? run.batchSize : Number(model.batchSize);
+  const maxNewTokens = Number(request.maxNewTokens);
+  await withTarget(state, request.target, async (training) => {
+    const listener = training.onRoutes;
+    try {
+      for (let first = 0; first < inputs.length && !cancelled(); first += batchSize) {
+        training.onRoutes = listener && ((batch) => listener(shifted(batch, first)));
+        const generations = await training.generate(inputs.slice(first, first + batchSize), { maxNewTokens });
+        generations.forEach((generation, i) => {
+          const index = first + i;
+          const value = generationToProto(withShiftedRoutes(generation, first), index, includeRoutes);
+          reply({ case: "generation", value }, index + 1 < inputs.length);
+        });
+      }
+    } finally {
+      training.onRoutes = listener;
+    }
+  });
+}
+
+/** Example ids count from the first input of the request. */
+const shifted = (batch: RouteBatch, by: number): RouteBatch =>
+  by === 0 ? batch : { ...batch, exampleIds: batch.exampleIds.map((id) => id + by) };
+
+const withShiftedRoutes = (generation: Generation, by: number): Generation => ({
+  ...generation,
+  routes: generation.routes.map((batch) => shifted(batch, by)),
+});
+
+function stopRoutes(run: ActiveRun): void {
+  run.training.onRoutes = undefined;
+  run.routes?.end();
+  run.routes = undefined;
+}
+
+function runNamed(state: WorkerState, name: string): ActiveRun {
+  if (state.active?.name !== name) throw new WrongStateError(`${name} is not open on this worker`);
+  return state.active;
+}
+
+type ResolvedTarget =
+  | { readonly run: ActiveRun; readonly model?: undefined }
+  | { readonly run?: undefined; readonly model: proto.ModelTarget };
+
+function targetOf(state: WorkerState, target: proto.Target | undefined): ResolvedTarget {
+  switch (target?.target.case) {
+    case "run":
+      return { run: runNamed(state, target.target.value) };
+    case "model":
+      return { model: target.target.value };
+    default:
+      throw new Error("the request has no target");
+  }
+}
+
+function withTarget<R>(
+  state: WorkerState,
+  target: proto.Target | undefined,
+  work: (training: TrainingRun) => Promise<R>,
+): Promise<R> {
+  const { run, model } = targetOf(state, target);
+  return run ? work(run.training) : state.models.use(model, work);
+}

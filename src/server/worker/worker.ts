@@ -1,0 +1,135 @@
+// The step loop: steps the open run by itself and carries out requests in order, between two steps. It knows messages and
+// the trainer; the process, its pipes and its device are main.ts's.
+
+import { setImmediate } from "node:timers/promises";
+import type { ToWorker } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { Capabilities } from "../../kernels/capabilities.ts";
+import type { Engine } from "../../trainer/types.ts";
+import { CancelledError, errorToProto, isRefusal } from "./errors.ts";
+import { openModelCache } from "./model_cache.ts";
+import type { Outbox } from "./outbox.ts";
+import { cancellable, carryOut, type Request, type WorkerState } from "./requests.ts";
+
+export interface GpuWorker {
+  /** Takes a request; never waits. */
+  receive(message: ToWorker): void;
+  /** Steps and serves until Shutdown is carried out or `stop` is called, then closes everything. */
+  run(): Promise<void>;
+  /** Ends `run` at the next step boundary; requests not begun are forgotten. */
+  stop(): void;
+  /** Fails the run and every unanswered request with `error`, when nothing can be carried out any more. */
+  fail(error: Error): void;
+}
+
+/** A request that has been received. */
+interface Pending {
+  readonly id: bigint;
+  readonly request: Request;
+  answered: boolean;
+}
+
+export function createWorker(engine: Engine, capabilities: Capabilities, outbox: Outbox): GpuWorker {
+  const queue: Pending[] = [];
+  let current: Pending | undefined;
+  let stopped = false;
+  let wake: () => void = () => undefined;
+
+  const state: WorkerState = {
+    engine,
+    capabilities,
+    models: openModelCache(engine),
+    active: undefined,
+    sendUpdate: (run, step, update) => outbox.send({ case: "update", value: { run, step: BigInt(step), update } }),
+    backlogBytes: () => outbox.backlogBytes,
+  };
+
+  function receive({ id, request }: ToWorker): void {
+    if (request.case === "cancelRequest") {
+      cancel(request.value.id);
+    } else {
+      queue.push({ id, request, answered: false });
+      wake();
+    }
+  }
+
+  function cancel(id: bigint): void {
+    const waiting = queue.findIndex((pending) => pending.id === id);
+    if (waiting >= 0) refuse(queue.splice(waiting, 1)[0], new CancelledError());
+    else if (current?.id === id && cancellable(current.request)) refuse(current, new CancelledError());
+  }
+
+  function refuse(pending: Pending, error: unknown): void {
+    if (pending.answered) return;
+    pending.answered = true;
+    outbox.send({ case: "failure", value: { id: pending.id, error: errorToProto(error) } });
+  }
+
+  async function serve(pending: Pending): Promise<void> {
+    try {
+      await carryOut(state, pending.request, {
+        cancelled: () => pending.answered,
+        reply(result, more = false) {
+          if (pending.answered) return;
+          pending.answered = !more;
+          outbox.send({ case: "reply", value: { id: pending.id, more, result } });
+        },
+      });
+    } catch (error) {
+      refuse(pending, error);
+      // A change that broke off half-way leaves a run that cannot be trusted.
+      if (pending.request.case === "setTrainable" && !isRefusal(error)) await failRun(error);
+    }
+  }
+
+  async function failRun(error: unknown): Promise<void> {
+    const run = state.active;
+    if (!run) return;
+    state.active = undefined;
+    state.sendUpdate(run.name, run.step, { case: "failed", value: { error: errorToProto(error) } });
+    await run.close();
+  }
+
+  /** Part of the run's life; an error in it ends the run, not the worker. */
+  async function guarded(work: Promise<void> | undefined): Promise<void> {
+    try {
+      await work;
+    } catch (error) {
+      await failRun(error);
+    }
+  }
+
+  async function run(): Promise<void> {
+    while (!stopped) {
+      await setImmediate(); // lets input in, however quickly steps follow each other
+      current = queue.shift();
+      if (current) {
+        await guarded(state.active?.settle());
+        if (current.request.case === "shutdown") stopped = true;
+        else await serve(current);
+        current = undefined;
+      } else if (state.active?.ready) {
+        await guarded(state.active.advance());
+      } else if (!stopped) {
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      }
+    }
+    await state.active?.close();
+    state.models.close();
+  }
+
+  return {
+    receive,
+    run,
+    stop() {
+      stopped = true;
+      wake();
+    },
+    fail(error) {
+      void failRun(error);
+      for (const pending of [...(current ? [current] : []), ...queue]) refuse(pending, error);
+      queue.length = 0;
+    },
+  };
+}
