@@ -1,0 +1,337 @@
+// The way back through attention: probabilities are recomputed from the scores and the saved log-sum-exp.
+//
+//   p      = exp(score[i,j] − logSumExp_i)            w = p · dropout factor
+//   dScore = p · (dropout factor · dOut_i·v_j − delta_i),   delta_i = Σ_d out_i·dOut_i = Σ_j p dp
+//   dQ_i = scale · Σ_j dScore k_j    dK_j = scale · Σ_i dScore q_i    dV_j = Σ_i w dOut_i    dBias[bucket] = Σ dScore
+// Queries and keys each own their sums (FlashAttention's two kernels), so nothing is added atomically; the scores are
+// computed twice, and a third time for the bias where it is trained. A key/value head of grouped-query attention
+// walks the queries of all its heads.
+
+import {
+  type AttentionDims,
+  type AttentionOptionalBuffers,
+  type AttentionVariant,
+  common,
+  dotProduct,
+  entry,
+  optionalBuffers,
+  optionalDeclarations,
+  ownedRows,
+  PARAMS,
+  paramsOf,
+  repeat,
+  stagedTiles,
+  variantName,
+  variantOf,
+  vectorCount,
+  vectorType,
+  walk,
+  workgroupCount,
+} from "./attention_wgsl.ts";
+import type { KernelTarget } from "./capabilities.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+
+const WORKGROUP = 64;
+
+const deltaKernel = defineKernel({
+  name: "attention_delta",
+  params: { batch: "u32", heads: "u32", query_length: "u32", head_dim: "u32" },
+  buffers: { out: read("f32"), d_out: read("f32"), delta: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}
+@compute @workgroup_size(${WORKGROUP})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  // Neighbouring threads take neighbouring heads of one row: they read one stretch of memory.
+  let index = linear_index(wid, num) * ${WORKGROUP}u + lane;
+  if (index >= params.batch * params.query_length * params.heads) { return; }
+  let h = index % params.heads;
+  let i = index / params.heads % params.query_length;
+  let b = index / params.heads / params.query_length;
+  var sum = 0.0;
+  for (var d = 0u; d < params.head_dim; d++) {
+    sum += out[index * params.head_dim + d] * d_out[index * params.head_dim + d];
+  }
+  delta[(b * params.heads + h) * params.query_length + i] = sum;
+}
+`,
+});
+
+/** delta [batch, heads, queryLength] f32 = Σ_d out · dOut, both [batch · queryLength, heads · headDim]. */
+export function attentionDelta<T>(
+  buffers: { out: T; dOut: T; delta: T },
+  dims: { batch: number; heads: number; queryLength: number; headDim: number },
+): Command<T>[] {
+  const { batch, heads, queryLength, headDim } = dims;
+  return [
+    call(
+      deltaKernel,
+      { batch, heads, query_length: queryLength, head_dim: headDim },
+      { out: buffers.out, d_out: buffers.dOut, delta: buffers.delta },
+      spread(Math.ceil((batch * heads * queryLength) / WORKGROUP)),
+    ),
+  ];
+}
+
+const inputDeclarations = (v: AttentionVariant) => ({
+  q: read(vectorType(v)),
+  k: read(vectorType(v)),
+  v: read(vectorType(v)),
+  d_out: read(vectorType(v)),
+  log_sum_exp: read("f32"),
+  delta: read("f32"),
+  ...optionalDeclarations(v),
+});
+
+/** What every gradient reads; see `attention`. dOut is shaped like q; delta comes from {@link attentionDelta}. */
+export type AttentionGradientInputs<T> = {
+  q: T;
+  k: T;
+  v: T;
+  dOut: T;
+  logSumExp: T;
+  delta: T;
+} & AttentionOptionalBuffers<T>;
+
+const inputBuffers = <T>(v: AttentionVariant, buffers: AttentionGradientInputs<T>): Record<string, T> => ({
+  q: buffers.q,
+  k: buffers.k,
+  v: buffers.v,
+  d_out: buffers.dOut,
+  log_sum_exp: buffers.logSumExp,
+  delta: buffers.delta,
+  ...optionalBuffers(v, buffers),
+});
+
+/** Queries own the sums: of dQ, or (`bias`) of each bucket's dScore over the thread's rows. */
+function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
+  const type = vectorType(v);
+  const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
+  const each = (text: (d: number) => string) => repeat(vectorCount(v), text, " ");
+  const forQuery = (text: string) => (sums === "query" ? text : "");
+  const forBias = (text: string) => (sums === "bias" ? text : "");
+  const body = eachRow(
+    (r) => /* wgsl */ `
+    if (sees(row + ${r}u, j)) {
+      let s = score(${dotProduct(
+        v,
+        (d) => `q${r}_${d}`,
+        (d) => `k${d}`,
+      )}, h, row + ${r}u, j);
+      let p = exp(s - log_sum_exp${r});
+      var dp = ${dotProduct(
+        v,
+        (d) => `do${r}_${d}`,
+        (d) => `v${d}`,
+      )};
+      ${v.dropout ? `dp *= dropout_factor(b * params.heads + h, row + ${r}u, j);` : ""}
+      let d_score = p * (dp - delta${r});
+      ${forQuery(each((d) => `dq${r}_${d} += d_score * k${d};`))}
+      ${forBias(`scratch[sums_at + bucket_of_distance[j + params.query_length - 1u - row - ${r}u]] += d_score;`)}
+    }`,
+  );
+  return defineKernel<string, string>({
+    name: `attention_${sums}_gradient_${variantName(v)}`,
+    params: sums === "query" ? PARAMS : { ...PARAMS, buckets: "u32" },
+    buffers: {
+      ...inputDeclarations(v),
+      ...(sums === "query" ? { d_q: write(type) } : { scratch: write("f32") }), // [batch, heads, owners, buckets]
+    },
+    wgsl: /* wgsl */ `${common(v)}${stagedTiles(v)}
+${entry("heads", "query_length")}
+  let kv_h = h / (params.heads / params.kv_heads);
+${forBias(/* wgsl */ `
+  let owners = (params.query_length + OWNED - 1u) / OWNED;
+  let sums_at = ((b * params.heads + h) * owners + row / OWNED) * params.buckets;
+  if (row < params.query_length) {
+    for (var bucket = 0u; bucket < params.buckets; bucket++) { scratch[sums_at + bucket] = 0.0; }
+  }`)}
+${eachRow(
+  (r) => /* wgsl */ `
+  // A row past the end reads the last row and writes nothing.
+  let i${r} = min(row + ${r}u, params.query_length - 1u);
+  let at${r} = query_at(b, h, i${r});
+  ${each((d) => `let q${r}_${d} = q[at${r} + ${d}u]; let do${r}_${d} = d_out[at${r} + ${d}u];`)}
+  ${forQuery(each((d) => `var dq${r}_${d} = ${type}(0.0);`))}
+  let log_sum_exp${r} = log_sum_exp[(b * params.heads + h) * params.query_length + i${r}];
+  let delta${r} = delta[(b * params.heads + h) * params.query_length + i${r}];`,
+)}
+  let key_end = select(params.key_length, min(params.key_length, block + BLOCK), params.causal != 0u);
+${walk(v, { index: "j", begin: "0u", end: "key_end", at: "key_at(b, kv_h, j)", first: "k", second: "v", skip: "key_hidden(b, j)", body })}
+${forQuery(
+  eachRow(
+    (r) => /* wgsl */ `
+  if (row + ${r}u < params.query_length) {
+    ${each((d) => `d_q[at${r} + ${d}u] = params.scale * dq${r}_${d};`)}
+  }`,
+  ),
+)}
+}
+`,
+  });
+}
+
+/** dQ, shaped like q. dims as in the forward call. */
+export function attentionQueryGradient<T>(
+  buffers: AttentionGradientInputs<T> & { dQ: T },
+  dims: AttentionDims,
+  target: KernelTarget,
+): Command<T>[] {
+  const v = variantOf(buffers, dims, target);
+  return [
+    call(
+      queryKernel(v, "query"),
+      paramsOf(dims),
+      { ...inputBuffers(v, buffers), d_q: buffers.dQ },
+      spread(workgroupCount(v, dims.batch * dims.heads, dims.queryLength)),
+    ),
+  ];
+}
+
+function keyValueKernel(v: AttentionVariant) {
+  const type = vectorType(v);
+  const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
+  const each = (text: (d: number) => string) => repeat(vectorCount(v), text, " ");
+  const body = eachRow(
+    (r) => /* wgsl */ `
+    if (visible${r} && sees(i, row + ${r}u)) {
+      let s = score(${dotProduct(
+        v,
+        (d) => `q${d}`,
+        (d) => `k${r}_${d}`,
+      )}, query_h, i, row + ${r}u);
+      let p = exp(s - row_log_sum_exp);
+      var dp = ${dotProduct(
+        v,
+        (d) => `d_out${d}`,
+        (d) => `v${r}_${d}`,
+      )};
+      var weight = p;
+      ${
+        v.dropout
+          ? /* wgsl */ `
+      let factor = dropout_factor(head, i, row + ${r}u);
+      dp *= factor;
+      weight *= factor;`
+          : ""
+      }
+      let d_score = p * (dp - row_delta);
+      ${each((d) => `dk${r}_${d} += d_score * q${d}; dv${r}_${d} += weight * d_out${d};`)}
+    }`,
+  );
+  const loop = walk(v, {
+    index: "i",
+    begin: "query_begin",
+    end: "params.query_length",
+    at: "query_at(b, query_h, i)",
+    first: "q",
+    second: "d_out",
+    skip: "false",
+    body: /* wgsl */ `
+    let row_log_sum_exp = log_sum_exp[head * params.query_length + i];
+    let row_delta = delta[head * params.query_length + i];
+    ${body}`,
+  });
+  return defineKernel<keyof typeof PARAMS, string>({
+    name: `attention_key_value_gradient_${variantName(v)}`,
+    params: PARAMS,
+    buffers: { ...inputDeclarations(v), d_k: write(type), d_v: write(type) },
+    wgsl: /* wgsl */ `${common(v)}${stagedTiles(v)}
+${entry("kv_heads", "key_length")}
+${eachRow(
+  (r) => /* wgsl */ `
+  let j${r} = min(row + ${r}u, params.key_length - 1u);
+  let visible${r} = row + ${r}u < params.key_length && !key_hidden(b, j${r});
+  let at${r} = key_at(b, h, j${r});
+  ${each((d) => `let k${r}_${d} = k[at${r} + ${d}u]; let v${r}_${d} = v[at${r} + ${d}u];`)}
+  ${each((d) => `var dk${r}_${d} = ${type}(0.0); var dv${r}_${d} = ${type}(0.0);`)}`,
+)}
+  let query_begin = select(0u, min(block, params.query_length), params.causal != 0u);
+  let group = params.heads / params.kv_heads;
+  for (var query_h = h * group; query_h < (h + 1u) * group; query_h++) {
+    let head = b * params.heads + query_h;
+${loop}
+  }
+${eachRow(
+  (r) => /* wgsl */ `
+  if (row + ${r}u < params.key_length) {
+    ${each((d) => `d_k[at${r} + ${d}u] = params.scale * dk${r}_${d}; d_v[at${r} + ${d}u] = dv${r}_${d};`)}
+  }`,
+)}
+}
+`,
+  });
+}
+
+/** dK and dV, shaped like k; exactly 0 for hidden keys. */
+export function attentionKeyValueGradient<T>(
+  buffers: AttentionGradientInputs<T> & { dK: T; dV: T },
+  dims: AttentionDims,
+  target: KernelTarget,
+): Command<T>[] {
+  const v = variantOf(buffers, dims, target);
+  return [
+    call(
+      keyValueKernel(v),
+      paramsOf(dims),
+      { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV },
+      spread(workgroupCount(v, dims.batch * dims.kvHeads, dims.keyLength)),
+    ),
+  ];
+}
+
+// Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.
+const biasSumKernel = defineKernel({
+  name: "attention_bias_gradient_sum",
+  params: { batch: "u32", heads: "u32", owners: "u32", buckets: "u32" },
+  buffers: { scratch: read("f32"), d_bias: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}
+const WORKGROUP = ${WORKGROUP}u;
+var<workgroup> partial: array<f32, WORKGROUP>;
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let index = linear_index(wid, num);
+  if (index >= params.buckets * params.heads) { return; }
+  let bucket = index / params.heads;
+  let h = index % params.heads;
+  var sum = 0.0;
+  for (var x = lane; x < params.batch * params.owners; x += WORKGROUP) {
+    let b = x / params.owners;
+    sum += scratch[((b * params.heads + h) * params.owners + x % params.owners) * params.buckets + bucket];
+  }
+  partial[lane] = sum;
+  workgroupBarrier();
+  if (lane == 0u) {
+    for (var i = 1u; i < WORKGROUP; i++) { sum += partial[i]; }
+    d_bias[index] = sum;
+  }
+}
+`,
+});
+
+/** Elements (f32) of the scratch buffer of {@link attentionBiasGradient}, enough for every target. */
+export const attentionBiasGradientScratch = (dims: AttentionDims): number =>
+  dims.batch * dims.heads * dims.queryLength * dims.buckets;
+
+/** dBias [buckets, heads]: the sum of dScore over every visible pair of each bucket. dims.buckets > 0. */
+export function attentionBiasGradient<T>(
+  buffers: AttentionGradientInputs<T> & { scratch: T; dBias: T },
+  dims: AttentionDims,
+  target: KernelTarget,
+): Command<T>[] {
+  const { scratch, dBias } = buffers;
+  const { batch, heads, buckets } = dims;
+  const v = variantOf(buffers, dims, target);
+  return [
+    call(
+      queryKernel(v, "bias"),
+      { ...paramsOf(dims), buckets },
+      { ...inputBuffers(v, buffers), scratch },
+      spread(workgroupCount(v, batch * heads, dims.queryLength)),
+    ),
+    call(
+      biasSumKernel,
+      { batch, heads, owners: Math.ceil(dims.queryLength / ownedRows(v)), buckets },
+      { scratch, d_bias: dBias },
+      spread(buckets * heads),
+    ),
+  ];
+}

@@ -1,0 +1,261 @@
+// The parts that the attention kernels share. Each kernel is generated for a head dimension (its vectors are named
+// registers, everything over them unrolled) and for what the call has: key mask, relative bias, dropout.
+//
+// A thread owns a few rows of one side (queries, or keys) and walks all rows of the other. `software` reads the walked
+// rows from storage; each load serves all rows the thread owns. `hardware` stages tiles of them in workgroup memory,
+// shared by the rows that a workgroup owns.
+
+import type { KernelTarget } from "./capabilities.ts";
+import { type BufferDeclaration, LINEAR_INDEX, read } from "./kernel.ts";
+import { PHILOX } from "./random.ts";
+import { STEP_SCALARS } from "./step_scalars.ts";
+
+export interface AttentionDims {
+  readonly batch: number;
+  readonly heads: number;
+  /** Divides heads: query head h reads key/value head h / (heads / kvHeads). */
+  readonly kvHeads: number;
+  readonly queryLength: number;
+  readonly keyLength: number;
+  /** 1..256; fastest when a multiple of 4. */
+  readonly headDim: number;
+  /** Factor on q·k, before the bias. */
+  readonly scale: number;
+  /** Query i sees keys 0..i only. */
+  readonly causal: boolean;
+  /** Rows of the relative bias table; 0 without one. */
+  readonly buckets: number;
+  /** Dropout of the probabilities; `use` names this site's random numbers. */
+  readonly dropout?: { readonly rate: number; readonly use: number };
+}
+
+/** What may stand beside q, k and v. */
+export interface AttentionOptionalBuffers<T> {
+  /** [batch, keyLength] u32, 1 = visible. */
+  readonly keyMask?: T;
+  /** [buckets, heads] f32, with `bucketOfDistance` from `relativeBuckets`; both when dims.buckets > 0. */
+  readonly bias?: T;
+  /** [queryLength + keyLength - 1] u32 */
+  readonly bucketOfDistance?: T;
+  /** Step scalars; with dropout. */
+  readonly step?: T;
+}
+
+/** What a kernel text depends on. */
+export interface AttentionVariant {
+  readonly target: KernelTarget;
+  readonly headDim: number;
+  readonly masked: boolean;
+  readonly biased: boolean;
+  readonly dropout: boolean;
+}
+
+export function variantOf<T>(
+  buffers: AttentionOptionalBuffers<T>,
+  dims: AttentionDims,
+  target: KernelTarget,
+): AttentionVariant {
+  const { headDim, heads, kvHeads, buckets } = dims;
+  if (!(headDim >= 1 && headDim <= 256)) throw new RangeError(`head dimension must be 1 to 256, got ${headDim}`);
+  if (heads % kvHeads !== 0) throw new RangeError(`${kvHeads} key/value heads do not divide ${heads} heads`);
+  const needed = [
+    ...(buckets > 0 ? (["bias", "bucketOfDistance"] as const) : []),
+    ...(dims.dropout ? (["step"] as const) : []),
+  ];
+  for (const name of needed) if (buffers[name] === undefined) throw new TypeError(`attention needs the buffer ${name}`);
+  return {
+    target,
+    headDim,
+    masked: buffers.keyMask !== undefined,
+    biased: buckets > 0,
+    dropout: dims.dropout !== undefined,
+  };
+}
+
+/** e.g. `d64_masked_biased_software`: the second half of a kernel's name. */
+export const variantName = (v: AttentionVariant): string =>
+  [`d${v.headDim}`, v.masked && "masked", v.biased && "biased", v.dropout && "dropout", v.target]
+    .filter(Boolean)
+    .join("_");
+
+/** Rows that one thread owns, and threads of a workgroup. */
+export const ownedRows = (v: AttentionVariant): number => (v.target === "software" ? 4 : 1);
+export const threads = (v: AttentionVariant): number => (v.target === "software" ? 16 : 64);
+
+export const PARAMS = {
+  batch: "u32",
+  heads: "u32",
+  kv_heads: "u32",
+  query_length: "u32",
+  key_length: "u32",
+  scale: "f32",
+  causal: "u32",
+  dropout_rate: "f32",
+  dropout_use: "u32",
+} as const;
+
+export const paramsOf = (dims: AttentionDims): Record<keyof typeof PARAMS, number> => ({
+  batch: dims.batch,
+  heads: dims.heads,
+  kv_heads: dims.kvHeads,
+  query_length: dims.queryLength,
+  key_length: dims.keyLength,
+  scale: dims.scale,
+  causal: Number(dims.causal),
+  dropout_rate: dims.dropout?.rate ?? 0,
+  dropout_use: dims.dropout?.use ?? 0,
+});
+
+/** Declarations of the optional buffers that a variant binds. */
+export const optionalDeclarations = (v: AttentionVariant): Record<string, BufferDeclaration> => ({
+  ...(v.masked ? { key_mask: read("u32") } : {}),
+  ...(v.biased ? { bias: read("f32"), bucket_of_distance: read("u32") } : {}),
+  ...(v.dropout ? { step: { access: "read", type: "StepScalars" } } : {}),
+});
+
+/** The same for a call: the buffers themselves. */
+export function optionalBuffers<T>(v: AttentionVariant, buffers: AttentionOptionalBuffers<T>): Record<string, T> {
+  const bound: Record<string, T> = {};
+  if (v.masked) bound.key_mask = buffers.keyMask!;
+  if (v.biased) {
+    bound.bias = buffers.bias!;
+    bound.bucket_of_distance = buffers.bucketOfDistance!;
+  }
+  if (v.dropout) bound.step = buffers.step!;
+  return bound;
+}
+
+/** WGSL type of one register of a head, and how many there are. */
+export const vectorType = (v: AttentionVariant): "vec4f" | "f32" => (v.headDim % 4 === 0 ? "vec4f" : "f32");
+export const vectorCount = (v: AttentionVariant): number => (v.headDim % 4 === 0 ? v.headDim / 4 : v.headDim);
+
+/** `text(0)` … `text(count - 1)`, joined. */
+export const repeat = (count: number, text: (i: number) => string, separator = "\n"): string =>
+  Array.from({ length: count }, (_, i) => text(i)).join(separator);
+
+/** Dot product of register rows `a0…` and `b0…`. */
+export function dotProduct(v: AttentionVariant, a: (d: number) => string, b: (d: number) => string): string {
+  const product = (d: number) => (vectorType(v) === "vec4f" ? `dot(${a(d)}, ${b(d)})` : `${a(d)} * ${b(d)}`);
+  return repeat(vectorCount(v), product, " + ");
+}
+
+/** Constants, indices and the element-wise functions of the scores. */
+export const common = (v: AttentionVariant): string => /* wgsl */ `${LINEAR_INDEX}
+${v.dropout ? STEP_SCALARS + PHILOX : ""}
+const THREADS = ${threads(v)}u;
+const OWNED = ${ownedRows(v)}u;          // rows of a thread
+const BLOCK = THREADS * OWNED; // rows of a workgroup
+const VECTORS = ${vectorCount(v)}u;        // registers of one head
+
+// First vector of a head's row in q, out [batch * query_length, heads, VECTORS] and in k, v.
+fn query_at(b: u32, h: u32, i: u32) -> u32 { return ((b * params.query_length + i) * params.heads + h) * VECTORS; }
+fn key_at(b: u32, h: u32, j: u32) -> u32 { return ((b * params.key_length + j) * params.kv_heads + h) * VECTORS; }
+
+fn key_hidden(b: u32, j: u32) -> bool { return ${v.masked ? "key_mask[b * params.key_length + j] == 0u" : "false"}; }
+fn sees(i: u32, j: u32) -> bool { return i < params.query_length && (params.causal == 0u || j <= i); }
+fn score(dot: f32, h: u32, i: u32, j: u32) -> f32 {
+  return dot * params.scale${v.biased ? " + bias[bucket_of_distance[j + params.query_length - 1u - i] * params.heads + h]" : ""};
+}
+${
+  v.dropout
+    ? /* wgsl */ `
+// Dropout: the factor on the probability of (head, i, j), head counted over the batch; 0 or 1 / (1 - rate). Philox
+// yields four elements at a time, and consecutive keys are consecutive elements.
+var<private> words: vec4u;
+var<private> words_block: u32 = 0xffffffffu;
+fn dropout_factor(head: u32, i: u32, j: u32) -> f32 {
+  let element = (head * params.query_length + i) * params.key_length + j;
+  if (element / 4u != words_block) {
+    words_block = element / 4u;
+    words = philox(vec4u(words_block, step.step, 0u, 0u), vec2u(step.seed, params.dropout_use));
+  }
+  let uniform_value = f32(words[element % 4u] >> 8u) * ${2 ** -24};
+  return select(0.0, 1.0 / (1.0 - params.dropout_rate), uniform_value >= params.dropout_rate);
+}`
+    : ""
+}
+`;
+
+/** Workgroup memory of a walk that stages two tiles, `first` and `second`. */
+export function stagedTiles(v: AttentionVariant): string {
+  if (v.target === "software") return "";
+  // Two tiles of f32 in the 16 KiB that every adapter has.
+  const tile = Math.max(1, Math.min(32, Math.floor(16384 / (2 * 4 * v.headDim))));
+  return /* wgsl */ `
+const TILE = ${tile}u; // walked rows held at a time
+var<workgroup> first_tile: array<${vectorType(v)}, TILE * VECTORS>;
+var<workgroup> second_tile: array<${vectorType(v)}, TILE * VECTORS>;
+`;
+}
+
+/**
+ * The loop over the other side's rows `begin <= index < end`. In `body` the row's registers are `<first>0…` and
+ * `<second>0…`, named as their buffers. `at` is the WGSL expression of the row's first vector; begin and end are the
+ * same for the whole workgroup. `skip` is a condition on which a row is passed over.
+ */
+export function walk(
+  v: AttentionVariant,
+  loop: {
+    index: string;
+    begin: string;
+    end: string;
+    at: string;
+    first: string;
+    second: string;
+    skip: string;
+    body: string;
+  },
+): string {
+  const { index, begin, end, at, first, second, skip, body } = loop;
+  const load = (from: string, buffer: string) =>
+    repeat(vectorCount(v), (d) => `let ${buffer}${d} = ${from}[at + ${d}u];`, " ");
+  if (v.target === "software")
+    return /* wgsl */ `
+  for (var ${index} = ${begin}; ${index} < ${end}; ${index}++) {
+    if (${skip}) { continue; }
+    let at = ${at};
+    ${load(first, first)}
+    ${load(second, second)}
+    ${body}
+  }`;
+  return /* wgsl */ `
+  for (var tile_begin = ${begin}; tile_begin < ${end}; tile_begin += TILE) {
+    let tile_end = min(tile_begin + TILE, ${end});
+    workgroupBarrier();
+    for (var x = lane; x < (tile_end - tile_begin) * VECTORS; x += THREADS) {
+      let ${index} = tile_begin + x / VECTORS;
+      let at = ${at} + x % VECTORS;
+      first_tile[x] = ${first}[at];
+      second_tile[x] = ${second}[at];
+    }
+    workgroupBarrier();
+    for (var ${index} = tile_begin; ${index} < tile_end; ${index}++) {
+      if (${skip}) { continue; }
+      let at = (${index} - tile_begin) * VECTORS;
+      ${load("first_tile", first)}
+      ${load("second_tile", second)}
+      ${body}
+    }
+  }`;
+}
+
+/**
+ * Entry of a kernel whose threads own OWNED consecutive rows of `length` (a parameter) for each of `heads` heads of
+ * each batch: declares b, h (of `heads`), block (first row of the workgroup) and row (first row of the thread). A whole
+ * workgroup without work returns.
+ */
+export const entry = (heads: string, length: string): string => /* wgsl */ `
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let index = linear_index(wid, num);
+  let blocks = (params.${length} + BLOCK - 1u) / BLOCK;
+  if (index >= params.batch * params.${heads} * blocks) { return; }
+  let block = index % blocks * BLOCK;
+  let row = block + lane * OWNED;
+  let b = index / blocks / params.${heads};
+  let h = index / blocks % params.${heads};
+`;
+
+/** Workgroups of {@link entry}. */
+export const workgroupCount = (v: AttentionVariant, batchHeads: number, length: number): number =>
+  batchHeads * Math.ceil(length / (threads(v) * ownedRows(v)));
