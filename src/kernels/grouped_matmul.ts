@@ -24,11 +24,12 @@ import {
   write,
 } from "./kernel.ts";
 import {
-  columnOfThread,
+  registerStores,
   registerTile,
-  rowOfThread,
+  type Store,
   threadsOf,
   type WorkgroupShape,
+  workgroupStores,
   workgroupTile,
   workgroupTileMemory,
 } from "./matmul_tiles.ts";
@@ -71,19 +72,8 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 
 const shapeOf = (tile: { m: number; n: number }): WorkgroupShape => ({ ...tile, slab: 16, perThread: 4 });
 
-/** Calls of `store(i, j, value)` for every result the loop left in registers; value is vec4f when vectorised. */
-function stores(v: Variant, shape: WorkgroupShape, store: (i: string, j: string, value: string) => string): string {
-  const lines: string[] = [];
-  if (v.target === "hardware")
-    for (let i = 0; i < shape.perThread; i++)
-      for (let j = 0; j < shape.perThread; j++)
-        lines.push(store(rowOfThread(shape, i), columnOfThread(shape, j), `c${i}_${j}`));
-  else
-    for (let i = 0; i < v.tile.m; i++)
-      for (let j = 0; j < v.tile.n; j += v.vector ? 4 : 1)
-        lines.push(store(`${i}`, `${j}`, `c${i}_${j >> 2}${v.vector ? "" : `[${j & 3}]`}`));
-  return lines.join("\n  ");
-}
+const storesOf = (v: Variant, store: Store): string =>
+  v.target === "hardware" ? workgroupStores(shapeOf(v.tile), store) : registerStores(v.tile, v.vector, store);
 
 const FORWARD_PARAMS = { max_rows: "u32", row_tile: "u32", n: "u32", k: "u32", top_k: "u32", relu: "u32" } as const;
 
@@ -163,7 +153,7 @@ ${v.target === "hardware" ? workgroupTileMemory(shape) : ""}${mainOf(v, shape)}
   let weight_base = expertOfBlock[row / params.row_tile] * ${units("(params.n * params.k)")};
   if (weight_base >= arrayLength(&b)) { return; }
   ${loop}
-  ${stores(v, shape, (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
+  ${storesOf(v, (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
 }`,
   });
 }
@@ -244,7 +234,7 @@ ${v.target === "hardware" ? workgroupTileMemory(shape) : ""}${mainOf(v, shape)}
   let begin = expertOffset[expert];
   let end = begin + expertCount[expert];
   ${loop}
-  ${stores(v, shape, (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
+  ${storesOf(v, (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
 }`,
   });
 }

@@ -17,12 +17,12 @@
 import type { KernelTarget } from "./capabilities.ts";
 import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import {
-  columnOfThread,
   type Layout,
+  registerStores,
   registerTile,
-  rowOfThread,
   threadsOf,
   type WorkgroupShape,
+  workgroupStores,
   workgroupTile,
   workgroupTileMemory,
 } from "./matmul_tiles.ts";
@@ -79,15 +79,13 @@ fn store(row: u32, column: u32, c: ${vector ? "vec4f" : "f32"}) {
 }
 `;
 
+const storeAt = (i: string, j: string, value: string): string => `store(row + ${i}, column + ${j}, ${value});`;
+
 const SOFTWARE_THREADS = 16;
 
 function softwareKernel(layouts: Layouts, tile: { m: number; n: number }, vector: boolean): MatmulKernel {
   const element = vector ? "vec4f" : "f32";
   const units = (x: string): string => (vector ? `(${x} / 4)` : x);
-  const stores: string[] = [];
-  for (let i = 0; i < tile.m; i++)
-    for (let j = 0; j < tile.n; j += vector ? 4 : 1)
-      stores.push(`store(row + ${i}, column + ${j}, c${i}_${j >> 2}${vector ? "" : `[${j & 3}]`});`);
   // An "inner" operand clamps its row, an "outer" one its column, to the last that exists.
   const entry = (layout: Layout, first: string, size: string) => (i: number) =>
     layout === "inner" ? `min(${first} + ${i}, ${size} - 1)` : `min(${units(first)} + ${i}, ${units(size)} - 1)`;
@@ -119,16 +117,12 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   let column = index % tile_columns * ${tile.n};
   if (row >= params.m) { return; }
   ${loop}
-  ${stores.join("\n  ")}
+  ${registerStores(tile, vector, storeAt)}
 }`,
   });
 }
 
 function hardwareKernel(layouts: Layouts, shape: WorkgroupShape): MatmulKernel {
-  const stores: string[] = [];
-  for (let i = 0; i < shape.perThread; i++)
-    for (let j = 0; j < shape.perThread; j++)
-      stores.push(`store(row + ${rowOfThread(shape, i)}, column + ${columnOfThread(shape, j)}, c${i}_${j});`);
   const operand = (array: "a" | "b", layout: Layout, first: string, size: string) => ({
     array,
     layout,
@@ -157,7 +151,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
     "0u",
     "params.k",
   )}
-  ${stores.join("\n  ")}
+  ${workgroupStores(shape, storeAt)}
 }`,
   });
 }

@@ -91,6 +91,24 @@ export function registerTile(
   ].join("\n  ");
 }
 
+/** Text that stores the result at tile row i, column j: `value` is vec4f (columns j to j+3) when vectorised, else f32. */
+export type Store = (i: string, j: string, value: string) => string;
+
+/** Stores what {@link registerTile} summed. A loop: unrolled, its text would take longer to compile than to run. */
+export function registerStores(tile: { m: number; n: number }, vector: boolean, store: Store): string {
+  const columns = tile.n / 4;
+  const sums = Array.from({ length: tile.m * columns }, (_, e) => `c${Math.floor(e / columns)}_${e % columns}`);
+  const each = vector
+    ? store("i", "j", "sums[e]")
+    : `for (var d = 0u; d < 4; d++) { ${store("i", "(j + d)", "sums[e][d]")} }`;
+  return `var sums = array<vec4f, ${sums.length}>(${sums.join(", ")});
+  for (var e = 0u; e < ${sums.length}; e++) {
+    let i = e / ${columns};
+    let j = e % ${columns} * 4;
+    ${each}
+  }`;
+}
+
 /** An operand of {@link workgroupTile}, all texts WGSL over f32 arrays. */
 export interface WorkgroupOperand {
   readonly array: "a" | "b";
@@ -117,13 +135,14 @@ var<workgroup> tile_a: array<f32, ${s.slab * (s.m + 1)}>; // [slab, m + 1]
 var<workgroup> tile_b: array<f32, ${s.slab * (s.n + 1)}>; // [slab, n + 1]
 `;
 
-/** WGSL: the tile row of a thread's i-th result row; threads own every (m / perThread)-th row, likewise columns. */
-export const rowOfThread = (s: WorkgroupShape, i: number): string => `(thread_row + ${i * (s.m / s.perThread)})`;
-export const columnOfThread = (s: WorkgroupShape, j: number): string => `(thread_column + ${j * (s.n / s.perThread)})`;
+// Threads own every (m / perThread)-th row and every (n / perThread)-th column of the tile, so that neighbours read and
+// write neighbouring addresses.
+const rowOfThread = (s: WorkgroupShape, i: number): string => `(thread_row + ${i * (s.m / s.perThread)})`;
+const columnOfThread = (s: WorkgroupShape, j: number): string => `(thread_column + ${j * (s.n / s.perThread)})`;
 
 /**
- * The hardware loop: sums k from `kBegin` to `kEnd` (both uniform over the workgroup) into `c{i}_{j}: f32`, the result
- * at tile position ({@link rowOfThread}, {@link columnOfThread}). Needs `lid`, the local invocation index.
+ * The hardware loop: sums k from `kBegin` to `kEnd` (both uniform over the workgroup) into `c{i}_{j}: f32`, the
+ * thread's i-th row and j-th column. Needs `lid`, the local invocation index.
  */
 export function workgroupTile(
   a: WorkgroupOperand,
@@ -163,4 +182,11 @@ export function workgroupTile(
     }
     workgroupBarrier();
   }`;
+}
+
+/** Stores what {@link workgroupTile} summed. */
+export function workgroupStores(s: WorkgroupShape, store: Store): string {
+  const each = Array.from({ length: s.perThread }, (_, i) => i);
+  const lines = each.flatMap((i) => each.map((j) => store(rowOfThread(s, i), columnOfThread(s, j), `c${i}_${j}`)));
+  return lines.join("\n  ");
 }
