@@ -6,8 +6,8 @@
 // step, 0, 0), and element % 4 picks one of the four words.
 
 /**
- * WGSL: `philox(counter: vec4u, key: vec2u) -> vec4u` and
- * `uniform_element(seed, step, use, element) -> f32` in [0, 1), a multiple of 2^-24.
+ * WGSL: `philox(counter: vec4u, key: vec2u) -> vec4u`, `uniform_of_word(word: u32) -> f32` in [0, 1), a multiple of
+ * 2^-24, and `uniform_element(seed, step, use, element) -> f32`, which is both for one element.
  */
 export const PHILOX = /* wgsl */ `
 // The 64-bit product of two u32 as (high, low); WGSL has no wider integer.
@@ -30,9 +30,11 @@ fn philox(counter: vec4u, key: vec2u) -> vec4u {
   return c;
 }
 
+fn uniform_of_word(word: u32) -> f32 { return f32(word >> 8) * ${2 ** -24}; }
+
 fn uniform_element(seed: u32, step: u32, use_id: u32, element: u32) -> f32 {
   let words = philox(vec4u(element / 4, step, 0, 0), vec2u(seed, use_id));
-  return f32(words[element % 4] >> 8) * ${2 ** -24};
+  return uniform_of_word(words[element % 4]);
 }
 `;
 
