@@ -2,6 +2,7 @@
 // subscriber with a lower rate gets a subset of what the worker sends for a higher one.
 
 import type { RouteFilter } from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import { randomU32 } from "../../trainer/data/random.ts";
 import type { RouteBatch } from "../../trainer/types.ts";
 import * as enums from "./convert/enums.ts";
 
@@ -48,16 +49,4 @@ function choosesOne({ expertIds, topK }: RouteBatch, token: number, experts: Rea
  * sample lies inside a higher one's.
  */
 export const samples = (step: number, exampleId: number, rate: number): boolean =>
-  rate >= 1 || hash(step, exampleId) < rate * 2 ** 32;
-
-/** 32 well-mixed bits: MurmurHash3's finalizer, once per word. */
-function hash(a: number, b: number): number {
-  return mix(mix(a ^ 0x9e3779b9) ^ b);
-}
-
-function mix(word: number): number {
-  let h = word;
-  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
-  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
-  return (h ^ (h >>> 16)) >>> 0;
-}
+  rate >= 1 || randomU32(0, step, exampleId) < rate * 2 ** 32;

@@ -1,0 +1,182 @@
+// A trainer that computes nothing: instant, deterministic, and strict about how it is used. It notes every call, refuses
+// calls that overlap (only steps may, two at a time), and writes checkpoints that can be resumed from.
+
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type {
+  Engine,
+  EvaluationResult,
+  Generation,
+  MatchedTensor,
+  PlanCost,
+  RouteBatch,
+  RunConfig,
+  StepMetrics,
+  TrainablePlan,
+  TrainableReport,
+  TrainingRun,
+} from "../../src/trainer/types.ts";
+
+export interface FakeEngineOptions {
+  /** Loss of a step, counted from 1. Default: 1 / step. */
+  readonly loss?: (step: number) => number;
+  /** Called before each step; what it throws, the step fails with. It may wait. */
+  readonly beforeStep?: (step: number) => void | Promise<void>;
+  /** Called before each evaluation and generation; it may wait. */
+  readonly beforeInference?: () => void | Promise<void>;
+  /** Thrown by setTrainable. */
+  readonly setTrainableError?: Error;
+}
+
+export interface FakeEngine extends Engine {
+  /** Every call in order, e.g. `step 3`, `evaluate validation 256 at 4`. */
+  readonly calls: string[];
+  readonly configs: RunConfig[];
+  /** Most steps that were in flight together. */
+  readonly mostInFlight: () => number;
+}
+
+export const FAKE_COST: PlanCost = {
+  trainableParameters: 10,
+  totalParameters: 20,
+  parameterBytes: 80,
+  gradientBytes: 40,
+  optimizerBytes: 80,
+  activationBytes: 100,
+  peakBytes: 300,
+  forwardFlops: 1000,
+  backwardFlops: 2000,
+  dispatches: 7,
+  weightGradientDispatches: 2,
+};
+
+export const FAKE_TENSOR: MatchedTensor = {
+  name: "encoder.block.1.layer.1.mlp.router.classifier.weight",
+  kind: "router",
+  stack: "encoder",
+  layer: 1,
+  shape: [4, 8],
+  parameters: 32,
+};
+
+/** Two tokens of example 7 at a sparse layer with 4 experts. */
+export const fakeRoutes = (source: RouteBatch["source"], step: number, exampleId = 7): RouteBatch => ({
+  source,
+  step,
+  stack: "encoder",
+  layer: 1,
+  experts: 4,
+  topK: 1,
+  exampleIds: Uint32Array.of(exampleId, exampleId),
+  positions: Uint32Array.of(0, 1),
+  tokenIds: Uint32Array.of(11, 12),
+  expertIds: Uint16Array.of(3, 0),
+  gates: Float32Array.of(0.5, 0.25),
+  kept: Uint8Array.of(1, 0),
+});
+
+export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
+  const calls: string[] = [];
+  const configs: RunConfig[] = [];
+  let mostInFlight = 0;
+
+  function openRun(startStep: number, batchSize: number): TrainingRun {
+    let step = startStep;
+    let plan: TrainablePlan | undefined = configs.at(-1)?.trainable;
+    let inFlight = 0;
+    let busy = false;
+
+    async function alone<R>(what: string, work: () => Promise<R>): Promise<R> {
+      if (busy || inFlight > 0) throw new Error(`${what} overlaps ${inFlight} steps in flight`);
+      calls.push(what);
+      busy = true;
+      try {
+        return await work();
+      } finally {
+        busy = false;
+      }
+    }
+    const report = (): TrainableReport => ({
+      matched: [FAKE_TENSOR],
+      before: FAKE_COST,
+      after: { ...FAKE_COST, predictedStepSeconds: 0.25 },
+      state: { restored: [], fresh: [FAKE_TENSOR.name], kept: [], dropped: [] },
+      effectiveStep: step,
+    });
+    const run: TrainingRun = {
+      get step() {
+        return step;
+      },
+      cost: FAKE_COST,
+      trainable: [FAKE_TENSOR],
+      data: { examples: 5, truncatedInputs: 1, truncatedTargets: 0 },
+      onRoutes: undefined,
+      async trainStep(): Promise<StepMetrics> {
+        if (busy) throw new Error("a step overlaps another call");
+        const done = ++step;
+        mostInFlight = Math.max(mostInFlight, ++inFlight);
+        calls.push(`step ${done}`);
+        try {
+          await options.beforeStep?.(done);
+          await Promise.resolve();
+        } finally {
+          inFlight--;
+        }
+        run.onRoutes?.(fakeRoutes("training", done - 1));
+        const loss = options.loss?.(done) ?? 1 / done;
+        const common = { step: done, loss, totalLoss: loss, gradientNorm: 1, learningRate: 0.1 };
+        return { ...common, tokens: 8, stepSeconds: 0.5, layers: [] };
+      },
+      planTrainable: () => report(),
+      setTrainable: (wanted) =>
+        alone("setTrainable", async () => {
+          if (options.setTrainableError) throw options.setTrainableError;
+          plan = wanted;
+          return report();
+        }),
+      evaluate: (_file, split, maxExamples) =>
+        alone(`evaluate ${split} ${maxExamples} at ${step}`, async (): Promise<EvaluationResult> => {
+          await options.beforeInference?.();
+          const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: 0.25, accuracy: 0.25 };
+          return { step, split, examples: 5, ...scores, layers: [], seconds: 0.125 };
+        }),
+      generate: (inputs) =>
+        alone(`generate ${inputs.join(" ")}`, async () => {
+          if (inputs.length > batchSize) throw new Error("more inputs than a batch holds");
+          await options.beforeInference?.();
+          return inputs.map((input, i): Generation => {
+            const text = input.toUpperCase();
+            return { input, text, inputIds: [1], tokenIds: [2], routes: [fakeRoutes("generation", step, i)] };
+          });
+        }),
+      saveCheckpoint: (directory) =>
+        alone(`save at ${step}`, async () => {
+          await writeFile(join(directory, "training.json"), JSON.stringify({ format: 1, step, plan }));
+          return { bytes: 64 };
+        }),
+      exportModel: (directory) =>
+        alone("export", async () => {
+          await writeFile(join(directory, "config.json"), "{}");
+          return { bytes: 2 };
+        }),
+      close: () => void calls.push("close"),
+    };
+    return run;
+  }
+
+  return {
+    calls,
+    configs,
+    mostInFlight: () => mostInFlight,
+    async openRun(config, resumeFrom) {
+      calls.push(resumeFrom === undefined ? "openRun" : "openRun resumed");
+      configs.push(config);
+      const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
+      return openRun(saved ? saved.step : 0, config.batchSize);
+    },
+    async openModel(directory, batchSize) {
+      calls.push(`openModel ${directory}`);
+      return openRun(0, batchSize);
+    },
+  };
+}
