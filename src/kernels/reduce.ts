@@ -1,0 +1,124 @@
+// Ordered sums of long f32 arrays, and the global gradient norm with its clip factor.
+//
+// Two stages, no atomics: a workgroup sums a chunk of 4096 elements into one partial, one workgroup sums the partials.
+// Inside a workgroup each thread sums every 64th element in order, then thread 0 adds the 64 sums in order, so the
+// result is the same bit for bit every time. One barrier per chunk: both targets share the kernels.
+//
+// Partials of several arrays can lie in one buffer: `sumOfSquares` of every gradient writes its own stretch of it, and
+// one `gradientNorm` reads it all.
+
+import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { STEP_SCALARS } from "./step_scalars.ts";
+
+const CHUNK = 4096;
+const THREADS = 64;
+
+/** f32 partial sums that an array of `count` elements leaves: the size of its stretch, or of the scratch of {@link sum}. */
+export const partialsOfCount = (count: number): number => Math.max(1, Math.ceil(count / CHUNK));
+
+/** WGSL: `sum_range(lane, begin, end)`, complete in lane 0, over `term(i)`; all lanes call it once. */
+const sumRange = (term: string): string => /* wgsl */ `
+var<workgroup> lane_sums: array<f32, ${THREADS}>;
+fn sum_range(lane: u32, begin: u32, end: u32) -> f32 {
+  var sum = 0.0;
+  for (var i = begin + lane; i < end; i += ${THREADS}) { sum += ${term}; }
+  lane_sums[lane] = sum;
+  workgroupBarrier();
+  if (lane > 0) { return 0; }
+  for (var other = 1u; other < ${THREADS}; other++) { sum += lane_sums[other]; }
+  return sum;
+}
+`;
+
+const chunkKernel = (name: string, term: string) =>
+  defineKernel({
+    name,
+    params: { count: "u32", partial_offset: "u32" },
+    buffers: { x: read("f32"), partials: write("f32") },
+    wgsl: /* wgsl */ `${LINEAR_INDEX}${sumRange(term)}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let chunk = linear_index(wid, num);
+  if (chunk > 0 && chunk * ${CHUNK} >= params.count) { return; }
+  let sum = sum_range(lane, chunk * ${CHUNK}, min((chunk + 1) * ${CHUNK}, params.count));
+  if (lane == 0) { partials[params.partial_offset + chunk] = sum; }
+}`,
+  });
+
+const sumChunks = chunkKernel("sum_chunks", "x[i]");
+const squareChunks = chunkKernel("sum_of_squares", "x[i] * x[i]");
+
+const sumTotal = defineKernel({
+  name: "sum_total",
+  params: { partial_count: "u32", out_index: "u32", scale: "f32" },
+  buffers: { partials: read("f32"), out: write("f32") },
+  wgsl: /* wgsl */ `${sumRange("partials[i]")}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(local_invocation_index) lane: u32) {
+  let sum = sum_range(lane, 0, params.partial_count);
+  if (lane == 0) { out[params.out_index] = params.scale * sum; }
+}`,
+});
+
+const normKernel = defineKernel({
+  name: "gradient_norm",
+  params: { partial_count: "u32" },
+  buffers: { partials: read("f32"), step: { access: "read", type: "StepScalars" }, out: write("f32") },
+  wgsl: /* wgsl */ `${STEP_SCALARS}${sumRange("partials[i]")}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(local_invocation_index) lane: u32) {
+  let sum = sum_range(lane, 0, params.partial_count);
+  if (lane > 0) { return; }
+  let norm = sqrt(sum) / step.loss_scale;
+  let clip = select(1.0, min(1.0, step.max_gradient_norm / (norm + 1e-6)), step.max_gradient_norm > 0);
+  out[0] = norm;
+  out[1] = clip / step.loss_scale;
+}`,
+});
+
+const chunkGroups = (count: number): [number, number] => spread(partialsOfCount(count));
+
+/** out[outIndex] = scale · Σ x; x [count] f32, scratch [{@link partialsOfCount}(count)] f32. */
+export function sum<T>(
+  { x, out, scratch }: Record<"x" | "out" | "scratch", T>,
+  { count, outIndex, scale }: { count: number; outIndex: number; scale: number },
+): Command<T>[] {
+  const total = { partial_count: partialsOfCount(count), out_index: outIndex, scale };
+  return [
+    call(sumChunks, { count, partial_offset: 0 }, { x, partials: scratch }, chunkGroups(count)),
+    call(sumTotal, total, { partials: scratch, out }, [1]),
+  ];
+}
+
+/** partials[partialOffset .. + partialCount) = sums of x² over chunks; x [count] f32, partialCount = partialsOfCount(count). */
+export function sumOfSquares<T>(
+  buffers: Record<"x" | "partials", T>,
+  { count, partialOffset, partialCount }: { count: number; partialOffset: number; partialCount: number },
+): Command<T>[] {
+  if (partialCount !== partialsOfCount(count))
+    throw new RangeError(`${count} elements leave ${partialsOfCount(count)} partial sums, not ${partialCount}`);
+  return [call(squareChunks, { count, partial_offset: partialOffset }, buffers, chunkGroups(count))];
+}
+
+/**
+ * out[0] = the global norm, sqrt(Σ partials) / loss_scale; out[1] = what to multiply a gradient with: the clip factor
+ * min(1, max_gradient_norm / (norm + 1e-6)), 1 when max_gradient_norm is 0, divided by loss_scale.
+ * The clip factor is that of torch.nn.utils.clip_grad_norm_ (optax.clip_by_global_norm has no 1e-6).
+ * partials [partialCount] f32, step = the StepScalars, out [2] f32.
+ */
+export const gradientNorm = <T>(
+  buffers: Record<"partials" | "step" | "out", T>,
+  { partialCount }: { partialCount: number },
+): Command<T>[] => [call(normKernel, { partial_count: partialCount }, buffers, [1])];
+
+/** {@link gradientNorm} in float64, from the gradients themselves. */
+export function gradientNormReference(
+  gradients: readonly ArrayLike<number>[],
+  { lossScale, maxGradientNorm }: { lossScale: number; maxGradientNorm: number },
+): [norm: number, factor: number] {
+  let squares = 0;
+  for (const gradient of gradients) for (let i = 0; i < gradient.length; i++) squares += gradient[i] ** 2;
+  const norm = Math.sqrt(squares) / lossScale;
+  const clip = maxGradientNorm > 0 ? Math.min(1, maxGradientNorm / (norm + 1e-6)) : 1;
+  return [norm, clip / lossScale];
+}
