@@ -87,11 +87,12 @@ export function reportError(error: unknown, json: boolean, server: string): numb
     return exitCode(problems.code);
   }
   const total = Number(problems.figures.problems ?? problems.fields.length);
-  // The message of an error with field problems only repeats them.
-  note(problems.fields.length > 0 ? `thaw: ${problems.code}` : `thaw: ${problems.code}: ${problems.message}`);
+  // grpc-js says no more than the system's error; the message of an error with field problems only repeats them.
+  const nobody = problems.code === "UNAVAILABLE" && problems.message.startsWith("No connection established");
+  const message = nobody ? `no server at ${server}; "thaw serve" starts one` : problems.message;
+  note(problems.fields.length > 0 ? `thaw: ${problems.code}` : `thaw: ${problems.code}: ${message}`);
   for (const { field, message } of problems.fields) note(field ? `  ${field}: ${message}` : `  ${message}`);
   if (total > problems.fields.length) note(`  and ${total - problems.fields.length} more`);
-  if (problems.code === "UNAVAILABLE") note(`  is a server running at ${server}? "thaw serve" starts one`);
   if (problems.retryAfterMs !== undefined) note(`  try again in ${Math.ceil(problems.retryAfterMs / 1000)} s`);
   return exitCode(problems.code);
 }
