@@ -63,10 +63,12 @@ const gpu = gpuEnvironment();
 console.log(`${gpu.adapter} adapter: ${gpu.reason}`);
 
 const running = new Set<ChildProcess>();
-process.on("SIGINT", () => {
-  for (const child of running) killGroup(child);
-  process.exit(130);
-});
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.on(signal, () => {
+    for (const child of running) killGroup(child);
+    process.exit(1);
+  });
+}
 
 const results: Result[] = [];
 const runs = values.runtime.flatMap((name) => testFiles(RUNTIMES[name], filters).map((file) => ({ name, file })));
