@@ -5,13 +5,14 @@
 // weight gradient with few outputs and a long k is parallel over its outputs only.
 //
 // Software: 8×8 results per thread, 16×4 for very narrow outputs (a router), 4×8 and 1×8 for very short ones (a decode
-// step). On SwiftShader with two AMD EPYC cores, GFLOP/s by `npx tsx test/bench/matmul.ts`:
+// step). On SwiftShader with two AMD EPYC cores shared with other work (so ±30 %), GFLOP/s in the order of
+// test/bench/matmul.ts, which repeats the tile that is chosen; the others by editing `softwareTile`:
 //   m×n×k   512×64×64  512×64×128  64×64×1000  4096×64×64  512×4×64
-//   8×8     2.2        2.4         2.3         3.2         0.6–0.9
+//   8×8     2.2        2.4         2.3         3.2         0.9
 //   16×4    2.1        2.3         1.8         2.5         1.5
-//   4×4     1.6        1.2         1.5         1.3         0.9–1.2
-// 4×8, 4×16 and 8×16 lie within the noise (±25 %) of 8×8; so do workgroups of 4, 16 and 64 threads, and the robustness
-// checks switched off: the time goes into SwiftShader's arithmetic, not into loads.
+//   4×4     1.6        1.4         1.5         1.3         1.2
+// 4×8, 4×16 and 8×16 lie within that noise of 8×8, as do workgroups of 4, 16 and 64 threads; the robustness checks
+// switched off change nothing.
 // Hardware: 64×64 per workgroup, 4×4 per thread; 128×128 and 8×8 where the output is large enough to fill a GPU so.
 
 import type { KernelTarget } from "./capabilities.ts";

@@ -1,5 +1,6 @@
 // For kernel tests: seeded values, and a run that is made twice and must give the same bits both times.
 
+import { Buffer } from "node:buffer";
 import * as assert from "uvu/assert";
 import type { Command } from "../../src/kernels/kernel.ts";
 import { runCommands, type TestArray, testDevice } from "../support/gpu.ts";
