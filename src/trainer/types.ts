@@ -304,5 +304,10 @@ export interface TrainingRun {
 export interface Engine {
   openRun(config: RunConfig, resumeFrom?: string): Promise<TrainingRun>;
   /** A model for generation and evaluation only: `trainStep`, `setTrainable` and `saveCheckpoint` throw. */
-  openModel(directory: string, batchSize: number, maxInputTokens: number, maxTargetTokens: number): Promise<TrainingRun>;
+  openModel(
+    directory: string,
+    batchSize: number,
+    maxInputTokens: number,
+    maxTargetTokens: number,
+  ): Promise<TrainingRun>;
 }

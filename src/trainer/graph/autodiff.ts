@@ -15,7 +15,8 @@ interface Entry {
 
 /**
  * Appends the backward pass. Returns the gradient of every trainable parameter, by parameter name: shape of the
- * parameter, or `[slots, …]` where only some experts train. A trainable parameter that no loss depends on is absent.
+ * parameter, or `[slots, …]` where only some experts train. A trainable parameter that no loss depends on has gradient 0
+ * and is stepped like any other.
  */
 export function differentiate(graph: Graph): Map<string, Tensor> {
   const entries = new Map<Tensor, Entry>();
@@ -61,12 +62,24 @@ export function differentiate(graph: Graph): Map<string, Tensor> {
 
   const result = new Map<string, Tensor>();
   for (const [name, parameter] of graph.parameters) {
-    const entry = entries.get(parameter);
-    if (!entry) continue;
-    entry.tensor.role = "gradient";
-    result.set(name, entry.tensor);
+    if (!parameter.requiresGradient) continue;
+    const gradient = entries.get(parameter)?.tensor ?? zeroGradient(graph, parameter);
+    gradient.role = "gradient";
+    result.set(name, gradient);
   }
   return result;
+}
+
+function zeroGradient(graph: Graph, parameter: Tensor): Tensor {
+  const out = gradientTensor(graph, parameter);
+  graph.add({
+    name: "zero_gradient",
+    reads: [],
+    writes: [out],
+    parameter: parameter.parameter,
+    lower: () => [{ clear: out }],
+  });
+  return out;
 }
 
 /** A tensor for the gradient of `of`; compact over the trainable experts where only some train. */

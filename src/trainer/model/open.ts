@@ -17,7 +17,9 @@ import { switchModel } from "./switch/switch.ts";
 type Json = Readonly<Record<string, unknown>>;
 
 /** Model families by `model_type`. */
-const FAMILIES: Readonly<Record<string, (config: Json) => Model>> = { switch_transformers: switchModel };
+const FAMILIES: Readonly<Record<string, (config: Json, checkpointKeys: ReadonlySet<string>) => Model>> = {
+  switch_transformers: switchModel,
+};
 
 export interface OpenModel {
   readonly directory: string;
@@ -33,14 +35,16 @@ export interface OpenModel {
  */
 export async function openModelDirectory(directory: string): Promise<OpenModel> {
   const config = await readConfig(directory);
-  const model = modelOf(config);
+  checkModelType(config);
   const tokenizer = await loadTokenizer(directory);
-  if (tokenizer && tokenizer.vocabularySize > model.vocabularySize)
-    throw inputError("tokenizer.json", [
-      `has ${tokenizer.vocabularySize} tokens; the model's vocabulary has ${model.vocabularySize}`,
-    ]);
   const checkpoint = await openCheckpoint(directory);
+  let model: Model;
   try {
+    model = modelOf(config, new Set(checkpoint.tensors.keys()));
+    if (tokenizer && tokenizer.vocabularySize > model.vocabularySize)
+      throw inputError("tokenizer.json", [
+        `has ${tokenizer.vocabularySize} tokens; the model's vocabulary has ${model.vocabularySize}`,
+      ]);
     checkCheckpoint(model, checkpoint);
   } catch (error) {
     await checkpoint.close();
@@ -62,14 +66,22 @@ async function readConfig(directory: string): Promise<Json> {
   return config as Json;
 }
 
-/** The model of a configuration. @throws InputError for an unknown `model_type` */
-export function modelOf(config: Json): Model {
+/** The `model_type`, if there is a family of it. */
+function checkModelType(config: Json): string {
   const type = config.model_type;
   if (typeof type !== "string" || !Object.hasOwn(FAMILIES, type))
     throw inputError("config.json", [
       `model_type ${JSON.stringify(type)} is not supported; supported: ${Object.keys(FAMILIES).join(", ")}`,
     ]);
-  return FAMILIES[type](config);
+  return type;
+}
+
+/**
+ * The model of a configuration and, where a family leaves the choice to the checkpoint, of the keys that are there.
+ * @throws InputError for an unknown `model_type` or a configuration that is not supported
+ */
+export function modelOf(config: Json, checkpointKeys: ReadonlySet<string> = new Set()): Model {
+  return FAMILIES[checkModelType(config)](config, checkpointKeys);
 }
 
 /** Compares names, shapes and types of a checkpoint with the model's; throws one InputError listing every mismatch. */

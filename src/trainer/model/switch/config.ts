@@ -24,6 +24,8 @@ export interface SwitchConfig {
   readonly routerZCoefficient: number;
   readonly routerBalanceCoefficient: number;
   readonly tied: boolean;
+  /** Encoder and decoder have embedding tables of their own beside `shared.weight`, which then serves nothing. */
+  readonly separateEmbeddings: boolean;
   readonly padTokenId: number;
   readonly eosTokenId: number;
   readonly decoderStartTokenId: number;
@@ -31,8 +33,12 @@ export interface SwitchConfig {
 
 type Json = Readonly<Record<string, unknown>>;
 
-/** Reads config.json of a Switch model. Defaults are those of SwitchTransformersConfig (transformers 5.17). */
-export function parseSwitchConfig(json: Json): SwitchConfig {
+/**
+ * Reads config.json of a Switch model. Defaults are those of SwitchTransformersConfig (transformers 5.17), and so is
+ * what an untied model embeds with: tables of its own for each stack when its checkpoint, whose keys are
+ * `checkpointKeys`, has them (transformers 5), the shared one when it has not (transformers 4).
+ */
+export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string>): SwitchConfig {
   const problems: Problem[] = [];
   const bad = (field: string, message: string) => problems.push({ field: `config.${field}`, message });
 
@@ -67,6 +73,7 @@ export function parseSwitchConfig(json: Json): SwitchConfig {
     return sparse > 0 ? Math.floor(layers / sparse) : layers;
   };
   const vocabularySize = positive("vocab_size", 32128);
+  const tied = json.tie_word_embeddings !== false;
   const config: SwitchConfig = {
     vocabularySize,
     dModel: positive("d_model", 768),
@@ -86,7 +93,8 @@ export function parseSwitchConfig(json: Json): SwitchConfig {
     routerJitter: share("router_jitter_noise", 0.01),
     routerZCoefficient: coefficient("router_z_loss_coef", 0.001),
     routerBalanceCoefficient: coefficient("router_aux_loss_coef", 0.001),
-    tied: json.tie_word_embeddings !== false,
+    tied,
+    separateEmbeddings: !tied && checkpointKeys.has("encoder.embed_tokens.weight"),
     padTokenId: count("pad_token_id", 0),
     eosTokenId: count("eos_token_id", 1),
     decoderStartTokenId: count("decoder_start_token_id", 0),

@@ -39,7 +39,7 @@ const drop = (b: SwitchBuild): Dropout => ({ rate: b.options.dropout, step: b.st
 /** The encoder; `mask` [batch, inputLength] hides padded keys, `routed` marks tokens that may be routed. */
 export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: Tensor, into?: Tensor): Tensor {
   const { graph: g, config: c, options: o } = b;
-  let h = dropout(g, embedding(g, "encoder_embedding", parameter(b, "shared.weight"), ids), drop(b));
+  let h = dropout(g, embedding(g, "encoder_embedding", embeddingTable(b, "encoder"), ids), drop(b));
   const bias = positionBias(b, "encoder", o.inputLength);
   for (let layer = 0; layer < c.encoderLayers; layer++) {
     const block = `encoder.block.${layer}.layer`;
@@ -52,7 +52,7 @@ export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: T
 /** The decoder; cross-attention reads `encoded` [batch·inputLength, dModel] under the encoder's `mask`. */
 export function decode(b: SwitchBuild, ids: TokenLookup, encoded: Tensor, mask: Tensor, routed: Tensor): Tensor {
   const { graph: g, config: c, options: o } = b;
-  let h = dropout(g, embedding(g, "decoder_embedding", parameter(b, "shared.weight"), ids), drop(b));
+  let h = dropout(g, embedding(g, "decoder_embedding", embeddingTable(b, "decoder"), ids), drop(b));
   const bias = positionBias(b, "decoder", o.targetLength);
   for (let layer = 0; layer < c.decoderLayers; layer++) {
     const block = `decoder.block.${layer}.layer`;
@@ -74,6 +74,9 @@ export function vocabularyHead(b: SwitchBuild): { weight: Tensor; alpha: number 
     ? { weight: parameter(b, "shared.weight"), alpha: b.config.dModel ** -0.5 }
     : { weight: parameter(b, "lm_head.weight"), alpha: 1 };
 }
+
+const embeddingTable = (b: SwitchBuild, stack: Stack): Tensor =>
+  parameter(b, b.config.separateEmbeddings ? `${stack}.embed_tokens.weight` : "shared.weight");
 
 interface Bias {
   readonly table: Tensor;

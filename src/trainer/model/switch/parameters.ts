@@ -16,6 +16,7 @@ export function switchParameters(c: SwitchConfig): ParameterSpec[] {
 
   add("shared.weight", "embedding", [c.vocabularySize, c.dModel]);
   for (const stack of ["encoder", "decoder"] as const) {
+    if (c.separateEmbeddings) add(`${stack}.embed_tokens.weight`, "embedding", [c.vocabularySize, c.dModel], { stack });
     const layers = stack === "encoder" ? c.encoderLayers : c.decoderLayers;
     const step = stack === "encoder" ? c.encoderSparseStep : c.decoderSparseStep;
     for (let layer = 0; layer < layers; layer++) {
@@ -66,9 +67,9 @@ export function switchParameters(c: SwitchConfig): ParameterSpec[] {
 
 /** Keys a checkpoint may carry that only repeat another tensor. */
 export function switchAliases(c: SwitchConfig): Readonly<Record<string, string>> {
+  const embeddings = { "encoder.embed_tokens.weight": "shared.weight", "decoder.embed_tokens.weight": "shared.weight" };
   return {
-    "encoder.embed_tokens.weight": "shared.weight",
-    "decoder.embed_tokens.weight": "shared.weight",
+    ...(c.separateEmbeddings ? {} : embeddings),
     ...(c.tied ? { "lm_head.weight": "shared.weight" } : {}),
   };
 }

@@ -6,8 +6,11 @@ import { switchAliases, switchParameters } from "./parameters.ts";
 import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
 
 /** A Switch model from its config.json. @throws InputError naming every field that is wrong or not supported */
-export function switchModel(configJson: Readonly<Record<string, unknown>>): Model {
-  const config = parseSwitchConfig(configJson);
+export function switchModel(
+  configJson: Readonly<Record<string, unknown>>,
+  checkpointKeys: ReadonlySet<string> = new Set(),
+): Model {
+  const config = parseSwitchConfig(configJson, checkpointKeys);
   const parameters = switchParameters(config);
   return {
     modelType: "switch_transformers",

@@ -1,0 +1,153 @@
+// What is frozen costs nothing: shown on the lowered graph, dispatch by dispatch, without a device.
+
+import { test } from "uvu";
+import * as assert from "uvu/assert";
+import type { LoweredGraph } from "../../src/trainer/graph/lowered.ts";
+import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
+import { resolveTrainable, type TrainableSet } from "../../src/trainer/groups.ts";
+import type { TrainingGraph } from "../../src/trainer/model/family.ts";
+import { modelOf } from "../../src/trainer/model/open.ts";
+import { PRESETS, type Selector, type TrainableSelection } from "../../src/trainer/types.ts";
+import { TINY_CONFIG } from "../support/tiny_model.ts";
+
+const model = modelOf(TINY_CONFIG);
+const options = {
+  batch: 3,
+  inputLength: 8,
+  targetLength: 4,
+  dropout: 0.1,
+  jitter: 0.01,
+  capacity: { rule: "factor", factor: 1.25 },
+  group: "batch",
+  balanceCoefficient: 1e-2,
+  zCoefficient: 1e-3,
+  lossGradient: true,
+} as const;
+
+interface Built {
+  trainable: TrainableSet;
+  training: TrainingGraph;
+  lowered: LoweredGraph;
+}
+
+function build(selection: Partial<TrainableSelection>, changes: Partial<typeof options> = {}): Built {
+  const trainable = resolveTrainable(model.parameters, { add: [], remove: [], ...selection });
+  const constants = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+  const training = model.trainingGraph("software", trainable, { ...options, ...changes }, constants);
+  return { trainable, training, lowered: lowerGraph(training.graph, 256) };
+}
+
+const selector = (s: Partial<Selector>): Selector => ({ kinds: [], stacks: [], experts: [], ...s });
+const bytesOf = ({ lowered }: Built) => lowered.memory.slotBytes.reduce((n, b) => n + b, 0);
+const backwardWrites = ({ training }: Built) =>
+  training.graph.nodes.filter((n) => n.phase === "backward").flatMap((n) => n.writes.map((t) => t.name));
+
+for (const preset of PRESETS) {
+  test(`${preset}: weight-gradient dispatches exist for trainable tensors and for no other`, () => {
+    const { trainable, lowered } = build({ preset });
+    assert.equal([...lowered.weightGradientDispatches.keys()].sort(), [...trainable.keys()].sort());
+  });
+
+  test(`${preset}: optimizer state exists for trainable tensors and for no other`, () => {
+    const { trainable, training, lowered } = build({ preset });
+    const state = training.graph.tensors.filter((t) => t.role === "optimizer");
+    assert.equal([...new Set(state.map((t) => t.parameter!.name))].sort(), [...trainable.keys()].sort());
+    const trained = model.parameters.filter((p) => trainable.has(p.name));
+    const parameters = trained.reduce((n, p) => n + p.shape.reduce((a, b) => a * b, 1), 0);
+    const updated = training.graph.nodes.filter((n) => n.phase === "optimizer" && n.name === "adamw");
+    assert.is(updated.length, trainable.size);
+    assert.ok(
+      lowered.memory.bytes.optimizer >= 8 * parameters &&
+        lowered.memory.bytes.optimizer < 8 * parameters + 32 * trainable.size,
+    );
+    assert.ok(
+      lowered.memory.bytes.gradient >= 4 * parameters &&
+        lowered.memory.bytes.gradient < 4 * parameters + 16 * trainable.size,
+    );
+  });
+}
+
+test("training less never costs more: dispatches, FLOPs, activation bytes", () => {
+  const all = build({ preset: "all" });
+  for (const preset of PRESETS.filter((p) => p !== "all")) {
+    const some = build({ preset });
+    assert.ok(some.lowered.dispatches < all.lowered.dispatches, preset);
+    assert.ok(some.lowered.flops.backward < all.lowered.flops.backward, preset);
+    assert.ok(bytesOf(some) <= bytesOf(all), preset);
+  }
+});
+
+test("backward stops at the lowest trainable layer", () => {
+  const encoderTop = build({ add: [selector({ kinds: ["ffn"], stacks: ["encoder"], layers: { first: 2, last: 3 } })] });
+  const below = backwardWrites(encoderTop).filter((name) =>
+    /^d_encoder\.block\.[01]\.|^d_encoder_embedding/.test(name),
+  );
+  assert.equal(below, []);
+  // Layer 2's attention lies below its feed-forward, whose wi is the lowest trainable tensor.
+  assert.equal(
+    backwardWrites(encoderTop).filter((name) => name.startsWith("d_encoder.block.2.layer.0")),
+    [],
+  );
+});
+
+test("training only the decoder sends no gradient into the encoder, and keeps nothing of it", () => {
+  const decoder = build({ add: [selector({ kinds: ["ffn"], stacks: ["decoder"] })] });
+  assert.equal(
+    backwardWrites(decoder).filter((name) => name.includes("encoder.") || name.includes("encoder_output")),
+    [],
+  );
+  const { nodes } = decoder.training.graph;
+  const firstBackward = nodes.findIndex((n) => n.phase === "backward");
+  const read = nodes.slice(firstBackward).flatMap((n) => n.reads.map((t) => t.name));
+  assert.equal(
+    read.filter((name) => name.startsWith("encoder")),
+    [],
+  );
+});
+
+test("training the head alone has no backward dispatch but the head's own", () => {
+  const untied = modelOf({ ...TINY_CONFIG, tie_word_embeddings: false });
+  const trainable = resolveTrainable(untied.parameters, { add: [selector({ kinds: ["head"] })], remove: [] });
+  const built = untied.trainingGraph("software", trainable, options, { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 });
+  assert.is(built.graph.nodes.filter((n) => n.phase === "backward").length, 0);
+  assert.equal([...lowerGraph(built.graph, 256).weightGradientDispatches.keys()], ["lm_head.weight"]);
+});
+
+test("a frozen router still passes the router losses into the layers below, unless they are off", () => {
+  const nodes = (lossGradient: boolean) =>
+    build({ preset: "ffn" }, { lossGradient } as Partial<typeof options>).training.graph.nodes.map((n) => n.name);
+  assert.ok(nodes(true).includes("router_gradient"));
+  // The gates still depend on the layers below, so the router's input gradient stays; its weight gradient never exists.
+  assert.not.ok(
+    [...build({ preset: "ffn" }).lowered.weightGradientDispatches.keys()].some((n) => n.includes("router")),
+  );
+});
+
+test("an expert's gradient and state are compact over the trainable experts", () => {
+  const some = build({ add: [selector({ kinds: ["expert"], experts: [1, 3] })] });
+  for (const { gradient, m, v, slots } of some.training.optimizer.entries) {
+    assert.equal(slots, [1, 3]);
+    for (const t of [gradient, m, v]) assert.is(t.shape[0], 2);
+  }
+  const whole = build({ add: [selector({ kinds: ["expert"] })] });
+  assert.is(some.lowered.memory.bytes.optimizer * 2, whole.lowered.memory.bytes.optimizer);
+});
+
+test("tensors alive at the same time never share a slot", () => {
+  const { training, lowered } = build({ preset: "all" });
+  const spans = new Map<number, { name: string; slot: number; first: number; last: number }>();
+  training.graph.nodes.forEach((node, i) => {
+    for (const t of [...node.reads, ...node.writes, ...node.scratch]) {
+      if (t.role !== "activation") continue;
+      const slot = lowered.memory.slotOf.get(t)!;
+      const span = spans.get(t.id) ?? { name: t.name, slot, first: i, last: i };
+      spans.set(t.id, { ...span, last: t.kept ? training.graph.nodes.length : i });
+    }
+  });
+  const list = [...spans.values()];
+  for (const a of list)
+    for (const b of list)
+      if (a !== b && a.slot === b.slot) assert.ok(a.last < b.first || b.last < a.first, `${a.name} and ${b.name}`);
+});
+
+test.run();
