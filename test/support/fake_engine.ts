@@ -3,18 +3,20 @@
 
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type {
-  Engine,
-  EvaluationResult,
-  Generation,
-  MatchedTensor,
-  PlanCost,
-  RouteBatch,
-  RunConfig,
-  StepMetrics,
-  TrainablePlan,
-  TrainableReport,
-  TrainingRun,
+import type { HostModels } from "../../src/server/worker/requests.ts";
+import {
+  type Engine,
+  type EvaluationResult,
+  type Generation,
+  InputError,
+  type MatchedTensor,
+  type PlanCost,
+  type RouteBatch,
+  type RunConfig,
+  type StepMetrics,
+  type TrainablePlan,
+  type TrainableReport,
+  type TrainingRun,
 } from "../../src/trainer/types.ts";
 
 export interface FakeEngineOptions {
@@ -74,6 +76,16 @@ export const fakeRoutes = (source: RouteBatch["source"], step: number, exampleId
   gates: Float32Array.of(0.5, 0.25),
   kept: Uint8Array.of(1, 0),
 });
+
+/** Knows no model. */
+export const fakeHost: HostModels = {
+  describe: async () => {
+    throw new InputError([{ field: "", message: "config.json: the file does not exist" }]);
+  },
+  plan: async () => {
+    throw new InputError([{ field: "plan.selection.preset", message: "matches no parameter of this model" }]);
+  },
+};
 
 export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const calls: string[] = [];

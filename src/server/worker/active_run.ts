@@ -81,7 +81,10 @@ export async function openActiveRun(
   function launch(): void {
     // Each waits for the one before, so they arrive, and leave the list, in order.
     const arrival = arrive(training.trainStep(), inFlight.at(-1));
-    inFlight.push(arrival.finally(() => inFlight.shift()));
+    const step = arrival.then(() => {
+      inFlight.shift();
+    });
+    inFlight.push(step);
     asked++;
     planTasks();
   }

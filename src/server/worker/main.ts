@@ -15,9 +15,12 @@ import type { Device } from "../../kernels/device/device.ts";
 import { gpuEnvironment } from "../../kernels/device/launch.ts";
 import { adapterLine, openDevice } from "../../kernels/device/open.ts";
 import { createEngine } from "../../trainer/engine.ts";
+import { describeModel } from "../../trainer/model/open.ts";
 import { adapterToProto } from "./convert/adapter.ts";
 import { decodeFrames, FrameError } from "./frames.ts";
 import { openOutbox } from "./outbox.ts";
+import { planModel } from "./plan_model.ts";
+import type { HostModels } from "./requests.ts";
 import { createWorker } from "./worker.ts";
 
 const PROTOCOL_VERSION = 1;
@@ -69,7 +72,11 @@ async function versions(capabilities: Capabilities): Promise<Record<string, stri
 
 const device = await open();
 const line = adapterLine(device.capabilities, gpuEnvironment().reason);
-const worker = createWorker(createEngine(device), device.capabilities, outbox);
+const host: HostModels = {
+  describe: describeModel,
+  plan: (target, plan) => planModel(device.capabilities, target, plan),
+};
+const worker = createWorker(createEngine(device), host, outbox);
 outbox.send({
   case: "hello",
   value: {

@@ -3,9 +3,15 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import type * as proto from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { type ReplySchema, RunOpenedSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import type { Capabilities } from "../../kernels/capabilities.ts";
-import { describeModel } from "../../trainer/model/open.ts";
-import type { Engine, Generation, RouteBatch, TrainingRun } from "../../trainer/types.ts";
+import type {
+  Engine,
+  Generation,
+  ModelDescription,
+  RouteBatch,
+  TrainablePlan,
+  TrainableReport,
+  TrainingRun,
+} from "../../trainer/types.ts";
 import { type ActiveRun, openActiveRun, type RunUpdateBody } from "./active_run.ts";
 import { fillDirectory } from "./checkpoint_directory.ts";
 import { checkpointState } from "./checkpoint_state.ts";
@@ -16,16 +22,21 @@ import { costToProto, reportToProto, tensorToProto } from "./convert/report.ts";
 import { count } from "./convert/scalars.ts";
 import { WrongStateError } from "./errors.ts";
 import type { ModelCache } from "./model_cache.ts";
-import { planModel } from "./plan_model.ts";
 import { subscribeRoutes } from "./route_subscription.ts";
 
 export type Request = proto.ToWorker["request"];
 export type ReplyResult = NonNullable<MessageInitShape<typeof ReplySchema>["result"]>;
 
+/** What can be learnt of a model directory on the host, without opening it on the device. */
+export interface HostModels {
+  describe(directory: string): Promise<ModelDescription>;
+  plan(target: proto.ModelTarget, plan: TrainablePlan): Promise<TrainableReport>;
+}
+
 /** What requests work on. */
 export interface WorkerState {
   readonly engine: Engine;
-  readonly capabilities: Capabilities;
+  readonly host: HostModels;
   readonly models: ModelCache;
   active: ActiveRun | undefined;
   readonly sendUpdate: (run: string, step: number, update: RunUpdateBody) => void;
@@ -71,7 +82,7 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
       const { target, plan } = request.value;
       const { run, model } = targetOf(state, target);
       const wanted = planFromProto(plan);
-      const report = run ? run.training.planTrainable(wanted) : await planModel(state.capabilities, model, wanted);
+      const report = run ? run.training.planTrainable(wanted) : await state.host.plan(model, wanted);
       return reply({ case: "trainable", value: reportToProto(report) });
     }
     case "setTrainable":
@@ -92,7 +103,10 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     case "generate":
       return generate(state, request.value, answer);
     case "describeModel":
-      return reply({ case: "description", value: descriptionToProto(await describeModel(request.value.directory)) });
+      return reply({
+        case: "description",
+        value: descriptionToProto(await state.host.describe(request.value.directory)),
+      });
     case "subscribeRoutes": {
       const run = runNamed(state, request.value.run);
       stopRoutes(run);

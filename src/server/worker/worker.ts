@@ -3,12 +3,11 @@
 
 import { setImmediate } from "node:timers/promises";
 import type { ToWorker } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import type { Capabilities } from "../../kernels/capabilities.ts";
 import type { Engine } from "../../trainer/types.ts";
 import { CancelledError, errorToProto, isRefusal } from "./errors.ts";
 import { openModelCache } from "./model_cache.ts";
 import type { Outbox } from "./outbox.ts";
-import { cancellable, carryOut, type Request, type WorkerState } from "./requests.ts";
+import { cancellable, carryOut, type HostModels, type Request, type WorkerState } from "./requests.ts";
 
 export interface GpuWorker {
   /** Takes a request; never waits. */
@@ -28,7 +27,7 @@ interface Pending {
   answered: boolean;
 }
 
-export function createWorker(engine: Engine, capabilities: Capabilities, outbox: Outbox): GpuWorker {
+export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): GpuWorker {
   const queue: Pending[] = [];
   let current: Pending | undefined;
   let stopped = false;
@@ -36,7 +35,7 @@ export function createWorker(engine: Engine, capabilities: Capabilities, outbox:
 
   const state: WorkerState = {
     engine,
-    capabilities,
+    host,
     models: openModelCache(engine),
     active: undefined,
     sendUpdate: (run, step, update) => outbox.send({ case: "update", value: { run, step: BigInt(step), update } }),
