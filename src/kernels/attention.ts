@@ -15,6 +15,7 @@ import {
   type AttentionVariant,
   common,
   dotProduct,
+  each,
   entry,
   optionalBuffers,
   optionalDeclarations,
@@ -25,7 +26,6 @@ import {
   stagedTiles,
   variantName,
   variantOf,
-  vectorCount,
   vectorType,
   walk,
   workgroupCount,
@@ -45,28 +45,23 @@ export type { AttentionDims, AttentionOptionalBuffers } from "./attention_wgsl.t
 
 function forwardKernel(v: AttentionVariant) {
   const type = vectorType(v);
-  const registers = vectorCount(v);
   const rows = ownedRows(v);
   const eachRow = (text: (r: number) => string) => repeat(rows, text);
-  const each = (text: (d: number) => string) => repeat(registers, text, " ");
   const body = eachRow(
     (r) => /* wgsl */ `
     if (sees(row + ${r}u, j)) {
-      let s = score(${dotProduct(
-        v,
-        (d) => `q${r}_${d}`,
-        (d) => `k${d}`,
-      )}, h, row + ${r}u, j);
+      ${dotProduct(v, "product", `q${r}`, "k_row")}
+      let s = score(product, h, row + ${r}u, j);
       if (s > largest${r}) { // the running sums are relative to the largest score so far
         let correction = exp(largest${r} - s);
         largest${r} = s;
         sum${r} *= correction;
-        ${each((d) => `out${r}_${d} *= correction;`)}
+        ${each(v, (d) => `out${r}[${d}] *= correction;`)}
       }
       let p = exp(s - largest${r});
       sum${r} += p;
       let weight = p${v.dropout ? ` * dropout_factor(b * params.heads + h, row + ${r}u, j)` : ""};
-      ${each((d) => `out${r}_${d} += weight * v${d};`)}
+      ${each(v, (d) => `out${r}[${d}] += weight * v_row[${d}];`)}
     }`,
   );
   return defineKernel<keyof typeof PARAMS, string>({
@@ -88,7 +83,9 @@ ${eachRow(
   (r) => /* wgsl */ `
   // A row past the end reads the last row and writes nothing.
   let at${r} = query_at(b, h, min(row + ${r}u, params.query_length - 1u));
-  ${each((d) => `let q${r}_${d} = q[at${r} + ${d}u]; var out${r}_${d} = ${type}(0.0);`)}
+  var q${r}: Registers;
+  var out${r}: Registers;
+  ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}];`)}
   var largest${r} = LOWEST;
   var sum${r} = 0.0;`,
 )}
@@ -98,7 +95,7 @@ ${eachRow(
   (r) => /* wgsl */ `
   if (row + ${r}u < params.query_length) {
     let inverse = select(0.0, 1.0 / sum${r}, sum${r} > 0.0);
-    ${each((d) => `out[at${r} + ${d}u] = out${r}_${d} * inverse;`)}
+    ${each(v, (d) => `out[at${r} + ${d}] = out${r}[${d}] * inverse;`)}
     log_sum_exp[(b * params.heads + h) * params.query_length + row + ${r}u] = select(LOWEST, largest${r} + log(sum${r}), sum${r} > 0.0);
   }`,
 )}

@@ -13,6 +13,7 @@ import {
   type AttentionVariant,
   common,
   dotProduct,
+  each,
   entry,
   optionalBuffers,
   optionalDeclarations,
@@ -23,7 +24,6 @@ import {
   stagedTiles,
   variantName,
   variantOf,
-  vectorCount,
   vectorType,
   walk,
   workgroupCount,
@@ -105,26 +105,17 @@ const inputBuffers = <T>(v: AttentionVariant, buffers: AttentionGradientInputs<T
 function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
   const type = vectorType(v);
   const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
-  const each = (text: (d: number) => string) => repeat(vectorCount(v), text, " ");
   const forQuery = (text: string) => (sums === "query" ? text : "");
   const forBias = (text: string) => (sums === "bias" ? text : "");
   const body = eachRow(
     (r) => /* wgsl */ `
     if (sees(row + ${r}u, j)) {
-      let s = score(${dotProduct(
-        v,
-        (d) => `q${r}_${d}`,
-        (d) => `k${d}`,
-      )}, h, row + ${r}u, j);
-      let p = exp(s - log_sum_exp${r});
-      var dp = ${dotProduct(
-        v,
-        (d) => `do${r}_${d}`,
-        (d) => `v${d}`,
-      )};
+      ${dotProduct(v, "product", `q${r}`, "k_row")}
+      let p = exp(score(product, h, row + ${r}u, j) - log_sum_exp${r});
+      ${dotProduct(v, "dp", `d_out${r}`, "v_row")}
       ${v.dropout ? `dp *= dropout_factor(b * params.heads + h, row + ${r}u, j);` : ""}
       let d_score = p * (dp - delta${r});
-      ${forQuery(each((d) => `dq${r}_${d} += d_score * k${d};`))}
+      ${forQuery(each(v, (d) => `d_q${r}[${d}] += d_score * k_row[${d}];`))}
       ${forBias(`scratch[sums_at + bucket_of_distance[j + params.query_length - 1u - row - ${r}u]] += d_score;`)}
     }`,
   );
@@ -149,8 +140,10 @@ ${eachRow(
   // A row past the end reads the last row and writes nothing.
   let i${r} = min(row + ${r}u, params.query_length - 1u);
   let at${r} = query_at(b, h, i${r});
-  ${each((d) => `let q${r}_${d} = q[at${r} + ${d}u]; let do${r}_${d} = d_out[at${r} + ${d}u];`)}
-  ${forQuery(each((d) => `var dq${r}_${d} = ${type}(0.0);`))}
+  var q${r}: Registers;
+  var d_out${r}: Registers;
+  ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}]; d_out${r}[${d}] = d_out[at${r} + ${d}];`)}
+  ${forQuery(`var d_q${r}: Registers;`)}
   let log_sum_exp${r} = log_sum_exp[(b * params.heads + h) * params.query_length + i${r}];
   let delta${r} = delta[(b * params.heads + h) * params.query_length + i${r}];`,
 )}
@@ -160,7 +153,7 @@ ${forQuery(
   eachRow(
     (r) => /* wgsl */ `
   if (row + ${r}u < params.query_length) {
-    ${each((d) => `d_q[at${r} + ${d}u] = params.scale * dq${r}_${d};`)}
+    ${each(v, (d) => `d_q[at${r} + ${d}] = params.scale * d_q${r}[${d}];`)}
   }`,
   ),
 )}
@@ -189,21 +182,12 @@ export function attentionQueryGradient<T>(
 function keyValueKernel(v: AttentionVariant) {
   const type = vectorType(v);
   const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
-  const each = (text: (d: number) => string) => repeat(vectorCount(v), text, " ");
   const body = eachRow(
     (r) => /* wgsl */ `
     if (visible${r} && sees(i, row + ${r}u)) {
-      let s = score(${dotProduct(
-        v,
-        (d) => `q${d}`,
-        (d) => `k${r}_${d}`,
-      )}, query_h, i, row + ${r}u);
-      let p = exp(s - row_log_sum_exp);
-      var dp = ${dotProduct(
-        v,
-        (d) => `d_out${d}`,
-        (d) => `v${r}_${d}`,
-      )};
+      ${dotProduct(v, "product", "q_row", `k${r}`)}
+      let p = exp(score(product, query_h, i, row + ${r}u) - row_log_sum_exp);
+      ${dotProduct(v, "dp", "d_out_row", `v${r}`)}
       var weight = p;
       ${
         v.dropout
@@ -214,7 +198,7 @@ function keyValueKernel(v: AttentionVariant) {
           : ""
       }
       let d_score = p * (dp - row_delta);
-      ${each((d) => `dk${r}_${d} += d_score * q${d}; dv${r}_${d} += weight * d_out${d};`)}
+      ${each(v, (d) => `d_k${r}[${d}] += d_score * q_row[${d}]; d_v${r}[${d}] += weight * d_out_row[${d}];`)}
     }`,
   );
   const loop = walk(v, {
@@ -241,8 +225,11 @@ ${eachRow(
   let j${r} = min(row + ${r}u, params.key_length - 1u);
   let visible${r} = row + ${r}u < params.key_length && !key_hidden(b, j${r});
   let at${r} = key_at(b, h, j${r});
-  ${each((d) => `let k${r}_${d} = k[at${r} + ${d}u]; let v${r}_${d} = v[at${r} + ${d}u];`)}
-  ${each((d) => `var dk${r}_${d} = ${type}(0.0); var dv${r}_${d} = ${type}(0.0);`)}`,
+  var k${r}: Registers;
+  var v${r}: Registers;
+  var d_k${r}: Registers;
+  var d_v${r}: Registers;
+  ${each(v, (d) => `k${r}[${d}] = k[at${r} + ${d}]; v${r}[${d}] = v[at${r} + ${d}];`)}`,
 )}
   let query_begin = select(0u, min(block, params.query_length), params.causal != 0u);
   let group = params.heads / params.kv_heads;
@@ -253,7 +240,7 @@ ${loop}
 ${eachRow(
   (r) => /* wgsl */ `
   if (row + ${r}u < params.key_length) {
-    ${each((d) => `d_k[at${r} + ${d}u] = params.scale * dk${r}_${d}; d_v[at${r} + ${d}u] = dv${r}_${d};`)}
+    ${each(v, (d) => `d_k[at${r} + ${d}] = params.scale * d_k${r}[${d}]; d_v[at${r} + ${d}] = d_v${r}[${d}];`)}
   }`,
 )}
 }

@@ -1,177 +1,177 @@
-// Cross-entropy of rows of logits, with the gradient written over the logits, and the arg max of rows.
+// Cross-entropy over a chunk of vocabulary rows, and greedy decoding's argmax.
 //
-//   loss = logsumexp(x) − x[label]        d(loss)/dx = softmax(x) − onehot(label)
-//
-// One workgroup per row: each lane walks every WORKGROUP-th column, partial results meet in workgroup memory in a fixed
-// tree, so a row's bits do not depend on timing. The logits of a chunk of rows are the only copy of them there is:
-// the gradient replaces them in place.
+// The caller never holds the logits of a whole batch: it computes a chunk of rows, calls `crossEntropy`, and uses the
+// gradient, which takes the logits' place, before the next chunk. One workgroup per row: lanes stride over the
+// vocabulary, their partial results are put together in lane order.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
 
-const WORKGROUP = 128;
+/** The label of a position that does not count (Hugging Face's convention). */
+export const IGNORED_LABEL = -100;
 
-/** A label that counts in no loss. */
-const IGNORED = -100;
+const LANES = 64;
 
-// Lanes' maxima with the lowest column that holds each; after `reduce_maximum` entry 0 is the row's.
-const ROW_MAXIMUM = /* wgsl */ `
-const WORKGROUP = ${WORKGROUP}u;
-const NOTHING = -3.4e38;
-var<workgroup> maxima: array<f32, WORKGROUP>;
-var<workgroup> columns: array<u32, WORKGROUP>;
+// The largest logit of a row and its lowest index, known to every lane afterwards.
+const ROW_ARGMAX = /* wgsl */ `${LINEAR_INDEX}
+const LANES = ${LANES}u;
+var<workgroup> lane_value: array<f32, LANES>;
+var<workgroup> lane_index: array<u32, LANES>;
 
-fn reduce_maximum(lane: u32) {
-  for (var half = WORKGROUP / 2u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (lane < half) {
-      let other = lane + half;
-      if (maxima[other] > maxima[lane] || (maxima[other] == maxima[lane] && columns[other] < columns[lane])) {
-        maxima[lane] = maxima[other];
-        columns[lane] = columns[other];
+fn row_argmax(first: u32, lane: u32) {
+  var best = -3.4e38;
+  var best_index = params.vocabulary; // no index yet
+  for (var c = lane; c < params.vocabulary; c += LANES) {
+    let x = logits[first + c];
+    if (best_index == params.vocabulary || x > best) {
+      best = x;
+      best_index = c;
+    }
+  }
+  lane_value[lane] = best;
+  lane_index[lane] = best_index;
+  workgroupBarrier();
+  if (lane == 0u) {
+    for (var other = 1u; other < min(LANES, params.vocabulary); other++) {
+      let x = lane_value[other];
+      if (x > best || (x == best && lane_index[other] < best_index)) {
+        best = x;
+        best_index = lane_index[other];
       }
     }
+    lane_value[0] = best;
+    lane_index[0] = best_index;
   }
   workgroupBarrier();
 }
-
-fn find_maximum(lane: u32, start: u32, vocabulary: u32) {
-  var best = NOTHING;
-  var column = 0xffffffffu;
-  for (var v = lane; v < vocabulary; v += WORKGROUP) {
-    let x = logits[start + v];
-    if (x > best || column == 0xffffffffu) { best = x; column = v; }
-  }
-  maxima[lane] = best;
-  columns[lane] = column;
-  reduce_maximum(lane);
-}
 `;
 
-function crossEntropyKernel(gradient: boolean) {
-  return defineKernel({
+const ENTRY = /* wgsl */ `
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let row = linear_index(wid, num);
+  if (row >= params.rows) { return; }
+  let first = row * params.vocabulary;
+  row_argmax(first, lane);
+`;
+
+const crossEntropyKernel = (gradient: boolean) =>
+  defineKernel<"rows" | "vocabulary" | "row_offset", string>({
     name: gradient ? "cross_entropy_gradient" : "cross_entropy",
     params: { rows: "u32", vocabulary: "u32", row_offset: "u32" },
     buffers: {
       logits: gradient ? write("f32") : read("f32"), // [rows, vocabulary]
-      labels: read("i32"), //       [row_offset + rows]
-      row_loss: write("f32"), //    [row_offset + rows]
-      row_correct: write("u32"), // [row_offset + rows]
-      step: { access: "read", type: "StepScalars" },
+      labels: read("i32"),
+      row_loss: write("f32"),
+      row_correct: write("u32"),
+      ...(gradient ? { step: { access: "read", type: "StepScalars" } } : {}),
     },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${STEP_SCALARS}${ROW_MAXIMUM}
-var<workgroup> sums: array<f32, WORKGROUP>;
-
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let row = linear_index(wid, num);
-  if (row >= params.rows) { return; }
-  let start = row * params.vocabulary;
+    wgsl: /* wgsl */ `${gradient ? STEP_SCALARS : ""}${ROW_ARGMAX}
+var<workgroup> lane_sum: array<f32, LANES>;
+${ENTRY}
+  let largest = lane_value[0];
+  let predicted = lane_index[0];
   let label = labels[params.row_offset + row];
-  let counts = label != ${IGNORED};
+  let counts = label != ${IGNORED_LABEL};
 
-  find_maximum(lane, start, params.vocabulary);
-  let maximum = maxima[0];
+  // Sum of exp(logit - largest).
   var sum = 0.0;
-  for (var v = lane; v < params.vocabulary; v += WORKGROUP) { sum += exp(logits[start + v] - maximum); }
-  sums[lane] = sum;
-  for (var half = WORKGROUP / 2u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (lane < half) { sums[lane] += sums[lane + half]; }
-  }
+  for (var c = lane; c < params.vocabulary; c += LANES) { sum += exp(logits[first + c] - largest); }
+  lane_sum[lane] = sum;
   workgroupBarrier();
-  let total = sums[0];
-
   if (lane == 0u) {
-    row_loss[params.row_offset + row] = select(0.0, maximum - logits[start + u32(max(label, 0))] + log(total), counts);
-    row_correct[params.row_offset + row] = select(0u, 1u, counts && columns[0] == u32(max(label, 0)));
+    for (var other = 1u; other < LANES; other++) { sum += lane_sum[other]; }
+    lane_sum[0] = sum;
+    let label_logit = logits[first + select(0u, u32(label), counts)];
+    row_loss[params.row_offset + row] = select(0.0, largest - label_logit + log(sum), counts);
+    row_correct[params.row_offset + row] = u32(counts && u32(label) == predicted);
   }
-${gradient ? GRADIENT : ""}
+${
+  gradient
+    ? /* wgsl */ `
+  workgroupBarrier();
+  let scale = select(0.0, step.inverse_target_count * step.loss_scale, counts);
+  let inverse_sum = 1.0 / lane_sum[0];
+  for (var c = lane; c < params.vocabulary; c += LANES) {
+    let target_value = select(0.0, 1.0, c == u32(label));
+    logits[first + c] = (exp(logits[first + c] - largest) * inverse_sum - target_value) * scale;
+  }`
+    : ""
+}
 }
 `,
   });
-}
-
-const GRADIENT = /* wgsl */ `
-  // Lane 0 has read its logit before any lane overwrites it.
-  workgroupBarrier();
-  storageBarrier();
-  let scale = select(0.0, step.inverse_target_count * step.loss_scale, counts);
-  for (var v = lane; v < params.vocabulary; v += WORKGROUP) {
-    let probability = exp(logits[start + v] - maximum) / total;
-    let target_share = select(0.0, 1.0, i32(v) == label);
-    logits[start + v] = (probability - target_share) * scale;
-  }`;
-
-const KERNELS = { plain: crossEntropyKernel(false), gradient: crossEntropyKernel(true) };
 
 /**
- * Loss of `rows` rows of logits [rows, vocabulary] f32. labels i32, rowLoss f32 and rowCorrect u32 are indexed from
- * `rowOffset`. Label -100: loss 0, correct 0, gradient 0. rowCorrect is 1 where the arg max (the lower id among equals)
- * is the label. With `gradient`, logits become (softmax − onehot) · step.inverse_target_count · step.loss_scale.
+ * rowLoss = logsumexp(logits) − logits[label] and rowCorrect (u32) = 1 where the largest logit, ties to the lower id,
+ * is the label; both 0 where the label is -100. logits [rows, vocabulary] f32 is the chunk of rows that starts at
+ * `rowOffset` in labels (i32, otherwise in [0, vocabulary)), rowLoss and rowCorrect. With `gradient`, logits become
+ * (softmax − onehot) · inverse_target_count · loss_scale, 0 where ignored; both factors come from the step scalars.
  */
 export function crossEntropy<T>(
   buffers: { logits: T; labels: T; rowLoss: T; rowCorrect: T; step: T },
   dims: { rows: number; vocabulary: number; rowOffset: number; gradient: boolean },
 ): Command<T>[] {
-  const { rows, vocabulary, rowOffset, gradient } = dims;
   const { logits, labels, rowLoss, rowCorrect, step } = buffers;
+  const bound = { logits, labels, row_loss: rowLoss, row_correct: rowCorrect };
   return [
     call(
-      gradient ? KERNELS.gradient : KERNELS.plain,
-      { rows, vocabulary, row_offset: rowOffset },
-      { logits, labels, row_loss: rowLoss, row_correct: rowCorrect, step },
-      spread(rows),
+      crossEntropyKernel(dims.gradient),
+      { rows: dims.rows, vocabulary: dims.vocabulary, row_offset: dims.rowOffset },
+      dims.gradient ? { ...bound, step } : bound,
+      spread(dims.rows),
     ),
   ];
 }
 
 const argmaxKernel = defineKernel({
   name: "argmax_rows",
-  params: { rows: "u32", vocabulary: "u32", row_offset: "u32" },
-  buffers: {
-    logits: read("f32"), // [rows, vocabulary]
-    out: write("u32"), //   [row_offset + rows]
-  },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}${ROW_MAXIMUM}
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let row = linear_index(wid, num);
-  if (row >= params.rows) { return; }
-  find_maximum(lane, row * params.vocabulary, params.vocabulary);
-  if (lane == 0u) { out[params.row_offset + row] = columns[0]; }
+  params: { rows: "u32", vocabulary: "u32" },
+  buffers: { logits: read("f32"), out: write("u32") },
+  wgsl: /* wgsl */ `${ROW_ARGMAX}${ENTRY}
+  if (lane == 0u) { out[row] = lane_index[0]; }
 }
 `,
 });
 
-/** Column of the largest logit of each row, the lower one among equals; `out` u32 is indexed from `rowOffset`. */
+/** out [rows] u32 = index of the largest of logits [rows, vocabulary] f32, ties to the lower index. */
 export function argmaxRows<T>(
   buffers: { logits: T; out: T },
-  dims: { rows: number; vocabulary: number; rowOffset: number },
+  dims: { rows: number; vocabulary: number },
 ): Command<T>[] {
-  const { rows, vocabulary, rowOffset } = dims;
-  return [call(argmaxKernel, { rows, vocabulary, row_offset: rowOffset }, buffers, spread(rows))];
+  const { rows, vocabulary } = dims;
+  return [call(argmaxKernel, { rows, vocabulary }, { logits: buffers.logits, out: buffers.out }, spread(rows))];
 }
 
-/** The loss, the arg max and (softmax − onehot) of rows of logits, in float64. */
+export interface CrossEntropyRows {
+  rowLoss: Float64Array; //    [rows]
+  rowCorrect: Uint32Array; //  [rows]
+  argmax: Uint32Array; //      [rows]
+  dLogits: Float64Array; //    [rows, vocabulary]
+}
+
+/** Float64 definition; `scale` is inverse_target_count · loss_scale, `labels` those of these rows. */
 export function crossEntropyReference(
   logits: ArrayLike<number>,
   labels: ArrayLike<number>,
-  dims: { rows: number; vocabulary: number },
-): { rowLoss: Float64Array; rowArgmax: Uint32Array; gradient: Float64Array } {
-  const { rows, vocabulary } = dims;
+  { rows, vocabulary, scale }: { rows: number; vocabulary: number; scale: number },
+): CrossEntropyRows {
   const rowLoss = new Float64Array(rows);
-  const rowArgmax = new Uint32Array(rows);
-  const gradient = new Float64Array(rows * vocabulary);
+  const rowCorrect = new Uint32Array(rows);
+  const argmax = new Uint32Array(rows);
+  const dLogits = new Float64Array(rows * vocabulary);
   for (let r = 0; r < rows; r++) {
-    const x = Array.from({ length: vocabulary }, (_, v) => logits[r * vocabulary + v]);
-    const maximum = x.reduce((a, b) => Math.max(a, b));
-    const total = x.reduce((sum, value) => sum + Math.exp(value - maximum), 0);
-    rowArgmax[r] = x.indexOf(maximum);
-    if (labels[r] === IGNORED) continue;
-    rowLoss[r] = maximum + Math.log(total) - x[labels[r]];
-    for (let v = 0; v < vocabulary; v++)
-      gradient[r * vocabulary + v] = Math.exp(x[v] - maximum) / total - (v === labels[r] ? 1 : 0);
+    const row = Array.from({ length: vocabulary }, (_, c) => logits[r * vocabulary + c]);
+    const largest = row.reduce((a, b) => Math.max(a, b));
+    const sum = row.reduce((total, x) => total + Math.exp(x - largest), 0);
+    argmax[r] = row.indexOf(largest);
+    const label = labels[r];
+    if (label === IGNORED_LABEL) continue;
+    rowLoss[r] = largest + Math.log(sum) - row[label];
+    rowCorrect[r] = Number(argmax[r] === label);
+    row.forEach((x, c) => {
+      dLogits[r * vocabulary + c] = (Math.exp(x - largest) / sum - Number(c === label)) * scale;
+    });
   }
-  return { rowLoss, rowArgmax, gradient };
+  return { rowLoss, rowCorrect, argmax, dLogits };
 }

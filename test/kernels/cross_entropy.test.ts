@@ -1,0 +1,126 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { argmaxRows, crossEntropy, crossEntropyReference, IGNORED_LABEL } from "../../src/kernels/cross_entropy.ts";
+import { packStepScalars } from "../../src/kernels/step_scalars.ts";
+import {
+  EPSILON,
+  floatOutput,
+  INTEGER_SENTINEL,
+  integerOutput,
+  randomNumbers,
+  SENTINEL,
+  uniform,
+  withGuard,
+} from "../support/arrays.ts";
+import { compareWithTolerance } from "../support/gpu.ts";
+import { runTwice } from "./run_twice.ts";
+
+const test = suite("cross_entropy");
+
+const LOSS_SCALE = 4;
+const INVERSE_TARGETS = 1 / 8;
+const step = new Float32Array(
+  packStepScalars({ step: 0, seed: 0, lossScale: LOSS_SCALE, inverseTargetCount: INVERSE_TARGETS, maxGradientNorm: 0 })
+    .buffer,
+);
+
+const cases = [
+  { what: "one row, one token", rows: 1, vocabulary: 1, rowOffset: 0 },
+  { what: "fewer tokens than lanes", rows: 3, vocabulary: 37, rowOffset: 2 },
+  { what: "exactly the lanes", rows: 2, vocabulary: 64, rowOffset: 0 },
+  { what: "odd vocabulary", rows: 5, vocabulary: 901, rowOffset: 4 },
+  { what: "every row ignored", rows: 3, vocabulary: 65, rowOffset: 0, ignored: 1 },
+  { what: "large logits", rows: 4, vocabulary: 130, rowOffset: 1, range: 80 },
+];
+
+for (const { what, rows, vocabulary, rowOffset, ignored = 0.3, range = 6 } of cases)
+  for (const gradient of [false, true]) {
+    test(`losses, hits and gradients agree with float64: ${what}${gradient ? ", gradient" : ""}`, async () => {
+      const random = randomNumbers(rows * 1000 + vocabulary);
+      const logits = uniform(rows * vocabulary, range, random);
+      const total = rowOffset + rows;
+      const labels = Int32Array.from({ length: total }, () =>
+        random() < ignored ? IGNORED_LABEL : Math.floor(random() * vocabulary),
+      );
+      // The first row of the chunk predicts its label.
+      if (ignored < 1) {
+        labels[rowOffset] = vocabulary >> 1;
+        logits[vocabulary >> 1] = range + 1;
+      }
+      const out = await runTwice({
+        buffers: {
+          logits: Float32Array.from(withGuard(logits, floatOutput(logits.length))),
+          labels,
+          step,
+          rowLoss: floatOutput(total),
+          rowCorrect: integerOutput(total),
+          argmax: integerOutput(rows),
+        },
+        commands: (b) => [
+          ...argmaxRows({ logits: b.logits, out: b.argmax }, { rows, vocabulary }),
+          ...crossEntropy(b, { rows, vocabulary, rowOffset, gradient }),
+        ],
+      });
+      const scale = LOSS_SCALE * INVERSE_TARGETS;
+      const expected = crossEntropyReference(logits, labels.subarray(rowOffset), { rows, vocabulary, scale });
+
+      assert.equal(Array.from(out.argmax), withGuard(expected.argmax, out.argmax), "argmax");
+      const before = <X>(x: X) => Array.from({ length: rowOffset }, () => x);
+      assert.equal(
+        Array.from(out.rowCorrect),
+        withGuard([...before(INTEGER_SENTINEL), ...expected.rowCorrect], out.rowCorrect),
+        "rowCorrect",
+      );
+      // exp: 3 + 2|x| units for |x| up to 2 · range, whose own rounding is range · EPSILON; a sum of equal signs over
+      // vocabulary / 64 terms and 64 lanes; log 3 units or 2^-21.
+      const exp = EPSILON * (2 * (3 + 4 * range) + 2 * range);
+      const relative = 2 * exp + EPSILON * (vocabulary / 64 + 64 + 8);
+      const losses = [...before(Math.fround(SENTINEL)), ...expected.rowLoss];
+      compareWithTolerance(
+        out.rowLoss,
+        withGuard(losses, out.rowLoss),
+        (i) =>
+          i < rowOffset || i >= total || labels[i] === IGNORED_LABEL
+            ? 0
+            : relative + 2 ** -21 + 16 * EPSILON * (range + Math.log(vocabulary)),
+        "rowLoss",
+      );
+      compareWithTolerance(
+        out.logits,
+        withGuard(gradient ? expected.dLogits : logits, out.logits),
+        (i) => {
+          if (!gradient || i >= logits.length || labels[rowOffset + Math.floor(i / vocabulary)] === IGNORED_LABEL)
+            return 0;
+          const isLabel = labels[rowOffset + Math.floor(i / vocabulary)] === i % vocabulary;
+          const p = expected.dLogits[i] / scale + Number(isLabel);
+          // Anything below 2^-126 may be flushed to zero.
+          return scale * (relative * p + 4 * EPSILON * Number(isLabel)) + 2 ** -126;
+        },
+        "logits",
+      );
+    });
+  }
+
+test("the lowest index wins among equal logits, within a lane and across lanes", async () => {
+  const vocabulary = 200;
+  const highest = [
+    [0],
+    [199, 7],
+    [130, 66, 2],
+    [70, 69],
+    [65, 1, 129],
+    Array.from({ length: vocabulary }, (_, c) => c),
+  ];
+  const logits = new Float32Array(highest.length * vocabulary).fill(-5);
+  highest.forEach((columns, row) => {
+    for (const c of columns) logits[row * vocabulary + c] = -1;
+  });
+  const out = await runTwice({
+    buffers: { logits, out: integerOutput(highest.length) },
+    commands: (b) => argmaxRows(b, { rows: highest.length, vocabulary }),
+  });
+  const lowest = highest.map((columns) => Math.min(...columns));
+  assert.equal(Array.from(out.out), withGuard(lowest, out.out));
+});
+
+test.run();
