@@ -4,8 +4,8 @@ import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import type { Device } from "../../src/kernels/device/device.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
 import { openModelDirectory } from "../../src/trainer/model/open.ts";
+import { openTrainingData } from "../../src/trainer/run/data.ts";
 import { Run } from "../../src/trainer/run/run.ts";
 import { InputError, MemoryError, PRESETS, type RouteBatch, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -65,7 +65,8 @@ test("the same run twice gives the same bits, with dropout, jitter and capacity"
     run.close();
   }
   assert.equal(results[0].losses, results[1].losses);
-  for (const [name, values] of results[0].parameters) assert.ok(sameBits(values, results[1].parameters.get(name)!), name);
+  for (const [name, values] of results[0].parameters)
+    assert.ok(sameBits(values, results[1].parameters.get(name)!), name);
 });
 
 test("two steps may be in flight; the losses are those of one at a time", async () => {
@@ -194,7 +195,10 @@ test("routes name every routed token once per sparse layer, and what capacity dr
       load,
     );
   }
-  assert.ok(routes.some((r) => r.kept.includes(0)), "two slots an expert must drop something");
+  assert.ok(
+    routes.some((r) => r.kept.includes(0)),
+    "two slots an expert must drop something",
+  );
   run.onRoutes = undefined;
   await run.trainStep();
   assert.is(routes.length, 3, "no listener, no routes");
@@ -234,8 +238,7 @@ test("an exported model is the run's, bit for bit", async () => {
   const source = await openModelDirectory(target);
   const copy = await Run.open(device, source, tinyRun(target, data), { inference: { input: 4, target: 4 } });
   await source.checkpoint.close();
-  for (const [name, values] of await parameters(run))
-    assert.ok(sameBits(values, await copy.readParameter(name)), name);
+  for (const [name, values] of await parameters(run)) assert.ok(sameBits(values, await copy.readParameter(name)), name);
   copy.close();
   run.close();
 });
