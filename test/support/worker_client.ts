@@ -13,8 +13,8 @@ import {
 
 export type WorkerRequest = NonNullable<MessageInitShape<typeof ToWorkerSchema>["request"]>;
 
-/** Long enough for a cold start of a software adapter; a wait that takes longer has failed. */
-const PATIENCE = 60_000;
+/** Milliseconds. A software adapter compiles a model's kernels in seconds, on a busy machine in half a minute. */
+const PATIENCE = 120_000;
 
 export interface WorkerClient {
   readonly messages: FromWorker[];

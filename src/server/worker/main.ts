@@ -7,18 +7,18 @@
 // input is not frames.
 
 import { readFile } from "node:fs/promises";
-import { Socket } from "node:net";
 import process from "node:process";
 import { LogLevel, ToWorkerSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Capabilities } from "../../kernels/capabilities.ts";
 import type { Device } from "../../kernels/device/device.ts";
+import { DeviceLostError, NoAdapterError } from "../../kernels/device/errors.ts";
 import { gpuEnvironment } from "../../kernels/device/launch.ts";
 import { adapterLine, openDevice } from "../../kernels/device/open.ts";
 import { createEngine } from "../../trainer/engine.ts";
 import { describeModel } from "../../trainer/model/open.ts";
 import { adapterToProto } from "./convert/adapter.ts";
 import { decodeFrames, FrameError } from "./frames.ts";
-import { openOutbox } from "./outbox.ts";
+import { openOutbox, standardOutput } from "./outbox.ts";
 import { planModel } from "./plan_model.ts";
 import type { HostModels } from "./requests.ts";
 import { createWorker } from "./worker.ts";
@@ -34,8 +34,7 @@ for (const method of ["log", "info", "debug"] as const) console[method] = consol
 // The server decides when to stop; signals reach the whole process group. Without a server the input ends.
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => undefined);
 
-// Not process.stdout, whose writes block under Deno until the reader has read.
-const outbox = openOutbox(new Socket({ fd: 1, readable: false, writable: true }));
+const outbox = openOutbox(standardOutput());
 
 async function exit(status: number): Promise<never> {
   const timer = setTimeout(() => process.exit(status), ORPHAN_TIMEOUT);
@@ -47,7 +46,8 @@ async function exit(status: number): Promise<never> {
 async function failed(error: unknown): Promise<never> {
   const message = error instanceof Error ? error.message : String(error);
   outbox.log(LogLevel.ERROR, message);
-  console.error(error);
+  const foreseen = error instanceof FrameError || error instanceof NoAdapterError || error instanceof DeviceLostError;
+  if (!foreseen) console.error(error);
   return exit(1);
 }
 

@@ -2,6 +2,7 @@
 // be lost looks at `backlogBytes` first. A reader that has stopped reading therefore costs memory for a few metrics a
 // step, and never a step.
 
+import { Socket } from "node:net";
 import type { Writable } from "node:stream";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { FromWorkerSchema, type LogLevel } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
@@ -18,6 +19,9 @@ export interface Outbox {
   /** Ends the stream; resolves when everything sent is written, or the reader is gone. */
   end(): Promise<void>;
 }
+
+/** This process's standard output, a pipe. Not `process.stdout`: under Deno its writes block until the reader reads. */
+export const standardOutput = (): Writable => new Socket({ fd: 1, readable: false, writable: true });
 
 export function openOutbox(stream: Writable): Outbox {
   let gone = false;
