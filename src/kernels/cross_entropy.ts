@@ -89,6 +89,7 @@ ${ENTRY}
 ${
   gradient
     ? /* wgsl */ `
+  storageBarrier(); // lane 0 has read the label's logit before any lane overwrites it
   workgroupBarrier();
   let scale = select(0.0, step.inverse_target_count * step.loss_scale, counts);
   let inverse_sum = 1.0 / lane_sum[0];
@@ -126,21 +127,22 @@ export function crossEntropy<T>(
 
 const argmaxKernel = defineKernel({
   name: "argmax_rows",
-  params: { rows: "u32", vocabulary: "u32" },
+  params: { rows: "u32", vocabulary: "u32", row_offset: "u32" },
   buffers: { logits: read("f32"), out: write("u32") },
   wgsl: /* wgsl */ `${ROW_ARGMAX}${ENTRY}
-  if (lane == 0u) { out[row] = lane_index[0]; }
+  if (lane == 0u) { out[params.row_offset + row] = lane_index[0]; }
 }
 `,
 });
 
-/** out [rows] u32 = index of the largest of logits [rows, vocabulary] f32, ties to the lower index. */
+/** out u32, from `rowOffset` on = index of the largest of each row of logits [rows, vocabulary] f32, ties to the lower. */
 export function argmaxRows<T>(
   buffers: { logits: T; out: T },
-  dims: { rows: number; vocabulary: number },
+  dims: { rows: number; vocabulary: number; rowOffset: number },
 ): Command<T>[] {
-  const { rows, vocabulary } = dims;
-  return [call(argmaxKernel, { rows, vocabulary }, { logits: buffers.logits, out: buffers.out }, spread(rows))];
+  const { rows, vocabulary, rowOffset } = dims;
+  const { logits, out } = buffers;
+  return [call(argmaxKernel, { rows, vocabulary, row_offset: rowOffset }, { logits, out }, spread(rows))];
 }
 
 export interface CrossEntropyRows {

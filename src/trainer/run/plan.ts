@@ -34,6 +34,8 @@ export interface RunPlan {
   readonly training?: Planned<TrainingGraph>;
   readonly encoder: Planned<InferenceGraph>;
   readonly decoder: Planned<InferenceGraph>;
+  /** Whether the router losses are part of what is minimised. */
+  readonly routerLosses: boolean;
   readonly bytes: PlannedBytes;
   readonly cost: PlanCost;
 }
@@ -58,6 +60,7 @@ const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.expertIds, 
 export function planPrograms(request: PlanRequest): RunPlan {
   const { model, capabilities, config, training } = request;
   const target = kernelTarget(capabilities);
+  const routerLosses = training !== undefined && routerLossesOn(model, training.trainable, training.plan);
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
   const options = (lengths: Lengths, train: boolean): BuildOptions => ({
     batch: config.batchSize,
@@ -69,7 +72,7 @@ export function planPrograms(request: PlanRequest): RunPlan {
     group: config.routing.group,
     balanceCoefficient: config.losses.balanceCoefficient,
     zCoefficient: config.losses.zCoefficient,
-    lossGradient: train && training !== undefined && routerLossesOn(model, training.trainable, training.plan),
+    lossGradient: train && routerLosses,
   });
   const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []): Planned<G> => {
     const { rowLoss, rowCorrect, predicted } = built.loss ?? {};
@@ -93,7 +96,8 @@ export function planPrograms(request: PlanRequest): RunPlan {
     all.map((p) => p.lowered),
     staging,
   );
-  return { training: train, encoder, decoder, bytes, cost: costOf(model, training?.trainable, train?.lowered, bytes) };
+  const cost = costOf(model, training?.trainable, train?.lowered, bytes);
+  return { training: train, encoder, decoder, routerLosses, bytes, cost };
 }
 
 /** Router losses keep sending gradient into the layers below a frozen router unless the plan says otherwise. */

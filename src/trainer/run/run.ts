@@ -5,23 +5,25 @@
 // and records anew; parameters and the optimizer state of what goes on training stay where they are.
 
 import type { Device } from "../../kernels/device/device.ts";
+import { OutOfMemoryError } from "../../kernels/device/errors.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
 import type { Batch, TrainingBatches } from "../data/batches.ts";
 import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { InferenceGraph } from "../model/family.ts";
 import { type OpenModel, readParameter } from "../model/open.ts";
-import type {
-  EvaluationResult,
-  GenerateOptions,
-  Generation,
-  MatchedTensor,
-  PlanCost,
-  RouteBatch,
-  RunConfig,
-  StepMetrics,
-  TrainablePlan,
-  TrainableReport,
-  TrainingRun,
+import {
+  type EvaluationResult,
+  type GenerateOptions,
+  type Generation,
+  type MatchedTensor,
+  MemoryError,
+  type PlanCost,
+  type RouteBatch,
+  type RunConfig,
+  type StepMetrics,
+  type TrainablePlan,
+  type TrainableReport,
+  type TrainingRun,
 } from "../types.ts";
 import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
@@ -124,17 +126,23 @@ export class Run implements TrainingRun {
       this.#training = { ...training, plan, trainable };
     }
     const plan = this.#planWithin(this.#training, this.#inferenceLengths);
-    for (const p of source.model.parameters) {
-      const data = await readParameter(source.checkpoint, p);
-      const buffer = await this.#memory.create({ name: p.name, bytes: data.byteLength });
-      this.#memory.parameters.set(p.name, buffer);
-      this.device.upload(buffer, data);
-    }
     if (resumed) {
       this.#step = resumed.step;
       for (const [name, state] of resumed.state) this.#optimizer.kept.set(name, state);
     }
-    await this.#install(plan, "keep");
+    try {
+      for (const p of source.model.parameters) {
+        const data = await readParameter(source.checkpoint, p);
+        const buffer = await this.#memory.create({ name: p.name, bytes: data.byteLength });
+        this.#memory.parameters.set(p.name, buffer);
+        this.device.upload(buffer, data);
+      }
+      await this.#install(plan, "keep");
+    } catch (error) {
+      // Nobody said how much memory there is; what had been allocated when it ran out is the best figure there is.
+      if (error instanceof OutOfMemoryError) throw new MemoryError(plan.bytes.total, this.device.allocatedBytes, 0);
+      throw error;
+    }
   }
 
   #planWithin(training: Training | undefined, inference: Lengths): RunPlan {
@@ -251,7 +259,9 @@ export class Run implements TrainingRun {
     const loss = sum(results.f32(rows.rowLoss)) / Math.max(1, batch.targetTokens);
     const layers = sparse.map((layer) => layerMetrics(layer, results));
     const { balanceCoefficient, zCoefficient } = this.config.losses;
-    const routerLoss = layers.reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, 0);
+    const routerLoss = this.#plan.routerLosses
+      ? layers.reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, 0)
+      : 0;
     return {
       ...known,
       loss,

@@ -54,43 +54,50 @@ export interface RouteContext {
 /** One layer's routing of a batch: the tokens that were routed, in batch order. */
 export function routeBatch(layer: SparseLayer, results: Results, context: RouteContext): RouteBatch {
   const { batch } = context;
-  const { experts, topK } = layer.routing;
   const encoder = layer.stack === "encoder";
   const length = encoder ? batch.inputLength : batch.targetLength;
   const ids = encoder ? batch.inputIds : batch.decoderInputIds;
   const mask = encoder ? batch.inputMask : batch.decoderMask;
-  const tokens = [...ids.keys()].filter((t) => context.routePadding || mask[t] === 1);
+  const tokens = Uint32Array.from(ids.keys()).filter((t) => context.routePadding || mask[t] === 1);
+  const { experts, topK } = layer.routing;
   const expertIds = results.u32(layer.routing.expertIds);
-  const gates = results.f32(layer.routing.gates);
   const rows = results.u32(layer.routing.rowOfAssignment);
-  const choices = (t: number) => Array.from({ length: topK }, (_, j) => t * topK + j);
-  const assignments = tokens.flatMap(choices);
-  return {
+  const all: RouteBatch = {
     source: context.source,
     step: context.step,
     stack: layer.stack,
     layer: layer.layer,
     experts,
     topK,
-    exampleIds: Uint32Array.from(tokens, (t) => batch.exampleIds[Math.floor(t / length)]),
-    positions: Uint32Array.from(tokens, (t) => t % length),
-    tokenIds: Uint32Array.from(tokens, (t) => ids[t]),
-    expertIds: Uint16Array.from(assignments, (a) => expertIds[a]),
-    gates: Float32Array.from(assignments, (a) => gates[a]),
-    kept: Uint8Array.from(assignments, (a) => (rows[a] === NO_ROW ? 0 : 1)),
+    exampleIds: Uint32Array.from(ids, (_, t) => batch.exampleIds[Math.floor(t / length)]),
+    positions: Uint32Array.from(ids, (_, t) => t % length),
+    tokenIds: ids,
+    expertIds: Uint16Array.from(expertIds),
+    gates: results.f32(layer.routing.gates),
+    kept: Uint8Array.from(rows, (row) => (row === NO_ROW ? 0 : 1)),
   };
+  return tokensOf(all, tokens);
 }
 
 /** The part of a route batch that belongs to one example. */
 export function routesOfExample(routes: RouteBatch, exampleId: number): RouteBatch {
+  const tokens = Uint32Array.from(routes.exampleIds.keys());
+  return tokensOf(
+    routes,
+    tokens.filter((t) => routes.exampleIds[t] === exampleId),
+  );
+}
+
+/** The tokens at the given indices. */
+function tokensOf(routes: RouteBatch, tokens: Uint32Array): RouteBatch {
   const { topK } = routes;
-  const tokens = [...routes.exampleIds.keys()].filter((t) => routes.exampleIds[t] === exampleId);
-  const assignments = tokens.flatMap((t) => Array.from({ length: topK }, (_, j) => t * topK + j));
+  const assignments = new Uint32Array(tokens.length * topK);
+  for (let i = 0; i < assignments.length; i++) assignments[i] = tokens[Math.floor(i / topK)] * topK + (i % topK);
   return {
     ...routes,
-    exampleIds: Uint32Array.from(tokens, (t) => routes.exampleIds[t]),
-    positions: Uint32Array.from(tokens, (t) => routes.positions[t]),
-    tokenIds: Uint32Array.from(tokens, (t) => routes.tokenIds[t]),
+    exampleIds: tokens.map((t) => routes.exampleIds[t]),
+    positions: tokens.map((t) => routes.positions[t]),
+    tokenIds: tokens.map((t) => routes.tokenIds[t]),
     expertIds: Uint16Array.from(assignments, (a) => routes.expertIds[a]),
     gates: Float32Array.from(assignments, (a) => routes.gates[a]),
     kept: Uint8Array.from(assignments, (a) => routes.kept[a]),

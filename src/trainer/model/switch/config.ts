@@ -38,7 +38,7 @@ type Json = Readonly<Record<string, unknown>>;
  * what an untied model embeds with: tables of its own for each stack when its checkpoint, whose keys are
  * `checkpointKeys`, has them (transformers 5), the shared one when it has not (transformers 4).
  */
-export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string>): SwitchConfig {
+export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string> = new Set()): SwitchConfig {
   const problems: Problem[] = [];
   const bad = (field: string, message: string) => problems.push({ field: `config.${field}`, message });
 
