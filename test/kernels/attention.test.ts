@@ -1,0 +1,277 @@
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import {
+  type AttentionInputs,
+  attentionGradientsReference,
+  attentionReference,
+} from "../../src/kernels/attention.reference.ts";
+import {
+  type AttentionDims,
+  attention,
+  attentionBiasGradient,
+  attentionBiasGradientScratch,
+  attentionDelta,
+  attentionKeyValueGradient,
+  attentionQueryGradient,
+  relativeBuckets,
+} from "../../src/kernels/attention.ts";
+import type { KernelTarget } from "../../src/kernels/capabilities.ts";
+import { packStepScalars } from "../../src/kernels/step_scalars.ts";
+import { EPSILON, floatOutput, randomNumbers, uniform, withGuard } from "../support/arrays.ts";
+import { compareWithTolerance } from "../support/gpu.ts";
+import { runTwice } from "./run_twice.ts";
+
+const test = suite("attention");
+
+const SEED = 77;
+const STEP = 5;
+const step = new Float32Array(
+  packStepScalars({ step: STEP, seed: SEED, lossScale: 1, inverseTargetCount: 1, maxGradientNorm: 0 }).buffer,
+);
+
+interface Case {
+  what: string;
+  batch?: number;
+  heads?: number;
+  kvHeads?: number;
+  queryLength: number;
+  keyLength: number;
+  headDim: number;
+  scale?: number;
+  causal?: boolean;
+  /** Share of keys hidden. */
+  hidden?: number;
+  buckets?: number;
+  rate?: number;
+}
+
+const cases: Case[] = [
+  { what: "one query, one key, one number", queryLength: 1, keyLength: 1, headDim: 1 },
+  { what: "head of 3, cross lengths", batch: 2, heads: 2, queryLength: 5, keyLength: 19, headDim: 3, scale: 0.6 },
+  { what: "causal over several blocks", heads: 2, queryLength: 133, keyLength: 133, headDim: 4, causal: true },
+  { what: "T5 encoder", batch: 3, heads: 2, queryLength: 37, keyLength: 37, headDim: 8, hidden: 0.4, buckets: 8 },
+  {
+    what: "grouped queries, hidden keys, causal",
+    batch: 2,
+    heads: 6,
+    kvHeads: 2,
+    queryLength: 21,
+    keyLength: 21,
+    headDim: 16,
+    scale: 0.25,
+    causal: true,
+    hidden: 0.3,
+  },
+  { what: "dropout, keys in fours", heads: 2, queryLength: 18, keyLength: 20, headDim: 4, rate: 0.3 },
+  {
+    what: "everything at once",
+    batch: 2,
+    heads: 4,
+    kvHeads: 2,
+    queryLength: 23,
+    keyLength: 23,
+    headDim: 5,
+    scale: 0.5,
+    causal: true,
+    hidden: 0.2,
+    buckets: 5,
+    rate: 0.1,
+  },
+  { what: "a head too large to unroll", queryLength: 3, keyLength: 11, headDim: 132, scale: 0.09 },
+];
+
+const largest = (x: ArrayLike<number>): number => Array.from(x).reduce((m, value) => Math.max(m, Math.abs(value)), 0);
+
+/** The largest Σ_d |a·b| over rows of a and b: what rounding in a dot product scales with. */
+function largestProduct(a: Float32Array, b: Float32Array, headDim: number): number {
+  const norm = (x: Float32Array) => {
+    let most = 0;
+    for (let at = 0; at < x.length; at += headDim) most = Math.max(most, Math.hypot(...x.subarray(at, at + headDim)));
+    return most;
+  };
+  return norm(a) * norm(b);
+}
+
+for (const target of ["software", "hardware"] as KernelTarget[])
+  for (const given of cases) {
+    test(`forward and gradients agree with float64: ${given.what} (${target})`, async () => {
+      const { hidden = 0, rate } = given;
+      const dims: AttentionDims = {
+        batch: 1,
+        heads: 1,
+        scale: 1,
+        causal: false,
+        buckets: 0,
+        ...given,
+        kvHeads: given.kvHeads ?? given.heads ?? 1,
+        dropout: rate === undefined ? undefined : { rate, use: 9 },
+      };
+      const { batch, heads, kvHeads, queryLength, keyLength, headDim, scale, buckets } = dims;
+      const random = randomNumbers(queryLength * 1000 + keyLength * 10 + headDim);
+      const queries = batch * queryLength * heads * headDim;
+      const keys = batch * keyLength * kvHeads * headDim;
+      const rows = batch * heads * queryLength;
+      const inputs = {
+        q: uniform(queries, 1, random),
+        k: uniform(keys, 1, random),
+        v: uniform(keys, 1, random),
+        dOut: uniform(queries, 1, random),
+        keyMask: Uint32Array.from({ length: batch * keyLength }, () => Number(random() >= hidden)),
+        bias: uniform(Math.max(buckets * heads, 1), 1, random),
+        bucketOfDistance: relativeBuckets(queryLength, keyLength, {
+          buckets: Math.max(buckets, 4),
+          maxDistance: 20,
+          bidirectional: !dims.causal,
+        }),
+        step,
+      };
+      const masked = hidden > 0;
+      const out = await runTwice({
+        buffers: {
+          ...inputs,
+          out: floatOutput(queries),
+          logSumExp: floatOutput(rows),
+          delta: floatOutput(rows),
+          dQ: floatOutput(queries),
+          dK: floatOutput(keys),
+          dV: floatOutput(keys),
+          scratch: floatOutput(attentionBiasGradientScratch(dims)),
+          dBias: floatOutput(buckets * heads),
+        },
+        commands: ({ keyMask, bias, bucketOfDistance, step: scalars, ...b }) => {
+          const optional = {
+            keyMask: masked ? keyMask : undefined,
+            ...(buckets > 0 ? { bias, bucketOfDistance } : {}),
+            step: rate === undefined ? undefined : scalars,
+          };
+          const buffers = { ...b, ...optional };
+          return [
+            ...attention(buffers, dims, target),
+            ...attentionDelta(buffers, dims),
+            ...attentionQueryGradient(buffers, dims, target),
+            ...attentionKeyValueGradient(buffers, dims, target),
+            ...(buckets > 0 ? attentionBiasGradient(buffers, dims, target) : []),
+          ];
+        },
+      });
+
+      const reference: AttentionInputs = {
+        ...inputs,
+        keyMask: masked ? inputs.keyMask : undefined,
+        bias: buckets > 0 ? inputs.bias : undefined,
+        bucketOfDistance: buckets > 0 ? inputs.bucketOfDistance : undefined,
+        random: { seed: SEED, step: STEP },
+      };
+      const forward = attentionReference(reference, dims);
+      const gradients = attentionGradientsReference(reference, forward, inputs.dOut, dims);
+
+      // Rounding of a dot product of headDim terms: 4 · sqrt(headDim) · EPSILON · Σ|ab| (c = 4 covers the walk's luck).
+      const dot = (4 * Math.sqrt(headDim) + 4) * EPSILON;
+      const scores = scale * largestProduct(inputs.q, inputs.k, headDim) + (buckets > 0 ? 1 : 0);
+      // A probability: the score's rounding, exp (3 + 2|x| units) of a difference up to 2 · scores, the sum over keys;
+      // log-sum-exp brings log's 2^-21 into the backward pass.
+      const spread = 2 * scores;
+      const relative =
+        2 * (dot * scores + EPSILON * (2 * (3 + 2 * spread) + spread + 4 * Math.sqrt(keyLength) + 8)) + 2 ** -21;
+      const factor = rate === undefined ? 1 : 1 / (1 - rate);
+      const outTolerance = (2 * relative + 8 * EPSILON) * factor;
+      const dp = factor * largestProduct(inputs.dOut, inputs.v, headDim); // bounds |dp| and |delta|
+      const dpError = dot * dp + relative * dp + headDim * outTolerance; // of dp and of delta
+      const dScore = 2 * (relative * dp + dpError); // relative to p
+      // Sums over keys have Σp ≤ 1; sums over queries have Σp as large as the key's column.
+      const columns = new Float64Array(batch * kvHeads * keyLength);
+      const bucketSums = new Float64Array(buckets * heads);
+      forward.probabilities.forEach((p, pair) => {
+        const [j, i] = [pair % keyLength, Math.floor(pair / keyLength) % queryLength];
+        const h = Math.floor(pair / keyLength / queryLength) % heads;
+        const b = Math.floor(pair / keyLength / queryLength / heads);
+        columns[(b * keyLength + j) * kvHeads + Math.floor((h * kvHeads) / heads)] += p;
+        if (buckets > 0) bucketSums[inputs.bucketOfDistance[j - i + queryLength - 1] * heads + h] += p;
+      });
+      const column = (i: number) => columns[Math.floor(i / headDim)];
+      const check = (
+        name: "out" | "logSumExp" | "dQ" | "dK" | "dV" | "dBias",
+        expected: Float64Array,
+        toleranceOf: (i: number) => number,
+      ) => {
+        const guarded = withGuard(expected, out[name]);
+        compareWithTolerance(out[name], guarded, (i) => (i < expected.length ? toleranceOf(i) : 0), name);
+      };
+      check("out", forward.out, () => outTolerance * largest(inputs.v));
+      check("logSumExp", forward.logSumExp, (i) =>
+        forward.logSumExp[i] < -1e29 ? 1e30 * EPSILON : relative + 4 * EPSILON * Math.abs(forward.logSumExp[i]),
+      );
+      check("dQ", gradients.dQ, () => scale * dScore);
+      check("dK", gradients.dK, (i) => scale * dScore * column(i));
+      check("dV", gradients.dV, (i) => 2 * relative * factor * column(i));
+      check("dBias", gradients.dBias, (i) => dScore * bucketSums[i]);
+    });
+  }
+
+for (const target of ["software", "hardware"] as KernelTarget[])
+  test(`a query that sees no key gives exactly 0 and sends exactly 0 back (${target})`, async () => {
+    const dims = {
+      batch: 1,
+      heads: 1,
+      kvHeads: 1,
+      queryLength: 2,
+      keyLength: 3,
+      headDim: 4,
+      scale: 1,
+      causal: false,
+      buckets: 0,
+    };
+    const random = randomNumbers(1);
+    const out = await runTwice({
+      buffers: {
+        q: uniform(8, 1, random),
+        k: uniform(12, 1, random),
+        v: uniform(12, 1, random),
+        dOut: uniform(8, 1, random),
+        keyMask: new Uint32Array(3),
+        out: floatOutput(8),
+        logSumExp: floatOutput(2),
+        delta: floatOutput(2),
+        dQ: floatOutput(8),
+        dK: floatOutput(12),
+        dV: floatOutput(12),
+      },
+      commands: (b) => [
+        ...attention(b, dims, target),
+        ...attentionDelta(b, dims),
+        ...attentionQueryGradient(b, dims, target),
+        ...attentionKeyValueGradient(b, dims, target),
+      ],
+    });
+    for (const name of ["out", "dQ", "dK", "dV"] as const)
+      assert.equal(Array.from(out[name]), withGuard(new Float32Array(out[name].length - 7), out[name]), name);
+  });
+
+// Boundaries in exact integers: with half h = buckets of one side / 2, distance d ≥ h lies in bucket h + m for the
+// largest m with (d/h)^h ≥ (maxDistance/h)^m.
+for (const { buckets, maxDistance, bidirectional } of [
+  { buckets: 32, maxDistance: 128, bidirectional: true },
+  { buckets: 32, maxDistance: 128, bidirectional: false },
+  { buckets: 8, maxDistance: 20, bidirectional: true },
+]) {
+  const what = `${buckets} buckets to ${maxDistance}, ${bidirectional ? "both ways" : "backwards"}`;
+  test(`relative buckets have T5's boundaries: ${what}`, () => {
+    const length = 300;
+    const table = relativeBuckets(length, length, { buckets, maxDistance, bidirectional });
+    const side = bidirectional ? buckets / 2 : buckets;
+    const half = BigInt(side / 2);
+    const expected = (relative: number): number => {
+      const later = bidirectional && relative > 0;
+      const d = BigInt(bidirectional ? Math.abs(relative) : Math.max(-relative, 0));
+      let bucket = d < half ? d : half;
+      // (d/h)^h ≥ (M/h)^m  ⇔  d^h · h^m ≥ M^m · h^h
+      for (let m = 1n; d >= half && m < half && d ** half * half ** m >= BigInt(maxDistance) ** m * half ** half; m++)
+        bucket = half + m;
+      return Number(bucket) + (later ? side : 0);
+    };
+    const wanted = Array.from(table, (_, i) => expected(i - length + 1));
+    assert.equal(Array.from(table), wanted);
+  });
+}
+
+test.run();
