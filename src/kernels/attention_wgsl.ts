@@ -1,5 +1,5 @@
-// The parts that the attention kernels share. Each kernel is generated for a head dimension (its vectors are named
-// registers, everything over them unrolled) and for what the call has: key mask, relative bias, dropout.
+// The parts that the attention kernels share. Each kernel is generated for a head dimension, which fixes its register
+// arrays, and for what the call has: key mask, relative bias, dropout.
 //
 // A thread owns a few rows of one side (queries, or keys) and walks all rows of the other. `software` reads the walked
 // rows from storage; each load serves all rows the thread owns. `hardware` stages tiles of them in workgroup memory,
