@@ -1,0 +1,91 @@
+// The gRPC front: a port, the services behind it, health, reflection, and a stop that lets calls end. The handlers may be
+// here (Node) or in another process (relay.ts, under Deno).
+
+import type { DescMethod, DescService } from "@bufbuild/protobuf";
+import { Server, ServerCredentials } from "@grpc/grpc-js";
+import { Health } from "../../../proto/gen/grpc/health/v1/health_pb.ts";
+import { CheckpointService } from "../../../proto/gen/thaw/v1/checkpoint_service_pb.ts";
+import { DatasetService } from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { GroupService } from "../../../proto/gen/thaw/v1/group_service_pb.ts";
+import { ModelService } from "../../../proto/gen/thaw/v1/model_service_pb.ts";
+import { RoutingService } from "../../../proto/gen/thaw/v1/routing_service_pb.ts";
+import { RunService } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
+import { SystemService } from "../../../proto/gen/thaw/v1/system_service_pb.ts";
+import { channelOptions } from "../../../proto/rpc/definition.ts";
+import type { Log } from "../log.ts";
+import { serveHealth } from "../rpc/health.ts";
+import { serveReflection } from "../rpc/reflection.ts";
+import { type Handlers, serve } from "../rpc/serve.ts";
+import type { Limits } from "../settings.ts";
+
+/** Every service of the contract. */
+export const SERVICES = [
+  RunService,
+  GroupService,
+  RoutingService,
+  CheckpointService,
+  ModelService,
+  DatasetService,
+  SystemService,
+] as const;
+
+/** Handlers of a service, whichever it is. */
+export type HandlersFor = <S extends DescService>(service: S) => Handlers<S>;
+
+export interface FrontOptions {
+  readonly host: string;
+  /** 0: any free port. */
+  readonly port: number;
+  readonly limits: Pick<Limits, "maxMessageBytes" | "maxConcurrentStreams">;
+}
+
+export interface Front {
+  readonly port: number;
+  /** Answers NOT_SERVING and ends the health watches; calls go on. */
+  draining(): void;
+  /** Takes no new calls and resolves when those in progress have ended, or were cut after `deadlineMs`. */
+  stop(deadlineMs: number): Promise<void>;
+}
+
+export async function startFront(options: FrontOptions, handlersFor: HandlersFor, log: Log): Promise<Front> {
+  const { host, port, limits } = options;
+  const server = new Server({
+    ...channelOptions(limits.maxMessageBytes),
+    "grpc.max_concurrent_streams": limits.maxConcurrentStreams,
+  });
+  const fault = (thrown: unknown, method: DescMethod): void => {
+    const text = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
+    log("error", `${method.parent.typeName}/${method.name}: ${text}`);
+  };
+  for (const service of SERVICES) serve(server, service, handlersFor(service), fault);
+  const health = serveHealth(
+    server,
+    SERVICES.map((service) => service.typeName),
+    fault,
+  );
+  serveReflection(server, [...SERVICES, Health], fault);
+  const address = `${host.includes(":") ? `[${host}]` : host}:${port}`;
+  const bound = await new Promise<number>((resolve, reject) => {
+    server.bindAsync(address, ServerCredentials.createInsecure(), (error, actual) =>
+      error ? reject(error) : resolve(actual),
+    );
+  });
+  return {
+    port: bound,
+    draining() {
+      for (const name of ["", ...SERVICES.map((service) => service.typeName)]) health.set(name, false);
+      health.endWatches();
+    },
+    stop: (deadlineMs) =>
+      new Promise((resolve) => {
+        const timer = setTimeout(() => {
+          server.forceShutdown();
+          resolve();
+        }, deadlineMs);
+        server.tryShutdown(() => {
+          clearTimeout(timer);
+          resolve();
+        });
+      }),
+  };
+}

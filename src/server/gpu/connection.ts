@@ -1,0 +1,75 @@
+// The GPU process as a child of this one: frames on its stdin and stdout, its stderr in the server's log. The supervisor
+// knows only `WorkerConnection`, so that a test, or later a socket, can stand in for the child.
+
+import { type ChildProcess, spawn } from "node:child_process";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import type { FromWorker, ToWorker } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { FromWorkerSchema, ToWorkerSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { gpuEnvironment } from "../../kernels/device/launch.ts";
+import type { Log } from "../log.ts";
+import { decodeFrames, encodeFrame } from "../worker/frames.ts";
+
+export interface WorkerConnection {
+  send(message: ToWorker): void;
+  /** Everything the worker says; ends, or throws, when it is gone. */
+  readonly messages: AsyncIterable<FromWorker>;
+  /** How it ended, in words: "signal SIGKILL". */
+  readonly ended: Promise<string>;
+  /** Ends it at once. */
+  kill(): void;
+}
+
+export type StartWorker = () => WorkerConnection;
+
+const ROOT = new URL("../../../", import.meta.url);
+
+/** What runs a TypeScript file of ours under the runtime this process runs under. */
+export function runtimeCommand(file: URL): [string, ...string[]] {
+  const path = fileURLToPath(file);
+  if ("Deno" in globalThis) {
+    return [process.execPath, "run", "-A", "--config", fileURLToPath(new URL("deno.json", ROOT)), path];
+  }
+  return [process.execPath, "--import", import.meta.resolve("tsx"), path];
+}
+
+/** Sends every line of the child's stderr to the log. */
+export function logStderr(child: ChildProcess, name: string, log: Log): void {
+  let rest = "";
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) if (line.trim() !== "") log("info", `${name}: ${line}`);
+  });
+}
+
+/** How a child ended, in words. */
+export function ending(child: ChildProcess): Promise<string> {
+  return new Promise((resolve) => {
+    child.on("error", (error) => resolve(error.message));
+    child.on("close", (code, signal) => resolve(signal ? `signal ${signal}` : `exit code ${code}`));
+  });
+}
+
+/** Starts GPU processes. @param adapter `hardware` or `software` to force the choice */
+export function childWorker(adapter: string | undefined, log: Log): StartWorker {
+  return () => {
+    const variables = adapter ? { ...process.env, THAW_ADAPTER: adapter } : process.env;
+    const gpu = gpuEnvironment(variables);
+    const [command, ...args] = runtimeCommand(new URL("src/server/worker/main.ts", ROOT));
+    const child = spawn(command, args, {
+      cwd: fileURLToPath(ROOT),
+      env: { ...variables, ...gpu.env },
+      stdio: ["pipe", "pipe", "pipe"],
+    });
+    log("info", `GPU process ${child.pid} started, ${gpu.adapter} adapter: ${gpu.reason}`);
+    logStderr(child, "gpu", log);
+    child.stdin.on("error", () => {}); // It is gone; `ended` says how.
+    return {
+      send: (message) => void child.stdin.write(encodeFrame(ToWorkerSchema, message)),
+      messages: decodeFrames(FromWorkerSchema, child.stdout),
+      ended: ending(child),
+      kill: () => void child.kill("SIGKILL"),
+    };
+  };
+}

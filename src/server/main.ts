@@ -1,0 +1,73 @@
+// `serve`: from flags and environment to a server that answers, and back down again when it is told to stop.
+//
+//   SIGINT or SIGTERM   health says NOT_SERVING, watches end with UNAVAILABLE, the run on the GPU is checkpointed and goes
+//                       back into the queue, calls end, the GPU process ends
+//   a second one        ends everything at once; the next start goes on from the last checkpoint
+
+import process from "node:process";
+import { type Front, startFront } from "./front/front.ts";
+import { startRelayedFront } from "./front/relay.ts";
+import { stderrLog } from "./log.ts";
+import { startServer } from "./server.ts";
+import { HELP, type Settings, settingsOfProcess, UsageError } from "./settings.ts";
+
+/** How long calls may take to end when the server stops. */
+const DRAIN_MS = 5000;
+/** How long the first line waits for the adapter. */
+const ADAPTER_MS = 20_000;
+
+/** Serves until the process is told to stop. */
+export async function serve(settings: Settings): Promise<void> {
+  if (settings.insecure) {
+    stderrLog("warning", `--insecure: ${settings.host} is open to everyone who reaches it, without encryption`);
+  }
+  const server = await startServer(settings);
+  // See relay.ts: under Deno a client may abort the process it is connected to.
+  const start = "Deno" in globalThis ? startRelayedFront : startFront;
+  const front = await start(settings, server.handlersFor, stderrLog);
+
+  let signals = 0;
+  const stopped = new Promise<void>((resolve) => {
+    const stop = (): void => {
+      if (++signals > 1) process.exit(130);
+      void shutDown(front, server).then(resolve);
+    };
+    process.on("SIGINT", stop);
+    process.on("SIGTERM", stop);
+  });
+
+  const deadline = Date.now() + ADAPTER_MS;
+  while (!server.adapterLine && Date.now() < deadline && signals === 0) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
+  process.stdout.write(`thaw serves on ${host}:${front.port}, ${server.adapterLine ?? "no GPU process yet"}\n`);
+  await stopped;
+}
+
+async function shutDown(front: Front, server: Awaited<ReturnType<typeof startServer>>): Promise<void> {
+  stderrLog("info", "stopping; once more to end at once");
+  front.draining();
+  try {
+    await server.stop();
+  } catch (error) {
+    stderrLog("error", `stopping: ${error}`);
+  }
+  await front.stop(DRAIN_MS);
+  server.close();
+}
+
+if (import.meta.main ?? process.argv[1]?.endsWith("src/server/main.ts")) {
+  const args = process.argv.slice(2);
+  if (args.includes("--help")) {
+    process.stdout.write(`${HELP}\n`);
+    process.exit(0);
+  }
+  try {
+    await serve(settingsOfProcess(args));
+    process.exit(0);
+  } catch (error) {
+    process.stderr.write(`${(error as Error).message}\n`);
+    process.exit(error instanceof UsageError ? 2 : 1);
+  }
+}

@@ -1,0 +1,304 @@
+// The run that holds the GPU, from the opening to its end: opened from its newest checkpoint, told the freeze plan in
+// force, stepped or left paused as its owner wants, opened again when the GPU process dies, a bounded number of times.
+//
+// Commands (manager.ts) change `wanted` and the state; this file makes it so. What the worker reports is handled strictly
+// in order, one update at a time.
+
+import { setTimeout as delay } from "node:timers/promises";
+import { create, equals, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampNow } from "@bufbuild/protobuf/wkt";
+import { status } from "@grpc/grpc-js";
+import {
+  TrainablePlanSchema,
+  type TrainableReport,
+  TrainableReportSchema,
+} from "../../../proto/gen/thaw/v1/group_pb.ts";
+import type { AssignmentSlice } from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import { RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
+import type { KernelUse } from "../../../proto/gen/thaw/v1/system_pb.ts";
+import type { OpenRunSchema, RunOpened, RunUpdate } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { RpcError, toStatus } from "../../../proto/rpc/status.ts";
+import { asCallerError, callerError, WorkerFailure, WorkerGone } from "../gpu/failures.ts";
+import type { Gpu } from "../gpu/supervisor.ts";
+import { checkpointIn, idIn } from "../ids.ts";
+import type { Log } from "../log.ts";
+import type { Registry } from "../registry/registry.ts";
+import { refusal } from "../rpc/errors.ts";
+import { type Layout, modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
+import type { Checkpoints } from "./checkpoints.ts";
+import type { EventInit, LiveRun, RunLog } from "./log.ts";
+import { hasEnded, notFound } from "./states.ts";
+
+/** Times a run is opened again without a new checkpoint in between. */
+export const MAX_TRIES = 3;
+
+/** What a live run needs of the server. */
+export interface LiveParts {
+  readonly registry: Registry;
+  readonly layout: Layout;
+  readonly gpu: Gpu;
+  readonly runLog: RunLog;
+  readonly checkpoints: Checkpoints;
+  readonly log: Log;
+  /** First wait before a run is opened again, in milliseconds; doubles with each try. */
+  readonly retryMs: number;
+  /** The run is open on a process that knows no subscriptions yet. */
+  readonly onOpen: (name: string) => void;
+  readonly onRoutes: (name: string, slice: AssignmentSlice) => void;
+  readonly onEnd: (name: string) => void;
+}
+
+export type Wanted = "run" | "pause" | "cancel" | "stop";
+
+export interface Live extends LiveRun {
+  /** What its owner wants of it. */
+  wanted: Wanted;
+  /** Whether it is open on the worker and takes requests. */
+  open: boolean;
+  kernels: readonly KernelUse[];
+  /** Gives up opening, or waiting to open, when it is cancelled or the server stops. */
+  readonly giveUp: AbortController;
+  /** Hears of everything the worker reports about the run. */
+  update(update: RunUpdate): void;
+  /** Resolves when every update so far has been handled. */
+  settled(): Promise<void>;
+  /** The GPU process ended. */
+  gone(how: string): void;
+  /** Ends its life on the GPU: it was cancelled, or the server stops. */
+  release(): void;
+  /** Resolves when it no longer holds the GPU. */
+  readonly over: Promise<void>;
+}
+
+/** Changes the state and logs it; in the log before anything that follows. */
+export function changeState(runLog: RunLog, live: LiveRun, to: RunState, error?: RpcError): void {
+  const from = live.run.state;
+  const problem = error && toStatus(error);
+  live.run.state = to;
+  live.run.error = problem;
+  if (hasEnded(to)) live.run.endTime = timestampNow();
+  runLog.append(live, { case: "state", value: { from, to, error: problem } });
+}
+
+/** A report that says what trains, for when nothing was changed. */
+export const reportOf = (opened: Pick<RunOpened, "matched" | "cost" | "step">): TrainableReport =>
+  create(TrainableReportSchema, {
+    matched: opened.matched,
+    before: opened.cost,
+    after: opened.cost,
+    effectiveStep: opened.step,
+  });
+
+const INTERNAL = () => refusal(status.INTERNAL, "INTERNAL", "a fault of thaw; the server's log says more");
+
+export function liveRun(start: LiveRun, parts: LiveParts): Live {
+  const { registry, layout, gpu, runLog, checkpoints, log, retryMs } = parts;
+  let tries = 0;
+  let handled: Promise<void> = Promise.resolve();
+  /** Ends the present opening: with how the process died, or without when the run is done with the GPU. */
+  let leave: (how: string | undefined) => void = () => {};
+  let left = false;
+
+  const live: Live = {
+    run: start.run,
+    report: start.report,
+    wanted: "run",
+    open: false,
+    kernels: [],
+    giveUp: new AbortController(),
+    update(update) {
+      handled = handled
+        .then(() => apply(update))
+        .catch((thrown) => {
+          // A full disk, for one: the run cannot keep its promises any more.
+          log("error", `${live.run.name}: ${thrown}`);
+          return end(RunState.FAILED, INTERNAL());
+        })
+        .catch((thrown) => log("error", `${live.run.name}: ${thrown}`));
+    },
+    settled: () => handled,
+    gone: (how) => leave(how),
+    release() {
+      left = true;
+      live.open = false;
+      live.giveUp.abort(refusal(status.CANCELLED, "CANCELLED", "given up"));
+      leave(undefined);
+    },
+    over: Promise.resolve(),
+  };
+  const append = (event: EventInit): void => runLog.append(live, event);
+
+  async function apply({ step, update }: RunUpdate): Promise<void> {
+    if (hasEnded(live.run.state)) return;
+    live.run.step = step;
+    switch (update.case) {
+      case "metrics":
+        live.run.metrics = update.value;
+        return append(update);
+      case "evaluation":
+      case "warning":
+        return append(update);
+      case "trainable":
+        live.run.trainable = update.value.plan;
+        live.run.cost = update.value.report?.after;
+        live.report = update.value.report;
+        return append(update);
+      case "checkpoint": {
+        const { directory, sizeBytes, reason } = update.value;
+        await checkpoints.adopt(live, directory, sizeBytes, reason);
+        tries = 0;
+        return;
+      }
+      case "finished":
+        return end(RunState.SUCCEEDED);
+      case "failed": {
+        const error = update.value.error?.error ?? { case: undefined };
+        log("warning", `${live.run.name} failed: ${new WorkerFailure(update.value.error).message}`);
+        // A lost device takes its process along; the run goes on in the next one.
+        if (error.case === "deviceLost") return;
+        return end(RunState.FAILED, callerError(error) ?? INTERNAL());
+      }
+    }
+  }
+
+  async function end(state: RunState, error?: RpcError): Promise<void> {
+    if (hasEnded(live.run.state)) return;
+    changeState(runLog, live, state, error);
+    try {
+      await runLog.flush();
+      await closeOnWorker();
+    } finally {
+      live.release();
+    }
+  }
+
+  async function closeOnWorker(): Promise<void> {
+    if (!live.open) return;
+    live.open = false;
+    try {
+      await gpu.request({ case: "closeRun", value: { run: live.run.name } });
+    } catch (error) {
+      // It closed the run by itself, or is gone.
+      if (!(error instanceof WorkerFailure || error instanceof WorkerGone)) throw error;
+    }
+  }
+
+  /** Everything the worker needs to open the run. @throws RpcError when something it starts from is gone */
+  async function openRequest(): Promise<MessageInitShape<typeof OpenRunSchema>> {
+    const { run } = live;
+    const spec = run.spec!;
+    const model = await registry.model(idIn("models", spec.model) ?? "");
+    const dataset = await registry.dataset(idIn("datasets", spec.dataset) ?? "");
+    if (!model) throw notFound(spec.model);
+    if (!dataset) throw notFound(spec.dataset);
+    const datasetId = idIn("datasets", spec.dataset)!;
+    const splits = ["train", ...(spec.evaluation?.splits ?? [])];
+    const newest = await checkpoints.newest(idIn("runs", run.name)!);
+    let initialDirectory = "";
+    if (!newest && spec.initialCheckpoint) {
+      const ids = checkpointIn(spec.initialCheckpoint)!;
+      const initial = await registry.checkpoint(ids.run, ids.checkpoint);
+      if (!initial) throw notFound(spec.initialCheckpoint);
+      initialDirectory = checkpoints.directoryOf(ids.run, initial.directory);
+    }
+    return {
+      run: run.name,
+      spec: create(RunSpecSchema, { ...spec, trainable: run.trainable }),
+      modelDirectory: modelDirectory(layout, model.directory),
+      splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
+      resumeDirectory: newest?.directory ?? "",
+      initialDirectory,
+      checkpointsDirectory: temporaryDirectory(layout),
+      paused: true,
+    };
+  }
+
+  /** Opens the run, and brings plan and stepping to what is wanted. */
+  async function open(): Promise<void> {
+    const request = await openRequest();
+    const reply = await gpu.request({ case: "openRun", value: request }, live.giveUp.signal);
+    if (reply.result.case !== "opened") throw new Error(`OpenRun answered with ${reply.result.case}`);
+    const opened = reply.result.value;
+    live.open = true;
+    live.kernels = opened.kernels;
+    live.run.step = opened.step;
+    live.run.startTime ??= timestampNow();
+    live.run.cost = opened.cost;
+    live.report = { ...reportOf(opened), effectiveStep: live.report?.effectiveStep ?? opened.step };
+    if (opened.data && !(live.run.data && equalData(live.run.data, opened.data))) {
+      live.run.data = opened.data;
+      append({ case: "data", value: opened.data });
+    }
+    // A plan set after the checkpoint was written was acknowledged: it holds again from here.
+    const { trainable } = live.run;
+    if (trainable && opened.trainable && !equals(TrainablePlanSchema, trainable, opened.trainable)) {
+      await gpu.request({ case: "setTrainable", value: { run: live.run.name, plan: trainable } });
+    }
+    parts.onOpen(live.run.name);
+    if (live.wanted === "run") await resumeStepping();
+    else if (live.wanted === "pause") changeState(runLog, live, RunState.PAUSED);
+  }
+
+  async function resumeStepping(): Promise<void> {
+    changeState(runLog, live, RunState.RUNNING);
+    await gpu.request({ case: "resume", value: { run: live.run.name } });
+  }
+
+  /** One opening, until the run is done with the GPU (undefined) or the process died (how). */
+  async function opening(): Promise<string | undefined> {
+    const { state } = live.run;
+    if (state !== RunState.PAUSING && state !== RunState.STARTING) changeState(runLog, live, RunState.STARTING);
+    const leaving = new Promise<string | undefined>((resolve) => {
+      leave = resolve;
+    });
+    try {
+      await open();
+    } catch (thrown) {
+      if (left || live.giveUp.signal.aborted) return undefined;
+      if (thrown instanceof WorkerGone) return thrown.message;
+      if (thrown instanceof WorkerFailure && thrown.error.case === "deviceLost") return thrown.message;
+      const error = asCallerError(thrown);
+      if (error instanceof RpcError && error.code === status.UNAVAILABLE) return error.message;
+      if (!(error instanceof RpcError)) log("error", `${live.run.name} could not be opened: ${thrown}`);
+      await end(RunState.FAILED, error instanceof RpcError ? error : INTERNAL());
+      return undefined;
+    }
+    return leaving;
+  }
+
+  async function life(): Promise<void> {
+    while (true) {
+      const how = await opening();
+      if (how === undefined || left) return;
+      live.open = false;
+      await live.settled();
+      if (left || hasEnded(live.run.state)) return;
+      tries++;
+      live.run.restarts++;
+      if (tries > MAX_TRIES) {
+        const message = `the GPU process ended ${tries} times without a new checkpoint, the last time by ${how}`;
+        return end(RunState.FAILED, refusal(status.INTERNAL, "GPU_PROCESS_ENDED", message));
+      }
+      const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
+      live.run.step = newest?.checkpoint.step ?? 0n;
+      const from = newest ? `${newest.checkpoint.name}, step ${newest.checkpoint.step}` : "the beginning, step 0";
+      const message = `the GPU process ended (${how}); the run goes on from ${from}, and later steps are repeated`;
+      append({ case: "warning", value: { reason: "GPU_PROCESS_RESTARTED", message } });
+      if (live.wanted === "pause") changeState(runLog, live, RunState.PAUSING);
+      await runLog.flush();
+      await delay(retryMs * 2 ** (tries - 1), undefined, { signal: live.giveUp.signal }).catch(() => {});
+      if (left) return;
+    }
+  }
+
+  return Object.assign(live, {
+    over: life().catch(async (thrown) => {
+      log("error", `${live.run.name}: ${thrown}`);
+      await end(RunState.FAILED, INTERNAL()).catch(() => {});
+    }),
+  });
+}
+
+const equalData = (a: NonNullable<RunOpened["data"]>, b: NonNullable<RunOpened["data"]>): boolean =>
+  a.examples === b.examples && a.truncatedInputs === b.truncatedInputs && a.truncatedTargets === b.truncatedTargets;

@@ -1,0 +1,170 @@
+// The watch log: events go in as they happen and to disk a tick later, in one transaction; readers read the disk.
+//
+// So training never waits for a reader, and a slow or stopped reader costs nothing: a watch keeps a revision, not a queue.
+// The log only grows. When a run goes on from a checkpoint, the steps after it happen again: their events follow the
+// earlier ones at new revisions, after a `warning` that names the checkpoint's step. A reader that plots by step lets the
+// later event of a step win.
+
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampNow } from "@bufbuild/protobuf/wkt";
+import { status } from "@grpc/grpc-js";
+import { type RunEvent, RunEventSchema } from "../../../proto/gen/thaw/v1/event_pb.ts";
+import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
+import type { Run } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import type { Log } from "../log.ts";
+import type { LogEntry, Registry } from "../registry/registry.ts";
+import { refusal } from "../rpc/errors.ts";
+import { hasEnded, notFound } from "./states.ts";
+
+/** How long events gather: one flush to disk per tick, however fast the steps are. */
+const TICK_MS = 25;
+/** After a failed write, for instance on a full disk. */
+const RETRY_MS = 1000;
+/** Events per message of a watch. */
+const BATCH_EVENTS = 256;
+
+export type EventInit = NonNullable<MessageInitShape<typeof RunEventSchema>["event"]>;
+
+/** A run in memory: the record that the next write stores. */
+export interface LiveRun {
+  readonly run: Run;
+  report: TrainableReport | undefined;
+}
+
+export type WatchPart =
+  | { readonly case: "events"; readonly value: { readonly events: RunEvent[] } }
+  | { readonly case: "progress"; readonly value: { readonly revision: bigint } };
+
+export interface RunLog {
+  /** Adds an event at the run's present step; it is on disk a tick later. */
+  append(live: LiveRun, event: EventInit, directory?: string): void;
+  /** Resolves when everything appended so far is on disk. @throws when the disk refuses it */
+  flush(): Promise<void>;
+  /** The log after a revision, then its future, until the run has ended and everything was sent. */
+  watch(
+    id: string,
+    afterRevision: bigint,
+    progressMs: number | undefined,
+    signal: AbortSignal,
+  ): AsyncGenerator<WatchPart>;
+  /** Wakes the readers of a run: it was deleted. */
+  wake(id: string): void;
+  /** Ends every watch with UNAVAILABLE. */
+  stop(): void;
+}
+
+export function eventAt(step: bigint, event: EventInit): RunEvent {
+  return create(RunEventSchema, { time: timestampNow(), step, event });
+}
+
+export function createRunLog(registry: Registry, log: Log): RunLog {
+  const pending = new Map<string, { live: LiveRun; entries: LogEntry[] }>();
+  const readers = new Map<string, Set<() => void>>();
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let writing: Promise<void> = Promise.resolve();
+  let stopping = false;
+
+  const wake = (id: string): void => {
+    for (const reader of readers.get(id) ?? []) reader();
+  };
+
+  async function write(): Promise<void> {
+    for (const [name, { live, entries }] of [...pending]) {
+      const batch = entries.slice();
+      await registry.appendEvents(live.run, live.report, batch);
+      entries.splice(0, batch.length);
+      if (entries.length === 0) pending.delete(name);
+      wake(name.replace(/^runs\//, ""));
+    }
+  }
+
+  function flush(): Promise<void> {
+    clearTimeout(timer);
+    timer = undefined;
+    const done = writing.then(write);
+    writing = done.catch((error) => {
+      log("error", `the event log cannot be written: ${error}`);
+      schedule(RETRY_MS);
+    });
+    return done;
+  }
+
+  function schedule(delay: number): void {
+    timer ??= setTimeout(() => void flush().catch(() => {}), delay);
+  }
+
+  /** Resolves true on the next change after `begin`, false after `progressMs`. */
+  function nextChange(id: string, progressMs: number | undefined, signal: AbortSignal) {
+    let resolve = (_changed: boolean): void => {};
+    const changed = new Promise<boolean>((done) => {
+      resolve = done;
+    });
+    const reader = () => resolve(true);
+    const set = readers.get(id) ?? new Set();
+    readers.set(id, set.add(reader));
+    const timeout = progressMs === undefined ? undefined : setTimeout(() => resolve(false), progressMs);
+    signal.addEventListener("abort", reader);
+    const end = (): void => {
+      clearTimeout(timeout);
+      signal.removeEventListener("abort", reader);
+      set.delete(reader);
+      if (set.size === 0 && readers.get(id) === set) readers.delete(id);
+    };
+    return { changed, end };
+  }
+
+  return {
+    append(live, event, directory) {
+      const entry = { event: eventAt(live.run.step, event), directory };
+      const waiting = pending.get(live.run.name);
+      if (waiting) waiting.entries.push(entry);
+      pending.set(live.run.name, { live, entries: waiting?.entries ?? [entry] });
+      schedule(TICK_MS);
+    },
+    flush,
+    wake,
+
+    async *watch(id, afterRevision, progressMs, signal) {
+      const record = await registry.run(id);
+      if (!record) throw notFound(`runs/${id}`);
+      const oldest = await registry.oldestRevision(id);
+      if (afterRevision < oldest - 1 || afterRevision > record.run.revision) {
+        const message =
+          afterRevision > record.run.revision
+            ? `the newest revision is ${record.run.revision}`
+            : `revisions below ${oldest} were compacted`;
+        throw refusal(status.OUT_OF_RANGE, "REVISION_OUT_OF_RANGE", message, {
+          oldest_revision: String(oldest),
+          newest_revision: String(record.run.revision),
+        });
+      }
+      let sent = Number(afterRevision);
+      while (true) {
+        // Listening begins before reading, so that nothing falls between the two.
+        const next = nextChange(id, progressMs, signal);
+        try {
+          const events = await registry.events(id, sent, BATCH_EVENTS);
+          if (events.length > 0) {
+            sent = Number(events[events.length - 1].revision);
+            yield { case: "events", value: { events } };
+            continue;
+          }
+          const now = await registry.run(id);
+          if (!now) throw notFound(`runs/${id}`);
+          if (hasEnded(now.run.state) && now.run.revision === BigInt(sent)) return;
+          if (stopping) throw refusal(status.UNAVAILABLE, "STOPPING", "the server is stopping", {}, 5);
+          const changed = await next.changed;
+          signal.throwIfAborted();
+          if (!changed) yield { case: "progress", value: { revision: BigInt(sent) } };
+        } finally {
+          next.end();
+        }
+      }
+    },
+
+    stop() {
+      stopping = true;
+      for (const id of readers.keys()) wake(id);
+    },
+  };
+}

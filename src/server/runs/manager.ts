@@ -1,0 +1,367 @@
+// Runs as resources with a life: the queue, and every command. One run holds the GPU at a time; the others wait in the
+// order in which they were created. A command on a run waits for the one before it.
+
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampNow } from "@bufbuild/protobuf/wkt";
+import { status } from "@grpc/grpc-js";
+import { type Checkpoint, CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
+import type { EvaluationResult } from "../../../proto/gen/thaw/v1/evaluation_pb.ts";
+import {
+  type TrainablePlan,
+  type TrainableReport,
+  TrainableReportSchema,
+} from "../../../proto/gen/thaw/v1/group_pb.ts";
+import { type Run, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
+import type { KernelUse } from "../../../proto/gen/thaw/v1/system_pb.ts";
+import type { ModelTarget, Target } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { forCaller, WorkerGone } from "../gpu/failures.ts";
+import { idIn, newId } from "../ids.ts";
+import { type Answer, NameTakenError, type RunRecord } from "../registry/registry.ts";
+import { refusal } from "../rpc/errors.ts";
+import { modelDirectory } from "../storage/layout.ts";
+import { changeState, type Live, type LiveParts, liveRun } from "./live.ts";
+import { eventAt, type LiveRun } from "./log.ts";
+import { recoverRuns } from "./recovery.ts";
+import { ALLOWED, hasEnded, notFound, requireState, wrongState } from "./states.ts";
+
+const { QUEUED, STARTING, RUNNING, PAUSING, PAUSED, CANCELLING, CANCELLED } = RunState;
+
+/** What a command did, and the step at which it takes, or took, effect. */
+export interface Effect {
+  readonly run: Run;
+  readonly effectiveStep: bigint;
+}
+
+export interface Runs {
+  /** Brings runs that a stop or a crash interrupted back into the queue, and begins. */
+  start(): Promise<void>;
+  get(id: string): Promise<RunRecord>;
+  /** @param init a run without a name. @throws RpcError when the id is taken or the queue is full */
+  create(
+    id: string,
+    init: MessageInitShape<typeof RunSchema>,
+    answer: ((run: Run) => Answer) | undefined,
+  ): Promise<RunRecord>;
+  pause(id: string): Promise<Effect>;
+  resume(id: string): Promise<Effect>;
+  cancel(id: string): Promise<Effect>;
+  setTrainable(id: string, plan: TrainablePlan): Promise<TrainableReport>;
+  save(id: string): Promise<Checkpoint>;
+  /** Prices a plan on the run, on the GPU or as a model with the run's shapes. */
+  plan(id: string, plan: TrainablePlan): Promise<TrainableReport>;
+  /** Logs an evaluation that somebody asked for. */
+  evaluated(id: string, result: EvaluationResult): Promise<void>;
+  /** The open run as a worker's target; undefined when it is not on the GPU. */
+  target(id: string): Target | undefined;
+  /** The model a run started from, with the run's shapes and a checkpoint's parameters. */
+  modelTarget(run: Run, checkpointDirectory: string): Promise<ModelTarget>;
+  /** What is on the GPU. */
+  readonly active: { readonly name: string; readonly kernels: readonly KernelUse[] } | undefined;
+  /** Checkpoints the run on the GPU and puts it back into the queue; starts nothing more. */
+  stop(): Promise<void>;
+}
+
+export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: number }): Runs {
+  const { registry, gpu, runLog, checkpoints, log, layout } = parts;
+  let active: Live | undefined;
+  let stopping = false;
+  const locks = new Map<string, Promise<unknown>>();
+
+  /** One command on a run at a time. */
+  function exclusively<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const result = (locks.get(id) ?? Promise.resolve()).then(work, work);
+    locks.set(id, result);
+    const clear = () => void (locks.get(id) === result && locks.delete(id));
+    result.then(clear, clear);
+    return result;
+  }
+
+  /** Work that a command leaves behind it; later commands wait for it. */
+  function afterwards(id: string, work: () => Promise<void>): void {
+    exclusively(id, work).catch((error) => log("error", `runs/${id}: ${error}`));
+  }
+
+  async function get(id: string): Promise<RunRecord> {
+    const record = await registry.run(id);
+    if (!record) throw notFound(`runs/${id}`);
+    return record;
+  }
+
+  const activeRun = (id: string): Live | undefined => (active?.run.name === `runs/${id}` ? active : undefined);
+  /** The run as it is: in memory while it holds the GPU, else from the registry. */
+  const present = async (id: string): Promise<LiveRun> => activeRun(id) ?? get(id);
+
+  let scheduling: Promise<void> = Promise.resolve();
+  /** Puts the first queued run on the GPU when it is free. */
+  function schedule(): void {
+    scheduling = scheduling.then(async () => {
+      if (active || stopping) return;
+      const [next] = await registry.runsInStates([QUEUED]);
+      if (!next || stopping) return;
+      await exclusively(idIn("runs", next.run.name)!, async () => {
+        const now = await registry.run(idIn("runs", next.run.name)!);
+        if (now?.run.state !== QUEUED) return;
+        const live = liveRun(now, parts);
+        active = live;
+        void live.over.then(() => released(live));
+      });
+      if (!active) schedule();
+    });
+    scheduling.catch((error) => log("error", `scheduling: ${error}`));
+  }
+
+  function released(live: Live): void {
+    if (live.wanted === "cancel" && !hasEnded(live.run.state)) changeState(runLog, live, CANCELLED);
+    if (hasEnded(live.run.state)) parts.onEnd(live.run.name);
+    void runLog
+      .flush()
+      .catch(() => {})
+      .then(() => {
+        if (active === live) active = undefined;
+        schedule();
+      });
+  }
+
+  async function settledState(live: LiveRun, to: RunState): Promise<Effect> {
+    changeState(runLog, live, to);
+    if (hasEnded(to)) parts.onEnd(live.run.name);
+    await runLog.flush();
+    return effect(live);
+  }
+
+  const effect = async (live: LiveRun): Promise<Effect> => ({
+    run: (await get(idIn("runs", live.run.name)!)).run,
+    effectiveStep: live.run.step,
+  });
+
+  /** Stops stepping; false when the process died meanwhile. */
+  async function stopStepping(live: Live): Promise<boolean> {
+    try {
+      await gpu.request({ case: "pause", value: { run: live.run.name } });
+    } catch (error) {
+      if (error instanceof WorkerGone) return false;
+      await live.settled();
+      if (!hasEnded(live.run.state)) throw error;
+    }
+    await live.settled();
+    return true;
+  }
+
+  /** Keeps what was learnt since the newest checkpoint. A failure costs only that. */
+  async function saveInterrupted(live: Live): Promise<void> {
+    const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
+    if (live.run.step === (newest?.checkpoint.step ?? 0n)) return;
+    try {
+      await checkpoints.save(live, CheckpointReason.INTERRUPTED);
+    } catch (error) {
+      log("warning", `${live.run.name}: no checkpoint at step ${live.run.step}: ${error}`);
+    }
+  }
+
+  async function close(live: Live): Promise<void> {
+    await saveInterrupted(live);
+    try {
+      await gpu.request({ case: "closeRun", value: { run: live.run.name } });
+    } catch (error) {
+      log("info", `${live.run.name}: closing: ${error}`);
+    }
+    live.release();
+    await live.over;
+  }
+
+  const runs: Runs = {
+    async start() {
+      await recoverRuns(registry, runLog, checkpoints);
+      schedule();
+    },
+
+    get,
+
+    async create(id, init, answer) {
+      const queued = await registry.runsInStates([QUEUED]);
+      if (queued.length >= Math.max(limits.maxQueuedRuns, active ? 0 : 1)) {
+        throw refusal(
+          status.RESOURCE_EXHAUSTED,
+          "QUEUE_FULL",
+          `${limits.maxQueuedRuns} runs wait already`,
+          {
+            limit: String(limits.maxQueuedRuns),
+          },
+          30,
+        );
+      }
+      const name = `runs/${id || newId("run")}`;
+      const run = create(RunSchema, { ...init, name, state: QUEUED, createTime: timestampNow() });
+      try {
+        const first = { event: eventAt(0n, { case: "state", value: { to: QUEUED } }) };
+        const record = await registry.createRun(run, first, answer);
+        schedule();
+        return record;
+      } catch (error) {
+        if (!(error instanceof NameTakenError)) throw error;
+        throw refusal(status.ALREADY_EXISTS, "NAME_TAKEN", `${name} exists`, { name });
+      }
+    },
+
+    pause: (id) =>
+      exclusively(id, async () => {
+        const live = await present(id);
+        requireState(live.run, ALLOWED.pause);
+        const on = activeRun(id);
+        if (!on) return settledState(live, PAUSED);
+        on.wanted = "pause";
+        const wasRunning = on.run.state === RUNNING;
+        changeState(runLog, on, PAUSING);
+        if (!wasRunning) {
+          await runLog.flush();
+          return effect(on);
+        }
+        const stopped = await forCaller(stopStepping(on));
+        if (hasEnded(on.run.state)) throw wrongState(on.run, ALLOWED.pause, "it ended before it could pause");
+        if (!stopped) return effect(on);
+        const paused = await settledState(on, PAUSED);
+        afterwards(id, async () => {
+          if (on.open && on.run.state === PAUSED) await saveInterrupted(on);
+        });
+        return paused;
+      }),
+
+    resume: (id) =>
+      exclusively(id, async () => {
+        const live = await present(id);
+        requireState(live.run, ALLOWED.resume);
+        const on = activeRun(id);
+        if (!on) {
+          const resumed = await settledState(live, QUEUED);
+          schedule();
+          return resumed;
+        }
+        on.wanted = "run";
+        // Not open yet: it will step once it is.
+        if (on.run.state === PAUSING) return settledState(on, STARTING);
+        changeState(runLog, on, RUNNING);
+        const { step } = on.run;
+        await forCaller(gpu.request({ case: "resume", value: { run: on.run.name } }));
+        await runLog.flush();
+        return { ...(await effect(on)), effectiveStep: step };
+      }),
+
+    cancel: (id) =>
+      exclusively(id, async () => {
+        const live = await present(id);
+        requireState(live.run, ALLOWED.cancel);
+        const on = activeRun(id);
+        if (!on) return settledState(live, CANCELLED);
+        on.wanted = "cancel";
+        changeState(runLog, on, CANCELLING);
+        const stopped = on.open && (await forCaller(stopStepping(on)));
+        await runLog.flush();
+        const answer = await effect(on);
+        if (stopped) afterwards(id, () => close(on));
+        else on.release();
+        return answer;
+      }),
+
+    setTrainable: (id, plan) =>
+      exclusively(id, async () => {
+        const live = await present(id);
+        requireState(live.run, ALLOWED.setTrainable);
+        const on = activeRun(id);
+        if (on?.open) {
+          const set = { case: "setTrainable" as const, value: { run: on.run.name, plan } };
+          const reply = await forCaller(gpu.request(set));
+          await on.settled();
+          await runLog.flush();
+          if (reply.result.case !== "trainable") throw new Error(`SetTrainable answered with ${reply.result.case}`);
+          return reply.result.value;
+        }
+        const priced = await runs.plan(id, plan);
+        const report = create(TrainableReportSchema, { ...priced, effectiveStep: live.run.step });
+        live.run.trainable = plan;
+        live.run.cost = report.after;
+        live.report = report;
+        runLog.append(live, { case: "trainable", value: { plan, report } });
+        await runLog.flush();
+        return report;
+      }),
+
+    save: (id) =>
+      exclusively(id, async () => {
+        const live = await present(id);
+        requireState(live.run, ALLOWED.saveCheckpoint);
+        const on = activeRun(id);
+        if (!on?.open) throw wrongState(live.run, ALLOWED.saveCheckpoint, "it is not on the GPU; resume it first");
+        return forCaller(checkpoints.save(on, CheckpointReason.REQUESTED));
+      }),
+
+    async plan(id, plan) {
+      const { run } = await present(id);
+      const target = runs.target(id) ?? create(TargetSchema, { target: { case: "model", value: await modelOf(run) } });
+      const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan } }));
+      if (reply.result.case !== "trainable") throw new Error(`PlanTrainable answered with ${reply.result.case}`);
+      return reply.result.value;
+    },
+
+    async evaluated(id, result) {
+      const on = activeRun(id);
+      if (!on) return;
+      await on.settled();
+      runLog.append(on, { case: "evaluation", value: result });
+      await runLog.flush();
+    },
+
+    target: (id) =>
+      activeRun(id)?.open ? create(TargetSchema, { target: { case: "run", value: `runs/${id}` } }) : undefined,
+
+    async modelTarget(run, checkpointDirectory) {
+      return create(ModelTargetSchema, { ...(await modelOf(run)), checkpointDirectory });
+    },
+
+    get active() {
+      return active && { name: active.run.name, kernels: active.kernels };
+    },
+
+    async stop() {
+      stopping = true;
+      await scheduling;
+      const on = active;
+      if (on) {
+        await exclusively(idIn("runs", on.run.name)!, async () => {
+          if (hasEnded(on.run.state)) return;
+          const { wanted } = on;
+          if (wanted === "cancel") return void (await on.over);
+          on.wanted = "stop";
+          if (on.open && (await stopStepping(on)) && !hasEnded(on.run.state)) await close(on);
+          else on.release();
+          await on.over;
+          if (hasEnded(on.run.state)) return;
+          const message = "the server was stopped; the run goes on when it starts again";
+          runLog.append(on, { case: "warning", value: { reason: "SERVER_STOPPED", message } });
+          changeState(runLog, on, wanted === "pause" ? PAUSED : QUEUED);
+        });
+      }
+      await runLog.flush();
+    },
+  };
+
+  async function modelOf(run: Run): Promise<ModelTarget> {
+    const spec = run.spec!;
+    const model = await registry.model(idIn("models", spec.model) ?? "");
+    if (!model) throw notFound(spec.model);
+    return create(ModelTargetSchema, {
+      directory: modelDirectory(layout, model.directory),
+      batchSize: spec.batchSize,
+      maxInputTokens: spec.maxInputTokens,
+      maxTargetTokens: spec.maxTargetTokens,
+    });
+  }
+
+  gpu.onGone = (how) => active?.gone(how);
+  gpu.onUpdate = (update) => {
+    if (update.update.case === "routes") parts.onRoutes(update.run, update.update.value);
+    else if (active?.run.name === update.run) active.update(update);
+  };
+  return runs;
+}

@@ -1,0 +1,114 @@
+// The server without its front: registry, GPU process, runs, and the handlers of every service. One object to start and
+// to stop; a test gives it a worker of its own.
+
+import type { DescService } from "@bufbuild/protobuf";
+import { CheckpointService } from "../../proto/gen/thaw/v1/checkpoint_service_pb.ts";
+import { DatasetService } from "../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { GroupService } from "../../proto/gen/thaw/v1/group_service_pb.ts";
+import { ModelService } from "../../proto/gen/thaw/v1/model_service_pb.ts";
+import { RoutingService } from "../../proto/gen/thaw/v1/routing_service_pb.ts";
+import { RunService } from "../../proto/gen/thaw/v1/run_service_pb.ts";
+import { SystemService } from "../../proto/gen/thaw/v1/system_service_pb.ts";
+import { createAnswers } from "./answers.ts";
+import type { Core } from "./core.ts";
+import type { HandlersFor } from "./front/front.ts";
+import { childWorker, type StartWorker } from "./gpu/connection.ts";
+import { superviseWorker } from "./gpu/supervisor.ts";
+import { type Log, stderrLog } from "./log.ts";
+import type { Registry } from "./registry/registry.ts";
+import { openRegistry } from "./registry/sqlite.ts";
+import { createRouteHub } from "./routing/hub.ts";
+import type { Handlers } from "./rpc/serve.ts";
+import { runCheckpoints } from "./runs/checkpoints.ts";
+import { createRunLog } from "./runs/log.ts";
+import { createRuns } from "./runs/manager.ts";
+import { checkpointService } from "./services/checkpoint_service.ts";
+import { datasetService } from "./services/dataset_service.ts";
+import { groupService } from "./services/group_service.ts";
+import { modelService } from "./services/model_service.ts";
+import { routingService } from "./services/routing_service.ts";
+import { runService } from "./services/run_service.ts";
+import { systemService } from "./services/system_service.ts";
+import type { Settings } from "./settings.ts";
+import { type Layout, openLayout, sweep } from "./storage/layout.ts";
+
+/** More than anybody has. */
+const ALL = { before: undefined, limit: 1_000_000 };
+
+export interface ServerParts {
+  readonly startWorker?: StartWorker;
+  readonly log?: Log;
+  /** First wait before an interrupted run is opened again, in milliseconds. */
+  readonly retryMs?: number;
+}
+
+export interface ThawServer {
+  readonly handlersFor: HandlersFor;
+  /** The adapter's line, once a GPU process is up; undefined until then. */
+  readonly adapterLine: string | undefined;
+  /** Ends watches and subscriptions with UNAVAILABLE, checkpoints the run on the GPU, ends the GPU process. */
+  stop(): Promise<void>;
+  /** Closes the registry: when no call is left. */
+  close(): void;
+}
+
+/** @throws Error when the data directory cannot be used */
+export async function startServer(settings: Settings, parts: ServerParts = {}): Promise<ThawServer> {
+  const { log = stderrLog, retryMs = 1000 } = parts;
+  const layout = openLayout(settings.dataDirectory);
+  const registry = openRegistry(layout.registry);
+  await sweepLeftovers(registry, layout);
+
+  const gpu = superviseWorker(parts.startWorker ?? childWorker(settings.adapter, log), log);
+  const runLog = createRunLog(registry, log);
+  const checkpoints = runCheckpoints(registry, layout, gpu, runLog, log);
+  const isOpen = (name: string): boolean => runs.target(name.replace(/^runs\//, "")) !== undefined;
+  const routes = createRouteHub(gpu, settings.limits, isOpen, log);
+  const live = { registry, layout, gpu, runLog, checkpoints, log, retryMs };
+  const runs = createRuns(
+    { ...live, onOpen: routes.opened, onRoutes: routes.publish, onEnd: routes.end },
+    settings.limits,
+  );
+  const answers = createAnswers(registry);
+  const startTime = Date.now();
+  const core: Core = { settings, registry, layout, gpu, runs, runLog, checkpoints, routes, answers, log, startTime };
+  await runs.start();
+
+  const handlers: Readonly<Record<string, object>> = {
+    [RunService.typeName]: runService(core),
+    [GroupService.typeName]: groupService(core),
+    [RoutingService.typeName]: routingService(core),
+    [CheckpointService.typeName]: checkpointService(core),
+    [ModelService.typeName]: modelService(core),
+    [DatasetService.typeName]: datasetService(core),
+    [SystemService.typeName]: systemService(core),
+  };
+  return {
+    handlersFor: <S extends DescService>(service: S) => handlers[service.typeName] as Handlers<S>,
+    get adapterLine() {
+      return gpu.hello?.adapter?.line;
+    },
+    async stop() {
+      await runs.stop();
+      runLog.stop();
+      routes.stop();
+      await gpu.stop();
+    },
+    close: () => registry.close(),
+  };
+}
+
+/** Removes folders that were complete but never indexed. */
+async function sweepLeftovers(registry: Registry, layout: Layout): Promise<void> {
+  const models = await registry.models(ALL);
+  await sweep(layout.models, new Set(models.map(({ item }) => item.directory)));
+  const datasets = await registry.datasets(ALL);
+  await sweep(layout.datasets, new Set(datasets.map(({ item }) => item.dataset.name.replace(/^datasets\//, ""))));
+  const runs = await registry.runs({ ...ALL, states: [], labels: {} });
+  const ids = runs.map(({ item }) => item.run.name.replace(/^runs\//, ""));
+  await sweep(layout.checkpoints, new Set(ids));
+  for (const id of ids) {
+    const kept = await registry.checkpoints(id, ALL);
+    await sweep(`${layout.checkpoints}/${id}`, new Set(kept.map(({ item }) => item.directory))).catch(() => {});
+  }
+}

@@ -1,0 +1,92 @@
+// PreviewBatches: the batches a run would train on, made by the trainer's own code on the host, without a GPU.
+
+import { create } from "@bufbuild/protobuf";
+import {
+  type PreviewBatchesRequest,
+  type PreviewBatchesResponse,
+  PreviewBatchesResponseSchema,
+} from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { trainingBatches } from "../../trainer/data/batches.ts";
+import { encodeDataset } from "../../trainer/data/dataset.ts";
+import { parseJsonl } from "../../trainer/data/jsonl.ts";
+import { loadTokenizer } from "../../trainer/data/tokenizer.ts";
+import { InputError } from "../../trainer/types.ts";
+import type { Core } from "../core.ts";
+import { invalidArgument } from "../rpc/errors.ts";
+import { notFound } from "../runs/states.ts";
+import { modelDirectory } from "../storage/layout.ts";
+import { checkName, checkRange, collectProblems } from "../validation/problems.ts";
+import { checkShape, SPLIT_NAME } from "../validation/run_spec.ts";
+import { findSplit } from "./model_service.ts";
+
+const MAX_BATCHES = 16;
+const DEFAULT_EOS = 1;
+
+export async function previewBatches(core: Core, request: PreviewBatchesRequest): Promise<PreviewBatchesResponse> {
+  const problems = collectProblems();
+  checkName(problems, "datasets", request.dataset, "dataset");
+  const modelId = checkName(problems, "models", request.model, "model");
+  problems.require(request.split === "" || SPLIT_NAME.test(request.split), "split", "must be [a-z0-9_]+");
+  checkShape(problems, request);
+  checkRange(problems, "seed", request.seed, 0, 2 ** 32 - 1);
+  checkRange(problems, "first_step", request.firstStep, 0, 2 ** 40);
+  checkRange(problems, "batches", request.batches, 0, MAX_BATCHES);
+  problems.throwIfAny();
+  const model = await core.registry.model(modelId);
+  if (!model) throw notFound(request.model);
+  const file = await findSplit(core, request.dataset, request.split || "train");
+
+  const config = model.description.config ?? {};
+  const setting = (name: string, fallback: number): number =>
+    typeof config[name] === "number" ? config[name] : fallback;
+  const inputLength = Number(request.maxInputTokens || 128n);
+  const targetLength = Number(request.maxTargetTokens || 32n);
+  const padTokenId = setting("pad_token_id", 0);
+  try {
+    const examples = await parseJsonl(file);
+    const tokenizer = await loadTokenizer(modelDirectory(core.layout, model.directory));
+    const options = {
+      maxInputTokens: inputLength,
+      maxTargetTokens: targetLength,
+      vocabularySize: setting("vocab_size", Number.POSITIVE_INFINITY),
+      eosTokenId: setting("eos_token_id", DEFAULT_EOS),
+    };
+    const encoded = encodeDataset(examples, tokenizer, options);
+    const rowOf = (id: number) => {
+      const { inputIds, labels, input = "", target = "" } = encoded.examples[id];
+      const uncut = { ...options, maxInputTokens: Number.POSITIVE_INFINITY, maxTargetTokens: Number.POSITIVE_INFINITY };
+      const whole = encodeDataset([examples[id]], tokenizer, uncut);
+      return {
+        exampleId: BigInt(id),
+        input,
+        target,
+        inputTokenIds: [...inputIds],
+        targetTokenIds: [...labels],
+        inputTruncated: whole.inputTokens > inputIds.length,
+        targetTruncated: whole.targetTokens > labels.length,
+      };
+    };
+    const decoderStartTokenId = setting("decoder_start_token_id", padTokenId);
+    const shape = {
+      size: Number(request.batchSize || 16n),
+      inputLength,
+      targetLength,
+      padTokenId,
+      decoderStartTokenId,
+    };
+    const batches = trainingBatches(encoded.examples, shape, Number(request.seed));
+    const first = Number(request.firstStep);
+    return create(PreviewBatchesResponseSchema, {
+      batches: Array.from({ length: Number(request.batches || 1n) }, (_, index) => ({
+        step: BigInt(first + index),
+        examples: [...batches.batchAt(first + index).exampleIds].map(rowOf),
+      })),
+      examples: BigInt(examples.length),
+      truncatedInputs: BigInt(encoded.truncatedInputs),
+      truncatedTargets: BigInt(encoded.truncatedTargets),
+    });
+  } catch (error) {
+    if (!(error instanceof InputError)) throw error;
+    throw invalidArgument(error.problems.map(({ message }) => ({ field: "dataset", message })));
+  }
+}

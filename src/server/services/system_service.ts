@@ -1,0 +1,48 @@
+// SystemService: what the server runs on.
+
+import { readFileSync } from "node:fs";
+import process from "node:process";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
+import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
+import type { SystemService } from "../../../proto/gen/thaw/v1/system_service_pb.ts";
+import type { Core } from "../core.ts";
+import type { Handlers } from "../rpc/serve.ts";
+
+const PACKAGE = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8"));
+const RUNTIME = "Deno" in globalThis ? "deno" : "node";
+
+export function systemService(core: Core): Handlers<typeof SystemService> {
+  const { registry, runs, gpu, settings, startTime } = core;
+  return {
+    async getSystem() {
+      const queued = await registry.runsInStates([RunState.QUEUED]);
+      const { hello } = gpu;
+      const { active } = runs;
+      const allocated = active && (await registry.run(active.name.replace(/^runs\//, "")))?.run.cost?.peakBytes;
+      return {
+        version: PACKAGE.version,
+        dependencyVersions: {
+          ...hello?.versions,
+          [RUNTIME]: process.versions[RUNTIME] ?? "",
+          "grpc-js": PACKAGE.dependencies["@grpc/grpc-js"],
+          libsql: PACKAGE.dependencies.libsql,
+        },
+        workers: hello
+          ? [
+              {
+                adapter: hello.adapter,
+                run: active?.name ?? "",
+                allocatedBytes: allocated ?? 0n,
+                kernels: active ? [...active.kernels] : [],
+              },
+            ]
+          : [],
+        limits: Object.fromEntries(Object.entries(settings.limits).map(([name, limit]) => [name, BigInt(limit)])),
+        queuedRuns: BigInt(queued.length),
+        activeRuns: active ? 1n : 0n,
+        uptime: durationFromMs(Date.now() - startTime),
+        residentBytes: BigInt(process.memoryUsage().rss),
+      };
+    },
+  };
+}

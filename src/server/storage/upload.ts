@@ -1,0 +1,77 @@
+// Files that arrive in a stream, into a temporary folder: bytes counted against one limit, each file's digest kept.
+
+import { createHash } from "node:crypto";
+import { mkdir, open } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { status } from "@grpc/grpc-js";
+import { refusal } from "../rpc/errors.ts";
+
+export interface ReceivedFile {
+  readonly path: string;
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+export interface Receiver {
+  /** Begins a file; its path is already checked. Ends the one before. */
+  begin(path: string): Promise<void>;
+  /** Adds to the file begun. @throws RpcError RESOURCE_EXHAUSTED over the limit, or when the disk is full */
+  write(data: Uint8Array): Promise<void>;
+  /** The file being written, so far. */
+  readonly current: { readonly path: string; readonly bytes: number } | undefined;
+  /** Ends the last file. */
+  finish(): Promise<readonly ReceivedFile[]>;
+  /** Closes what is open, after a failure. */
+  abandon(): Promise<void>;
+}
+
+export function receiver(directory: string, maxBytes: number): Receiver {
+  const received: ReceivedFile[] = [];
+  let total = 0;
+  let now: { path: string; bytes: number; hash: ReturnType<typeof createHash>; file: FileHandle } | undefined;
+
+  async function end(): Promise<void> {
+    if (!now) return;
+    const { path, bytes, hash, file } = now;
+    now = undefined;
+    await file.close();
+    received.push({ path, bytes, sha256: hash.digest("hex") });
+  }
+
+  return {
+    async begin(path) {
+      await end();
+      const target = join(directory, path);
+      await mkdir(dirname(target), { recursive: true });
+      now = { path, bytes: 0, hash: createHash("sha256"), file: await open(target, "wx") };
+    },
+    async write(data) {
+      total += data.length;
+      if (total > maxBytes) {
+        const message = `an upload may have ${maxBytes} bytes`;
+        throw refusal(status.RESOURCE_EXHAUSTED, "UPLOAD_TOO_LARGE", message, { limit: String(maxBytes) });
+      }
+      now!.bytes += data.length;
+      now!.hash.update(data);
+      try {
+        await now!.file.appendFile(data);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
+        throw refusal(status.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full");
+      }
+    },
+    get current() {
+      return now;
+    },
+    async finish() {
+      await end();
+      return received;
+    },
+    async abandon() {
+      await now?.file.close();
+      now = undefined;
+    },
+  };
+}
+
+type FileHandle = Awaited<ReturnType<typeof open>>;

@@ -1,0 +1,98 @@
+// What a run may be told. Field paths are the caller's; references are looked up by the caller of this module.
+
+import type { CapacityRule, RoutingOptions } from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import { type OptimizerOptions, type RunSpec, ScheduleKindSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { checkpointIn } from "../ids.ts";
+import { checkPlan, knownEnum } from "./plan.ts";
+import { checkName, checkRange, type Problems } from "./problems.ts";
+
+const MAX_STEPS = 2 ** 40;
+const MAX_BATCH_SIZE = 65536;
+const MAX_TOKENS = 65536;
+const MAX_SPLITS = 16;
+export const SPLIT_NAME = /^[a-z0-9_]{1,64}$/;
+
+/** Batch and sequence sizes; 0 means the default. */
+export function checkShape(
+  problems: Problems,
+  shape: { batchSize: bigint; maxInputTokens: bigint; maxTargetTokens: bigint },
+  prefix = "",
+): void {
+  checkRange(problems, `${prefix}batch_size`, shape.batchSize, 0, MAX_BATCH_SIZE);
+  checkRange(problems, `${prefix}max_input_tokens`, shape.maxInputTokens, 0, MAX_TOKENS);
+  checkRange(problems, `${prefix}max_target_tokens`, shape.maxTargetTokens, 0, MAX_TOKENS);
+}
+
+export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, field: string): void {
+  if (!spec) {
+    problems.add(field, "required");
+    return;
+  }
+  checkName(problems, "models", spec.model, `${field}.model`);
+  checkName(problems, "datasets", spec.dataset, `${field}.dataset`);
+  checkRange(problems, `${field}.steps`, spec.steps, 1, MAX_STEPS);
+  checkShape(problems, spec, `${field}.`);
+  checkRange(problems, `${field}.seed`, spec.seed, 0, 2 ** 32 - 1);
+  if (spec.trainable) checkPlan(problems, spec.trainable, `${field}.trainable`, false);
+  if (spec.optimizer) checkOptimizer(problems, spec.optimizer, `${field}.optimizer`);
+  if (spec.routing) checkRouting(problems, spec.routing, `${field}.routing`);
+  nonNegative(problems, `${field}.losses.balance_coefficient`, spec.losses?.balanceCoefficient);
+  nonNegative(problems, `${field}.losses.z_coefficient`, spec.losses?.zCoefficient);
+  fraction(problems, `${field}.dropout`, spec.dropout);
+  const { evaluation, checkpoints } = spec;
+  if (evaluation) {
+    checkRange(problems, `${field}.evaluation.every_steps`, evaluation.everySteps, 0, MAX_STEPS);
+    checkRange(problems, `${field}.evaluation.max_examples`, evaluation.maxExamples ?? 0n, 0, MAX_STEPS);
+    problems.require(evaluation.splits.length <= MAX_SPLITS, `${field}.evaluation.splits`, `more than ${MAX_SPLITS}`);
+    evaluation.splits.slice(0, MAX_SPLITS).forEach((split, index) => {
+      problems.require(SPLIT_NAME.test(split), `${field}.evaluation.splits[${index}]`, "must be [a-z0-9_]+");
+    });
+  }
+  checkRange(problems, `${field}.checkpoints.every_steps`, checkpoints?.everySteps ?? 0n, 0, MAX_STEPS);
+  checkRange(problems, `${field}.checkpoints.keep_last`, checkpoints?.keepLast ?? 1n, 1, MAX_STEPS);
+  const checkpointNamed = spec.initialCheckpoint === "" || checkpointIn(spec.initialCheckpoint);
+  if (!checkpointNamed) problems.add(`${field}.initial_checkpoint`, "is not `runs/{run}/checkpoints/{checkpoint}`");
+}
+
+function checkOptimizer(problems: Problems, optimizer: OptimizerOptions, field: string): void {
+  positive(problems, `${field}.learning_rate`, optimizer.learningRate);
+  nonNegative(problems, `${field}.max_gradient_norm`, optimizer.maxGradientNorm);
+  if (optimizer.algorithm.case === "adamw") {
+    const { beta1, beta2, epsilon, weightDecay } = optimizer.algorithm.value;
+    fraction(problems, `${field}.adamw.beta1`, beta1);
+    fraction(problems, `${field}.adamw.beta2`, beta2);
+    positive(problems, `${field}.adamw.epsilon`, epsilon);
+    nonNegative(problems, `${field}.adamw.weight_decay`, weightDecay);
+  }
+  if (!optimizer.schedule) return;
+  knownEnum(problems, `${field}.schedule.kind`, ScheduleKindSchema, optimizer.schedule.kind);
+  checkRange(problems, `${field}.schedule.warmup_steps`, optimizer.schedule.warmupSteps, 0, MAX_STEPS);
+}
+
+function checkRouting(problems: Problems, routing: RoutingOptions, field: string): void {
+  checkCapacity(problems, routing.trainCapacity, `${field}.train_capacity`);
+  checkCapacity(problems, routing.evalCapacity, `${field}.eval_capacity`);
+  problems.require(routing.group >= 0 && routing.group <= 2, `${field}.group`, "is not a known value");
+  fraction(problems, `${field}.jitter`, routing.jitter);
+}
+
+function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, field: string): void {
+  const rule = capacity?.rule;
+  if (rule?.case === "factor") positive(problems, `${field}.factor.factor`, rule.value.factor);
+  if (rule?.case === "factorK") positive(problems, `${field}.factor_k.factor`, rule.value.factor);
+  if (rule?.case === "fixed") checkRange(problems, `${field}.fixed.slots`, rule.value.slots, 1, 2 ** 31 - 1);
+}
+
+// NaN fails every one of these.
+function positive(problems: Problems, field: string, value: number | undefined): void {
+  const valid = value === undefined || (value > 0 && value < Number.POSITIVE_INFINITY);
+  if (!valid) problems.add(field, `is ${value}; must be above 0`);
+}
+function nonNegative(problems: Problems, field: string, value: number | undefined): void {
+  const valid = value === undefined || (value >= 0 && value < Number.POSITIVE_INFINITY);
+  if (!valid) problems.add(field, `is ${value}; must be at least 0`);
+}
+function fraction(problems: Problems, field: string, value: number | undefined): void {
+  const valid = value === undefined || (value >= 0 && value < 1);
+  if (!valid) problems.add(field, `is ${value}; must be in [0, 1)`);
+}
