@@ -17,7 +17,7 @@ import { pretrainingDocument } from "./example_data/pretraining.ts";
 import { reading } from "./example_data/reading.ts";
 
 const SEED = 20220217;
-const PRETRAINING_DOCUMENTS = 5000;
+const PRETRAINING_DOCUMENTS = 6500;
 
 interface Task {
   readonly generate: (draw: Draw) => Generated[];

@@ -14,7 +14,7 @@ import { argv, stdout } from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseJsonl } from "../src/trainer/data/jsonl.ts";
 
-const VOCABULARY_SIZE = 1024;
+const VOCABULARY_SIZE = 960;
 const SENTINELS = 16;
 const SPECIALS = ["<pad>", "</s>", "<unk>"];
 

@@ -169,12 +169,13 @@ const TEMPLATES: readonly ((draw: Draw) => Draft)[] = [
 
 const spell = (words: readonly Word[]): string => world.sentence(words.map((word) => word.text).join(" "));
 
-/** The sentence with one mistake: a wrong form, or (one in four) two words that belong in order swapped. */
+/** The sentence with one mistake: a wrong form, or (two in five) two words that belong in order swapped. */
 function corrupt(draw: Draw, words: readonly Word[]): string {
   const forms = words.flatMap((word, i) => (word.wrong === undefined ? [] : [i]));
-  const swaps = words.flatMap((word, i) => (word.bound ? [i] : []));
+  // Not the first word: a noun with a capital would tell the label.
+  const swaps = words.flatMap((word, i) => (word.bound && i > 0 ? [i] : []));
   const result = [...words];
-  if (swaps.length > 0 && (forms.length === 0 || draw.chance(0.25))) {
+  if (swaps.length > 0 && (forms.length === 0 || draw.chance(0.4))) {
     const i = draw.pick(swaps);
     [result[i], result[i + 1]] = [words[i + 1], words[i]];
   } else {

@@ -1,6 +1,6 @@
 // Plain text for span-corruption pre-training: short documents about the same world, one per line. It shows what the
-// tasks rest on (agreement, what is what, who has what and where) without any example of validation or test: whatever
-// belongs to a split belongs to "train" here.
+// tasks rest on (agreement, what is what, who has what and where) without any example of validation or test: sentences,
+// questions and inferences are drawn from the combinations that belong to training.
 
 import { rightSentence } from "./acceptability.ts";
 import { type Draw, splitOf } from "./draw.ts";
@@ -12,20 +12,18 @@ import * as world from "./world.ts";
 const sentences = (draw: Draw): string =>
   Array.from({ length: 2 + draw.below(3) }, () => rightSentence(draw)).join(" ");
 
-/** A passage, and one of its facts asked for or told again. */
+/** A passage, and one of its facts told again. */
 function retelling(draw: Draw): string {
-  const { facts, right, wrong } = trainingPassage(draw);
-  const told = facts.map(state).join(" ");
-  const again = draw.below(4);
-  if (again === 0) return `${told} ${state(right)}`;
-  if (again === 1)
-    return `${told} It is true that ${state(right)[0].toLowerCase()}${state(right).slice(1)}`.replace(NAME, restore);
-  return again === 2 ? `${told} ${ask(right)} The answer is yes.` : `${told} ${ask(wrong)} The answer is no.`;
+  const { facts } = trainingPassage(draw, true);
+  return [...facts, draw.pick(facts)].map(state).join(" ");
 }
 
-/** Names keep their capital inside a sentence. */
-const NAME = new RegExp(`\\bthat (${world.PERSONS.map(({ name }) => name.toLowerCase()).join("|")})\\b`);
-const restore = (_: string, name: string): string => `that ${name[0].toUpperCase()}${name.slice(1)}`;
+/** A passage, a question and its answer, as in a reader for schools. */
+function exercise(draw: Draw): string {
+  const answer = draw.chance(0.5);
+  const { facts, question } = trainingPassage(draw, answer);
+  return `${facts.map(state).join(" ")} question: ${ask(question)} answer: ${answer ? "yes" : "no"}.`;
+}
 
 /** A premise and what follows from it. */
 function inference(draw: Draw): string {
@@ -49,7 +47,7 @@ function kinds(draw: Draw): string {
 function story(draw: Draw): string {
   const { name, pronoun } = draw.pick(world.PERSONS);
   const action = draw.pick(world.ACTIONS);
-  const thing = draw.pick(world.THINGS).one;
+  const thing = draw.pick(world.TOOLS).one;
   const colour = draw.pick(world.COLOURS);
   return [
     `${name} is in the ${draw.pick(world.PLACES)}.`,
@@ -59,7 +57,7 @@ function story(draw: Draw): string {
   ].join(" ");
 }
 
-const DOCUMENTS = [sentences, sentences, retelling, retelling, retelling, inference, kinds, story];
+const DOCUMENTS = [sentences, sentences, sentences, retelling, exercise, exercise, exercise, inference, kinds, story];
 
 /** One document, without a newline. */
 export const pretrainingDocument = (draw: Draw): string => draw.pick(DOCUMENTS)(draw);
