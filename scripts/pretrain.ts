@@ -38,6 +38,8 @@ const MAX_INPUT_TOKENS = 64;
 const MAX_TARGET_TOKENS = 32;
 /** Every so-many-th text is held out. */
 const HELD_OUT_EVERY = 20;
+/** So many of them are scored. */
+const SCORED_TEXTS = 100;
 /** Each text is written with so many different corruptions; a longer training repeats them. */
 const CORRUPTIONS = 20;
 const REPORT_SECONDS = 5;
@@ -140,7 +142,7 @@ const runConfig = (directory: string, steps: number): RunConfig => ({
     weightDecay: 0.01,
     maxGradientNorm: 1,
     schedule: "inverse_sqrt",
-    warmupSteps: 200,
+    warmupSteps: 100,
   },
   routing: {
     trainCapacity: { rule: "dropless" },
@@ -178,7 +180,7 @@ over \`examples/data/pretraining.txt\` and knows that text's small world and not
 | held-out loss, nats per target token | ${made.before.loss.toFixed(3)} untrained, ${made.after.loss.toFixed(3)} after |
 | held-out target tokens predicted right | ${percent(made.before.tokenAccuracy)} untrained, ${percent(made.after.tokenAccuracy)} after |
 
-Held out is every ${HELD_OUT_EVERY}th text. Nothing from the tasks' validation and test splits is in the text.
+Held out is every ${HELD_OUT_EVERY}th text; the first ${SCORED_TEXTS} of them were scored. Nothing from the tasks' validation and test splits is in the text.
 `;
 
 const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
@@ -225,7 +227,7 @@ async function pretrain(steps: number, minutes: number, out: string, scratch: st
   console.log(
     `${parameters} parameters, ${run.data.examples} corrupted texts, ${run.cost.dispatches} dispatches a step`,
   );
-  const before = await run.evaluate(heldOut, "held_out", 0);
+  const before = await run.evaluate(heldOut, "held_out", SCORED_TEXTS);
   console.log(`held out before: loss ${before.loss.toFixed(3)}, ${percent(before.tokenAccuracy)} of tokens right`);
 
   const started = performance.now();
@@ -249,7 +251,7 @@ async function pretrain(steps: number, minutes: number, out: string, scratch: st
     mean = { loss: 0, steps: 0 };
   }
   const trained = elapsed();
-  const after = await run.evaluate(heldOut, "held_out", 0);
+  const after = await run.evaluate(heldOut, "held_out", SCORED_TEXTS);
   console.log(`held out after: loss ${after.loss.toFixed(3)}, ${percent(after.tokenAccuracy)} of tokens right`);
 
   const exported = join(scratch, "exported");
