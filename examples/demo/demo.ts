@@ -6,12 +6,19 @@
 //   npm run demo -- --out DIR           there instead
 //   npm run demo -- --task reading      another folder of examples/data
 
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join, relative, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { connectThaw, downloadFiles, problemsOf, type Thaw, uploadDataset } from "../../clients/typescript/index.ts";
+import {
+  connectThaw,
+  downloadFiles,
+  problemsOf,
+  RpcError,
+  type Thaw,
+  uploadDataset,
+} from "../../clients/typescript/index.ts";
 import { type Board, openBoard } from "./board.ts";
 import { examplePass, kindName, splitScores } from "./convert.ts";
 import { runFreeze } from "./freeze.ts";
@@ -27,7 +34,7 @@ const MODEL = "mini-switch";
 const SPLITS = ["train", "validation", "test"];
 
 /** Chosen so that everything takes well under four minutes on two cores. */
-const STEPS = 40;
+const STEPS = 64;
 const BATCH_SIZE = 16;
 const LEARNING_RATE = 1e-3;
 const DROPOUT = 0.1;
@@ -167,36 +174,46 @@ async function main(): Promise<void> {
     options: { out: { type: "string", default: "." }, task: { type: "string", default: "entailment" } },
   });
   const out = resolve(process.env.INIT_CWD ?? "", values.out);
+  const tasks = await readdir(new URL("../data", import.meta.url));
+  if (!tasks.includes(values.task) || values.task.includes(".")) {
+    console.error(`--task is "${values.task}"; it can be ${tasks.filter((name) => !name.includes(".")).join(", ")}`);
+    process.exit(2);
+  }
   const board = openBoard(process.stdout);
   board.say("starting a server: thaw serve --port 0");
   let server: DemoServer | undefined;
   let thaw: Thaw | undefined;
-  const interrupted = () => {
+  const stopped = new AbortController();
+  const stop = () => {
     board.settle();
     board.say("interrupted; stopping the server");
-    thaw?.close();
-    void (server?.stop() ?? Promise.resolve()).finally(() => process.exit(130));
+    stopped.abort();
+    void server?.stop().finally(() => process.exit(130));
   };
-  process.once("SIGINT", interrupted);
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(signal, stop);
   try {
-    server = await startServer();
+    server = await startServer(stopped.signal);
     board.say(`it serves on ${server.address}, ${server.adapter}`);
     thaw = connectThaw(server.address);
     const results = await tellStory(thaw, board, values.task, server.adapter);
     const written = await write(thaw, results, out);
     board.say(`\n${summaryTable(results)}\n`);
-    board.say(`${written.map((path) => relative(process.cwd(), path) || path).join("\n")}`);
-    if (results.strategies.some((s) => s.state !== "SUCCEEDED")) process.exitCode = 1;
+    for (const path of written) board.say(relative(process.cwd(), path));
+    process.exitCode = results.strategies.every((s) => s.state === "SUCCEEDED") ? 0 : 1;
   } catch (error) {
-    board.settle();
-    const { code, message, fields } = problemsOf(error);
-    board.say([`the demo failed: ${code}: ${message}`, ...fields.map((f) => `  ${f.field}: ${f.message}`)].join("\n"));
-    process.exitCode = 1;
+    process.exitCode = stopped.signal.aborted ? 130 : 1;
+    if (!stopped.signal.aborted) explain(board, error);
   } finally {
     thaw?.close();
     await server?.stop();
-    process.off("SIGINT", interrupted);
   }
+}
+
+function explain(board: Board, error: unknown): void {
+  const { code, message, fields } = problemsOf(error);
+  board.settle();
+  board.say(error instanceof RpcError ? `the demo failed: ${code}: ${message}` : `the demo failed: ${message}`);
+  for (const { field, message } of fields) board.say(field ? `  ${field}: ${message}` : `  ${message}`);
 }
 
 /** Writes the report, the results and the exported model. Returns their paths. */
@@ -213,3 +230,5 @@ async function write(thaw: Thaw, results: Results, out: string): Promise<string[
 }
 
 await main();
+// When a run has failed, the other watches would still wait for the server to come back.
+process.exit();

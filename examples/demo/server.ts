@@ -21,35 +21,36 @@ export interface DemoServer {
   readonly address: string;
   /** What the server said about its adapter. */
   readonly adapter: string;
-  /** Ends the server gracefully and removes its data. */
+  /** Ends the server gracefully and removes its data; a second call waits for the first. */
   stop(): Promise<void>;
 }
 
-/** @throws Error with the server's own words when it does not come up */
-export async function startServer(): Promise<DemoServer> {
+/**
+ * @param signal gives up while the server is still coming up
+ * @throws Error with the server's own words when it does not come up
+ */
+export async function startServer(signal: AbortSignal): Promise<DemoServer> {
   const data = await mkdtemp(join(tmpdir(), "thaw-demo-"));
   const child = spawn(process.execPath, [THAW, "serve", "--port", "0", "--data-dir", data, "--models", MODELS], {
     stdio: ["ignore", "pipe", "pipe"],
     // A terminal's Ctrl-C reaches the demo only, which then stops the server in order.
     detached: true,
   });
-  const removeData = () => rm(data, { recursive: true, force: true });
+  let stopped: Promise<void> | undefined;
+  const stop = (): Promise<void> => {
+    stopped ??= endProcess(child).then(() => rm(data, { recursive: true, force: true }));
+    return stopped;
+  };
   try {
-    const { address, adapter } = await readyLine(child);
-    const stop = async () => {
-      await endProcess(child);
-      await removeData();
-    };
-    return { address, adapter, stop };
+    return { ...(await readyLine(child, signal)), stop };
   } catch (error) {
-    await endProcess(child);
-    await removeData();
+    await stop();
     throw error;
   }
 }
 
 /** Waits for `thaw serves on HOST:PORT, ADAPTER`. */
-function readyLine(child: ChildProcess): Promise<{ address: string; adapter: string }> {
+function readyLine(child: ChildProcess, signal: AbortSignal): Promise<{ address: string; adapter: string }> {
   let output = "";
   return new Promise((resolve, reject) => {
     const fail = (why: string) => reject(new Error(`the server ${why}${output ? `:\n${output.trimEnd()}` : ""}`));
@@ -63,6 +64,7 @@ function readyLine(child: ChildProcess): Promise<{ address: string; adapter: str
     };
     child.stdout?.setEncoding("utf8").on("data", read);
     child.stderr?.setEncoding("utf8").on("data", read);
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     child.on("error", (error) => fail(`did not start (${error.message})`));
     child.on("exit", (code, signal) => fail(`ended with ${signal ?? `exit code ${code}`}`));
   });

@@ -49,13 +49,10 @@ async function runStrategy(thaw: Thaw, board: Board, strategy: Strategy, spec: R
     spec: { ...spec, trainable: create(TrainablePlanSchema, { selection: { preset: PRESETS[strategy] } }) },
   });
   const name = created.run!.name;
-  const assignments = countAssignments(thaw, name);
-  const progress: Progress = { state: RunState.QUEUED, steps: [], scores: {} };
-  board.show(strategy, "queued", "");
-  for await (const event of events) {
-    note(progress, event);
-    board.show(strategy, stageOf(progress, Number(spec.steps)), detailOf(progress, Number(spec.steps)));
-  }
+  const [progress, assignments] = await Promise.all([
+    follow(board, strategy, Number(spec.steps), events),
+    countAssignments(thaw, name),
+  ]);
   const { run } = await thaw.runs.getRun({ name });
   return {
     strategy,
@@ -63,8 +60,23 @@ async function runStrategy(thaw: Thaw, board: Board, strategy: Strategy, spec: R
     steps: progress.steps,
     cost: run?.cost && costRecord(run.cost),
     scores: progress.scores,
-    assignments: await assignments,
+    assignments,
   };
+}
+
+async function follow(
+  board: Board,
+  strategy: Strategy,
+  total: number,
+  events: AsyncIterable<RunEvent>,
+): Promise<Progress> {
+  const progress: Progress = { state: RunState.QUEUED, steps: [], scores: {} };
+  board.show(strategy, "queued", "");
+  for await (const event of events) {
+    note(progress, event);
+    board.show(strategy, stageOf(progress, total), detailOf(progress, total));
+  }
+  return progress;
 }
 
 function note(progress: Progress, { event }: RunEvent): void {

@@ -27,8 +27,9 @@ export function renderReport(results: Results): string {
 <h1>${title}</h1>
 <p>A small sparse Mixture-of-Experts model was fine-tuned five times from the same checkpoint, with the same seed and the same batches.
 Only what was trained differs: ${results.strategies.map((s, i) => html`${i > 0 && ", "}<strong>${s.strategy}</strong> ${MEANINGS[s.strategy] && `(${MEANINGS[s.strategy]})`}`)}.</p>
-<p><strong>What this shows, and what not.</strong> That the five strategies run, what each costs, and that freezing really saves it. It does not show
-which strategy is best: the model is tiny, ${count(training.steps)} steps are few, one seed is one draw, and the differences in score are of the size of noise.</p>
+<p><strong>What this shows, and what not.</strong> That the five strategies run, what each costs, and that what is frozen costs nothing. It does not
+show which strategy is best: the model is tiny, ${count(training.steps)} steps are few, all share one learning rate, one seed is one draw, and most differences in
+score are of the size of noise.</p>
 <dl><dt>model</dt><dd>${model.name}, ${model.modelType}, ${count(model.parameters)} parameters (${groups.join(", ")})</dd>
 <dt>task</dt><dd>${task.name}: ${splits.join(", ")} examples</dd>
 <dt>training</dt><dd>${count(training.steps)} steps of ${training.batchSize} examples, AdamW, learning rate ${training.learningRate}, dropout ${training.dropout}, seed ${training.seed}</dd>
