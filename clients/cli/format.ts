@@ -22,7 +22,8 @@ export function metric(n: Figure): string {
   let value = Number(n);
   const units = ["", " k", " M", " G", " T", " P"];
   let unit = 0;
-  for (; Math.abs(value) >= 1000 && unit < units.length - 1; unit++) value /= 1000;
+  // From 999.5 on three digits would round to 1000.
+  for (; Math.abs(value) >= (unit === 0 ? 1000 : 999.5) && unit < units.length - 1; unit++) value /= 1000;
   return unit === 0 ? String(value) : `${value.toPrecision(3)}${units[unit]}`;
 }
 

@@ -22,6 +22,7 @@ test("figures as people read them", () => {
     [bytes(-3 * 2 ** 20), "-3.0 MiB"],
     [bytes(5n * 2n ** 40n), "5.0 TiB"],
     [metric(999), "999"],
+    [metric(999_700n), "1.00 M"],
     [metric(1_234_567n), "1.23 M"],
     [metric(-65_432), "-65.4 k"],
     [figure(0.000123456), "1.23e-4"],

@@ -5,6 +5,7 @@ import type { RunEvent } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import { type Run, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import {
   CancelRunResponseSchema,
+  type CreateRunResponse,
   CreateRunResponseSchema,
   DeleteRunResponseSchema,
   ListRunsResponseSchema,
@@ -18,7 +19,7 @@ import { allPages } from "../pages.ts";
 import { enumList, integer, keyValue } from "../parse.ts";
 import { planText, reportText, trainableText } from "../plan.ts";
 import { createRunRequest, type RunFlags, runFlags } from "../run_flags.ts";
-import { note, type Session, show, withSession } from "../session.ts";
+import { messageJson, note, print, type Session, show, withSession } from "../session.ts";
 import { showEvents, type Watched } from "../watching.ts";
 import { steer } from "./steer.ts";
 
@@ -112,7 +113,10 @@ async function createRun(session: Session, flags: CreateFlags): Promise<number |
   const request = await createRunRequest(flags);
   const response = await session.thaw.runs.createRun({ ...request, validateOnly: flags.dryRun ?? false });
   const run = response.run!;
-  if (flags.watch && !flags.dryRun) return watchFrom(session, run, 0n);
+  if (flags.watch && !flags.dryRun) {
+    jsonLine(session, response);
+    return watchFrom(session, run, 0n);
+  }
   show(session, CreateRunResponseSchema, response, ({ report }) => {
     if (flags.dryRun) return report ? reportText(report) : "everything is in order";
     return `${run.name} ${enumName(RunStateSchema, run.state)}${ahead(run)}`;
@@ -125,8 +129,14 @@ async function start(session: Session, flags: RunFlags): Promise<number> {
   const request = await createRunRequest(flags);
   return showEvents(session, async (hooks) => {
     const { created, events } = await startRun(session.thaw, request, hooks);
+    jsonLine(session, created);
     return watched(session, created.run!, 0n, events);
   });
+}
+
+/** The created run before its events, for scripts that do not know its name yet. */
+function jsonLine(session: Session, created: CreateRunResponse): void {
+  if (session.json) print(JSON.stringify(messageJson(CreateRunResponseSchema, created)));
 }
 
 async function watch(session: Session, typed: string, { after }: { readonly after: bigint }): Promise<number> {
