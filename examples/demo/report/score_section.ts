@@ -34,8 +34,9 @@ function verdict(results: Results): Html {
   // Of the difference of two scores, as if they were independent.
   const error = Math.SQRT2 * Math.max(...scores.map(standardError));
   const start = results.start.validation?.accuracy;
+  const leaders = results.strategies.filter((s) => accuracyOf(s, "validation") === best.scores.validation.accuracy);
   return html`<p>The best validation accuracy is <strong>${percent(best.scores.validation.accuracy)}</strong>, by
-<strong>${best.strategy}</strong>${start !== undefined && html`; the starting model has ${percent(start)}`}. The ${scores.length} strategies
+<strong>${leaders.map((s) => s.strategy).join(", ")}</strong>${start !== undefined && html`; the starting model has ${percent(start)}`}. The ${scores.length} strategies
 lie within ${points(range).replace("+", "")} points of each other, and two scores on ${count(scores[0].examples)} examples differ by
 ${points(error).replace("+", "")} points (one standard error) from the choice of examples alone. ${
     range < 2 * error
