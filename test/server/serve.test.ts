@@ -76,7 +76,8 @@ async function start(data: string, models: string): Promise<Serving> {
     line,
     gpuProcesses,
     async end(signal) {
-      child.kill(signal);
+      // Not child.kill: Deno then reports the signal, whatever the process ended with.
+      process.kill(child.pid!, signal);
       const code = await ended;
       servers.delete(child);
       thaw.close();
