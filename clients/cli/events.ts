@@ -21,7 +21,7 @@ export interface Progress {
   readonly stepMs: readonly number[];
 }
 
-export const begin = (steps: number): Progress => ({ state: RunState.UNSPECIFIED, steps, step: 0, stepMs: [] });
+export const begin = (steps: number, state: RunState): Progress => ({ state, steps, step: 0, stepMs: [] });
 
 /** Where the run stands after one more event. */
 export function advance(progress: Progress, { event, step }: RunEvent): Progress {

@@ -15,6 +15,8 @@ export interface Watched {
   readonly name: string;
   /** Optimizer steps it will do. */
   readonly steps: number;
+  /** As it stands; when its log ends before any event says so, this decides the exit code. */
+  readonly state: RunState;
   /** The revision before the first event. */
   readonly after: bigint;
   readonly events: AsyncIterable<RunEvent>;
@@ -41,7 +43,7 @@ export async function showEvents(session: Session, open: Open): Promise<number> 
   const run = await open({ signal: detach.signal, onReconnect, say });
   const interrupt = () => detach.abort();
   process.once("SIGINT", interrupt);
-  let progress: Progress = begin(run.steps);
+  let progress: Progress = begin(run.steps, run.state);
   let revision = run.after;
   try {
     for await (const event of run.events) {

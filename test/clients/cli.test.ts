@@ -20,9 +20,10 @@ import {
 } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { invalidArgument, refusal } from "../../src/server/rpc/errors.ts";
-import { fakeServer } from "./support/fake_server.ts";
+import { fakeServer, stopFakes } from "./support/fake_server.ts";
 
-const THAW = fileURLToPath(new URL("../../clients/cli/thaw.mjs", import.meta.url));
+const file = (name: string) => fileURLToPath(new URL(`../../clients/cli/${name}`, import.meta.url));
+const THAW = "Deno" in globalThis ? ["run", "-A", file("main.ts")] : [file("thaw.mjs")];
 
 interface Outcome {
   readonly code: number | null;
@@ -37,7 +38,7 @@ function thaw(
   { input = "", during }: { input?: string; during?: (child: ChildProcess, stdout: string) => void } = {},
 ): Promise<Outcome> {
   const env = { ...process.env, THAW_SERVER: server, TZ: "UTC" };
-  const child = spawn(process.execPath, [THAW, ...args], { env, cwd: tmpdir(), stdio: "pipe" });
+  const child = spawn(process.execPath, [...THAW, ...args], { env, cwd: tmpdir(), stdio: "pipe" });
   const output = { stdout: "", stderr: "" };
   for (const name of ["stdout", "stderr"] as const) {
     child[name].setEncoding("utf8").on("data", (text: string) => {
@@ -55,6 +56,8 @@ const state = (revision: number, to: RunState) => ({
   event: { case: "state" as const, value: { to } },
 });
 const batch = (...events: ReturnType<typeof state>[]) => ({ reply: { case: "events" as const, value: { events } } });
+
+test.after.each(stopFakes);
 
 test("exit codes tell scripts what went wrong, and every problem is printed without a stack", async () => {
   const fail = (code: status) => refusal(code, "REASON", `the message of ${status[code]}`);
@@ -109,7 +112,6 @@ test("exit codes tell scripts what went wrong, and every problem is printed with
   const json = await thaw(server.address, ["runs", "get", "none", "--json"]);
   assert.is(json.code, 4);
   assert.is(JSON.parse(json.stderr).error.reason, "REASON");
-  server.stop();
 });
 
 test("a list of several pages is one table, or one JSON document", async () => {
@@ -155,7 +157,6 @@ test("a list of several pages is one table, or one JSON document", async () => {
     ],
   );
   assert.is((await thaw(server.address, ["runs", "list", "--state", "paused"])).stdout, "no runs\n");
-  server.stop();
 });
 
 test("a run is created from a file with the flags on top, and only what was said is sent", async () => {
@@ -184,7 +185,6 @@ test("a run is created from a file with the flags on top, and only what was said
   assert.is(sent?.optimizer?.algorithm.case, undefined);
   assert.is(sent?.trainable?.selection?.preset, Preset.MOE);
   assert.equal([sent?.losses, sent?.evaluation, sent?.checkpoints], [undefined, undefined, undefined]);
-  server.stop();
 });
 
 test("a piped watch prints a line per event, resumes by itself, and its exit code is the run's", async () => {
@@ -219,7 +219,17 @@ test("a piped watch prints a line per event, resumes by itself, and its exit cod
     events.map(({ revision, state }) => `${revision} ${state.to}`),
     ["1 RUN_STATE_QUEUED", "2 RUN_STATE_RUNNING", "3 RUN_STATE_FAILED"],
   );
-  server.stop();
+});
+
+test("watching an ended run after its last event still exits as the run ended", async () => {
+  const server = await fakeServer({
+    runs: {
+      getRun: ({ name }) => ({ run: { name, state: name === "runs/good" ? RunState.SUCCEEDED : RunState.CANCELLED } }),
+      async *watchRun() {},
+    },
+  });
+  assert.is((await thaw(server.address, ["runs", "watch", "good", "--after", "9"])).code, 0);
+  assert.is((await thaw(server.address, ["runs", "watch", "bad", "--after", "9"])).code, 1);
 });
 
 test("Ctrl-C detaches from a watch, never stops the run, and says how to come back", async () => {
@@ -250,7 +260,9 @@ test("Ctrl-C detaches from a watch, never stops the run, and says how to come ba
     let sent = false;
     const { code, stderr } = await thaw(server.address, ["runs", ...args], {
       during(child, stdout) {
-        if (!sent && /r2 /.test(stdout)) sent = child.kill("SIGINT");
+        if (sent || !/r2 /.test(stdout)) return;
+        sent = true;
+        child.kill("SIGINT");
       },
     });
     assert.is(code, 130, stderr);
@@ -258,7 +270,6 @@ test("Ctrl-C detaches from a watch, never stops the run, and says how to come ba
     assert.match(stderr, "runs/a goes on");
   }
   assert.is(cancels, 0);
-  server.stop();
 });
 
 test("steering by lines: commands go in order, refusals do not end the stream", async () => {
@@ -288,7 +299,6 @@ test("steering by lines: commands go in order, refusals do not end the stream", 
   assert.match(outcome.stderr, "command 1: FAILED_PRECONDITION: it is PAUSED");
   assert.match(outcome.stderr, "fly is none of pause");
   assert.match(outcome.stderr, "command 2: setTrainable at step 4");
-  server.stop();
 });
 
 test("data upload takes files named after their split, named files and folders", async () => {
@@ -308,7 +318,7 @@ test("data upload takes files named after their split, named files and folders",
   });
   const train = join(folder, "train.jsonl");
   const cases: [string[], string[]][] = [
-    [[folder], ["test", "train"]],
+    [[folder], ["train", "test"]],
     [
       [train, `validation=${train}`],
       ["train", "validation"],
@@ -327,7 +337,6 @@ test("data upload takes files named after their split, named files and folders",
   assert.is(twice.code, 2);
   assert.match(twice.stderr, "the split train is given twice");
   await rm(folder, { recursive: true });
-  server.stop();
 });
 
 test("streamed assignments: bars for people, every token as JSON", async () => {
@@ -380,7 +389,6 @@ test("streamed assignments: bars for people, every token as JSON", async () => {
       ],
     ],
   );
-  server.stop();
 });
 
 test.run();

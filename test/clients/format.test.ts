@@ -61,7 +61,7 @@ const metrics = (step: number, ms: number) =>
   });
 
 test("the progress line shows step, loss, speed and time left, and fits the terminal", () => {
-  let progress = begin(100);
+  let progress = begin(100, RunState.QUEUED);
   for (const e of [state(RunState.RUNNING), metrics(24, 1000), metrics(25, 3000)]) progress = advance(progress, e);
   assert.is(progressLine(progress, 100), "█████░░░░░░░░░░░░░░░ 25/100  loss 0.5  1,235 tokens/s  ETA 2 min 30 s");
   assert.is([...progressLine(progress, 12)].length, 12);

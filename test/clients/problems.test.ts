@@ -5,7 +5,7 @@ import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { connectThaw, problemsOf } from "../../clients/typescript/index.ts";
 import { invalidArgument, refusal } from "../../src/server/rpc/errors.ts";
-import { fakeServer } from "./support/fake_server.ts";
+import { fakeServer, stopFakes } from "./support/fake_server.ts";
 
 async function thrown(promise: Promise<unknown>): Promise<unknown> {
   try {
@@ -15,6 +15,8 @@ async function thrown(promise: Promise<unknown>): Promise<unknown> {
   }
   throw new Error("expected a failure");
 }
+
+test.after.each(stopFakes);
 
 test("every field problem, the reason, its figures and the time to wait", async () => {
   const server = await fakeServer({
@@ -52,7 +54,6 @@ test("every field problem, the reason, its figures and the time to wait", async 
     retryAfterMs: 1500,
   });
   assert.is(problemsOf(await thrown(server.thaw.runs.getRun({}))).message, "internal error");
-  server.stop();
 });
 
 test("errors that are not the server's", async () => {
@@ -92,7 +93,6 @@ test("token and metadata go with every kind of call", async () => {
   for await (const _ of thaw.runs.watchRun({ name: "runs/a" })) assert.unreachable();
   assert.equal(seen, ["Bearer t0 moe", "Bearer t0 moe"]);
   thaw.close();
-  server.stop();
 });
 
 test.run();

@@ -7,7 +7,7 @@ import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { downloadFiles, RpcError, uploadDataset, uploadModel } from "../../clients/typescript/index.ts";
-import { fakeServer } from "./support/fake_server.ts";
+import { fakeServer, stopFakes } from "./support/fake_server.ts";
 
 const MIB = 2 ** 20;
 
@@ -22,7 +22,10 @@ const test = suite<{ folder: string }>("transfer");
 test.before.each(async (context) => {
   context.folder = await mkdtemp(join(tmpdir(), "thaw-transfer-"));
 });
-test.after.each(({ folder }) => rm(folder, { recursive: true }));
+test.after.each(async ({ folder }) => {
+  stopFakes();
+  await rm(folder, { recursive: true });
+});
 
 /** Bytes that differ from place to place, with a period that is no divisor of a chunk. */
 const pattern = (length: number): Uint8Array => Uint8Array.from({ length }, (_, i) => i % 251);
@@ -86,7 +89,6 @@ test("a dataset arrives split by split from files, iterables and text, in messag
     assert.ok(Buffer.from(bytes).equals(Buffer.from(expected[i])), name);
   });
   assert.ok(Math.max(...received.sizes) <= MIB);
-  server.stop();
 });
 
 test("a file that cannot be read cancels the upload and says so", async ({ folder }) => {
@@ -97,7 +99,6 @@ test("a file that cannot be read cancels the upload and says so", async ({ folde
   } catch (error) {
     assert.match((error as Error).message, /ENOENT.*missing\.jsonl/);
   }
-  server.stop();
 });
 
 test("a model directory sends its model files with their sizes and nothing else", async ({ folder }) => {
@@ -117,7 +118,6 @@ test("a model directory sends its model files with their sizes and nothing else"
       ["vocab.txt 0", 0],
     ],
   );
-  server.stop();
 });
 
 test("a directory without model files is refused before anything is sent", async ({ folder }) => {
@@ -129,7 +129,6 @@ test("a directory without model files is refused before anything is sent", async
     assert.match((error as Error).message, /holds no model files/);
   }
   assert.is(received.header, undefined);
-  server.stop();
 });
 
 type Part = {
@@ -148,11 +147,7 @@ const download = async (parts: Part[], directory: string) => {
       },
     },
   });
-  try {
-    return await downloadFiles(server.thaw.models.downloadModel({ name: "models/m" }), directory);
-  } finally {
-    server.stop();
-  }
+  return await downloadFiles(server.thaw.models.downloadModel({ name: "models/m" }), directory);
 };
 
 test("a download writes every file, empty ones and subfolders included", async ({ folder }) => {

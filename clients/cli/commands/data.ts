@@ -89,7 +89,14 @@ async function splitFiles(typed: string): Promise<[string, string][]> {
   if (!(await stat(typed)).isDirectory()) return [[basename(typed, ".jsonl"), typed]];
   const files = (await readdir(typed)).filter((name) => name.endsWith(".jsonl")).sort();
   if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl files`);
-  return files.map((name) => [basename(name, ".jsonl"), join(typed, name)]);
+  const splits = files.map((name): [string, string] => [basename(name, ".jsonl"), join(typed, name)]);
+  return splits.sort(([a], [b]) => rank(a) - rank(b));
+}
+
+/** The usual splits first, in the usual order. */
+function rank(split: string): number {
+  const usual = ["train", "validation", "test"].indexOf(split);
+  return usual < 0 ? 3 : usual;
 }
 
 const splitsText = ({ splits }: Dataset): string =>

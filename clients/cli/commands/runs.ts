@@ -153,7 +153,7 @@ function watchFrom(session: Session, run: Run, after: bigint): Promise<number> {
 
 function watched(session: Session, run: Run, after: bigint, events: AsyncIterable<RunEvent>): Watched {
   if (!session.json) note(`${run.name}${ahead(run)}`);
-  return { name: run.name, steps: Number(run.spec?.steps ?? 0n), after, events };
+  return { name: run.name, steps: Number(run.spec?.steps ?? 0n), state: run.state, after, events };
 }
 
 async function list(session: Session, { state = [], label = {} }: ListFlags): Promise<undefined> {

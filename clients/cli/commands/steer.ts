@@ -25,7 +25,7 @@ type SteerRequest = MessageInitShape<typeof SteerRunRequestSchema>;
 
 export async function steer(session: Session, typed: string): Promise<number> {
   const { run } = await session.thaw.runs.getRun({ name: resource("runs", typed) });
-  const { name, spec, revision } = run!;
+  const { name, spec, state, revision } = run!;
   if (session.terminal)
     note("pause | resume | cancel | save | train <preset> [--add …] [--remove …] [--router on|off]");
 
@@ -53,7 +53,7 @@ export async function steer(session: Session, typed: string): Promise<number> {
         lines.close(); // An open stdin would keep the process waiting.
       }
     }
-    return { name, steps: Number(spec?.steps ?? 0n), after: revision, events: events() };
+    return { name, steps: Number(spec?.steps ?? 0n), state, after: revision, events: events() };
   });
 }
 

@@ -19,7 +19,9 @@ export function addSystem(program: Command): void {
 
 function systemText(system: GetSystemResponse): string {
   const { limits, workers } = system;
-  const versions = Object.entries(system.dependencyVersions).map(([name, version]) => `${name} ${version}`);
+  const versions = Object.entries(system.dependencyVersions)
+    .filter(([name]) => name !== "thaw")
+    .map(([name, version]) => `${name} ${version}`);
   const head = fields([
     ["thaw", [system.version, ...versions].join(", ")],
     ["up", wireDuration(system.uptime)],
