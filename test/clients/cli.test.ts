@@ -3,7 +3,7 @@
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -26,7 +26,7 @@ const file = (name: string) => fileURLToPath(new URL(`../../clients/cli/${name}`
 const THAW = "Deno" in globalThis ? ["run", "-A", file("main.ts")] : [file("thaw.mjs")];
 
 interface Outcome {
-  readonly code: number | null;
+  readonly code: number;
   readonly stdout: string;
   readonly stderr: string;
 }
@@ -47,7 +47,10 @@ function thaw(
     });
   }
   child.stdin.end(input);
-  return new Promise((resolve) => child.on("close", (code) => resolve({ code, ...output })));
+  return new Promise((resolve) => {
+    // Deno reports the exit code 130 as the signal it stands for.
+    child.on("close", (code, signal) => resolve({ code: code ?? 128 + constants.signals[signal!], ...output }));
+  });
 }
 
 const state = (revision: number, to: RunState) => ({
