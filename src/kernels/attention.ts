@@ -36,11 +36,11 @@ import { type Command, call, defineKernel, read, spread, write } from "./kernel.
 export {
   attentionBiasGradient,
   attentionBiasGradientScratch,
-  attentionDelta,
   attentionKeyValueGradient,
   attentionQueryGradient,
+  attentionRowStatistics,
 } from "./attention_backward.ts";
-export { type RelativeBucketOptions, relativeBuckets } from "./attention_relative.ts";
+export { distanceBias, type RelativeBucketOptions, relativeBuckets } from "./attention_relative.ts";
 export type { AttentionDims, AttentionOptionalBuffers } from "./attention_wgsl.ts";
 
 function forwardKernel(v: AttentionVariant) {

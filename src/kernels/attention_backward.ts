@@ -33,10 +33,10 @@ import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } f
 
 const WORKGROUP = 64;
 
-const deltaKernel = defineKernel({
-  name: "attention_delta",
+const rowStatisticsKernel = defineKernel({
+  name: "attention_row_statistics",
   params: { batch: "u32", heads: "u32", query_length: "u32", head_dim: "u32" },
-  buffers: { out: read("f32"), d_out: read("f32"), delta: write("f32") },
+  buffers: { out: read("f32"), d_out: read("f32"), log_sum_exp: read("f32"), row_statistics: write("vec2f") },
   wgsl: /* wgsl */ `${LINEAR_INDEX}
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -50,22 +50,31 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   for (var d = 0u; d < params.head_dim; d++) {
     sum += out[index * params.head_dim + d] * d_out[index * params.head_dim + d];
   }
-  delta[(b * params.heads + h) * params.query_length + i] = sum;
+  let row = (b * params.heads + h) * params.query_length + i;
+  row_statistics[row] = vec2f(log_sum_exp[row], sum);
 }
 `,
 });
 
-/** delta [batch, heads, queryLength] f32 = Σ_d out · dOut, both [batch · queryLength, heads · headDim]. */
-export function attentionDelta<T>(
-  buffers: { out: T; dOut: T; delta: T },
+/**
+ * rowStatistics [batch, heads, queryLength, 2] f32: logSumExp, and delta = Σ_d out · dOut (both
+ * [batch · queryLength, heads · headDim]). One buffer instead of two: adapters may allow only ten in a kernel.
+ */
+export function attentionRowStatistics<T>(
+  buffers: { out: T; dOut: T; logSumExp: T; rowStatistics: T },
   dims: { batch: number; heads: number; queryLength: number; headDim: number },
 ): Command<T>[] {
   const { batch, heads, queryLength, headDim } = dims;
   return [
     call(
-      deltaKernel,
+      rowStatisticsKernel,
       { batch, heads, query_length: queryLength, head_dim: headDim },
-      { out: buffers.out, d_out: buffers.dOut, delta: buffers.delta },
+      {
+        out: buffers.out,
+        d_out: buffers.dOut,
+        log_sum_exp: buffers.logSumExp,
+        row_statistics: buffers.rowStatistics,
+      },
       spread(Math.ceil((batch * heads * queryLength) / WORKGROUP)),
     ),
   ];
@@ -76,19 +85,17 @@ const inputDeclarations = (v: AttentionVariant) => ({
   k: read(vectorType(v)),
   v: read(vectorType(v)),
   d_out: read(vectorType(v)),
-  log_sum_exp: read("f32"),
-  delta: read("f32"),
+  row_statistics: read("vec2f"), // [batch, heads, query_length]: log-sum-exp, delta
   ...optionalDeclarations(v),
 });
 
-/** What every gradient reads; see `attention`. dOut is shaped like q; delta comes from {@link attentionDelta}. */
+/** What every gradient reads; see `attention`. dOut is shaped like q; rowStatistics comes from {@link attentionRowStatistics}. */
 export type AttentionGradientInputs<T> = {
   q: T;
   k: T;
   v: T;
   dOut: T;
-  logSumExp: T;
-  delta: T;
+  rowStatistics: T;
 } & AttentionOptionalBuffers<T>;
 
 const inputBuffers = <T>(v: AttentionVariant, buffers: AttentionGradientInputs<T>): Record<string, T> => ({
@@ -96,8 +103,7 @@ const inputBuffers = <T>(v: AttentionVariant, buffers: AttentionGradientInputs<T
   k: buffers.k,
   v: buffers.v,
   d_out: buffers.dOut,
-  log_sum_exp: buffers.logSumExp,
-  delta: buffers.delta,
+  row_statistics: buffers.rowStatistics,
   ...optionalBuffers(v, buffers),
 });
 
@@ -111,10 +117,10 @@ function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
     (r) => /* wgsl */ `
     if (sees(row + ${r}u, j)) {
       ${dotProduct(v, "product", `q${r}`, "k_row")}
-      let p = exp(score(product, h, row + ${r}u, j) - log_sum_exp${r});
+      let p = exp(score(product, h, row + ${r}u, j) - statistics${r}.x);
       ${dotProduct(v, "dp", `d_out${r}`, "v_row")}
       ${v.dropout ? `dp *= dropout_factor(b * params.heads + h, row + ${r}u, j);` : ""}
-      let d_score = p * (dp - delta${r});
+      let d_score = p * (dp - statistics${r}.y);
       ${forQuery(each(v, (d) => `d_q${r}[${d}] += d_score * k_row[${d}];`))}
       ${forBias(`scratch[sums_at + bucket_of_distance[j + params.query_length - 1u - row - ${r}u]] += d_score;`)}
     }`,
@@ -124,7 +130,7 @@ function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
     params: sums === "query" ? PARAMS : { ...PARAMS, buckets: "u32" },
     buffers: {
       ...inputDeclarations(v),
-      ...(sums === "query" ? { d_q: write(type) } : { scratch: write("f32") }), // [batch, heads, owners, buckets]
+      ...(sums === "query" ? { d_q: write(type) } : { bucket_of_distance: read("u32"), scratch: write("f32") }), // scratch: [batch, heads, owners, buckets]
     },
     wgsl: /* wgsl */ `${common(v)}${stagedTiles(v)}
 ${entry("heads", "query_length")}
@@ -144,8 +150,7 @@ ${eachRow(
   var d_out${r}: Registers;
   ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}]; d_out${r}[${d}] = d_out[at${r} + ${d}];`)}
   ${forQuery(`var d_q${r}: Registers;`)}
-  let log_sum_exp${r} = log_sum_exp[(b * params.heads + h) * params.query_length + i${r}];
-  let delta${r} = delta[(b * params.heads + h) * params.query_length + i${r}];`,
+  let statistics${r} = row_statistics[(b * params.heads + h) * params.query_length + i${r}];`,
 )}
   let key_end = select(params.key_length, min(params.key_length, block + BLOCK), params.causal != 0u);
 ${walk(v, { index: "j", begin: "0u", end: "key_end", at: "key_at(b, kv_h, j)", first: "k", second: "v", skip: "key_hidden(b, j)", body })}
@@ -186,7 +191,7 @@ function keyValueKernel(v: AttentionVariant) {
     (r) => /* wgsl */ `
     if (visible${r} && sees(i, row + ${r}u)) {
       ${dotProduct(v, "product", "q_row", `k${r}`)}
-      let p = exp(score(product, query_h, i, row + ${r}u) - row_log_sum_exp);
+      let p = exp(score(product, query_h, i, row + ${r}u) - statistics.x);
       ${dotProduct(v, "dp", "d_out_row", `v${r}`)}
       var weight = p;
       ${
@@ -197,7 +202,7 @@ function keyValueKernel(v: AttentionVariant) {
       weight *= factor;`
           : ""
       }
-      let d_score = p * (dp - row_delta);
+      let d_score = p * (dp - statistics.y);
       ${each(v, (d) => `d_k${r}[${d}] += d_score * q_row[${d}]; d_v${r}[${d}] += weight * d_out_row[${d}];`)}
     }`,
   );
@@ -210,8 +215,7 @@ function keyValueKernel(v: AttentionVariant) {
     second: "d_out",
     skip: "false",
     body: /* wgsl */ `
-    let row_log_sum_exp = log_sum_exp[head * params.query_length + i];
-    let row_delta = delta[head * params.query_length + i];
+    let statistics = row_statistics[head * params.query_length + i];
     ${body}`,
   });
   return defineKernel<keyof typeof PARAMS, string>({
@@ -298,20 +302,23 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 export const attentionBiasGradientScratch = (dims: AttentionDims): number =>
   dims.batch * dims.heads * dims.queryLength * dims.buckets;
 
-/** dBias [buckets, heads]: the sum of dScore over every visible pair of each bucket. dims.buckets > 0. */
+/**
+ * dBias [buckets, heads]: the sum of dScore over every visible pair of each bucket. dims.buckets > 0;
+ * bucketOfDistance [queryLength + keyLength - 1] u32 comes from `relativeBuckets`.
+ */
 export function attentionBiasGradient<T>(
-  buffers: AttentionGradientInputs<T> & { scratch: T; dBias: T },
+  buffers: AttentionGradientInputs<T> & { bucketOfDistance: T; scratch: T; dBias: T },
   dims: AttentionDims,
   target: KernelTarget,
 ): Command<T>[] {
-  const { scratch, dBias } = buffers;
+  const { bucketOfDistance, scratch, dBias } = buffers;
   const { batch, heads, buckets } = dims;
   const v = variantOf(buffers, dims, target);
   return [
     call(
       queryKernel(v, "bias"),
       { ...paramsOf(dims), buckets },
-      { ...inputBuffers(v, buffers), scratch },
+      { ...inputBuffers(v, buffers), bucket_of_distance: bucketOfDistance, scratch },
       spread(workgroupCount(v, batch * heads, dims.queryLength)),
     ),
     call(

@@ -4,6 +4,9 @@
 // The bucket depends on the distance alone, so the host tabulates it once per pair of lengths; no kernel takes a
 // logarithm that could round a boundary distance into the wrong bucket.
 
+import { embeddingForward } from "./embedding.ts";
+import type { Command } from "./kernel.ts";
+
 export interface RelativeBucketOptions {
   readonly buckets: number;
   readonly maxDistance: number;
@@ -24,7 +27,7 @@ function relativeBucket(relative: number, { buckets, maxDistance, bidirectional 
 }
 
 /**
- * The buffer `bucketOfDistance` of the attention kernels: u32 [queryLength + keyLength - 1], at index
+ * The bucket of each distance, u32 [queryLength + keyLength - 1], at index
  * key - query + queryLength - 1. Both positions count from 0.
  */
 export const relativeBuckets = (
@@ -33,3 +36,19 @@ export const relativeBuckets = (
   options: RelativeBucketOptions,
 ): Uint32Array<ArrayBuffer> =>
   Uint32Array.from({ length: queryLength + keyLength - 1 }, (_, i) => relativeBucket(i - queryLength + 1, options));
+
+/**
+ * What the attention kernels add to a score, by distance: out [queryLength + keyLength - 1, heads] f32 from the bias
+ * table [buckets, heads] and `bucketOfDistance` u32 (an embedding of distances).
+ */
+export function distanceBias<T>(
+  buffers: { table: T; bucketOfDistance: T; out: T },
+  dims: { queryLength: number; keyLength: number; heads: number; buckets: number },
+): Command<T>[] {
+  const { table, bucketOfDistance, out } = buffers;
+  const tokens = dims.queryLength + dims.keyLength - 1;
+  return embeddingForward(
+    { table, ids: bucketOfDistance, out },
+    { tokens, width: dims.heads, vocabulary: dims.buckets },
+  );
+}

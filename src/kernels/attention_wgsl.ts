@@ -33,10 +33,8 @@ export interface AttentionDims {
 export interface AttentionOptionalBuffers<T> {
   /** [batch, keyLength] u32, 1 = visible. */
   readonly keyMask?: T;
-  /** [buckets, heads] f32, with `bucketOfDistance` from `relativeBuckets`; both when dims.buckets > 0. */
-  readonly bias?: T;
-  /** [queryLength + keyLength - 1] u32 */
-  readonly bucketOfDistance?: T;
+  /** [queryLength + keyLength - 1, heads] f32: the bias of each distance, from `distanceBias`; when dims.buckets > 0. */
+  readonly distanceBias?: T;
   /** Step scalars; with dropout. */
   readonly step?: T;
 }
@@ -58,10 +56,7 @@ export function variantOf<T>(
   const { headDim, heads, kvHeads, buckets } = dims;
   if (!(headDim >= 1 && headDim <= 256)) throw new RangeError(`head dimension must be 1 to 256, got ${headDim}`);
   if (heads % kvHeads !== 0) throw new RangeError(`${kvHeads} key/value heads do not divide ${heads} heads`);
-  const needed = [
-    ...(buckets > 0 ? (["bias", "bucketOfDistance"] as const) : []),
-    ...(dims.dropout ? (["step"] as const) : []),
-  ];
+  const needed = [...(buckets > 0 ? (["distanceBias"] as const) : []), ...(dims.dropout ? (["step"] as const) : [])];
   for (const name of needed) if (buffers[name] === undefined) throw new TypeError(`attention needs the buffer ${name}`);
   return {
     target,
@@ -120,7 +115,7 @@ export const paramsOf = (dims: AttentionDims): Record<keyof typeof PARAMS, numbe
 /** Declarations of the optional buffers that a variant binds. */
 export const optionalDeclarations = (v: AttentionVariant): Record<string, BufferDeclaration> => ({
   ...(v.masked ? { key_mask: read("u32") } : {}),
-  ...(v.biased ? { bias: read("f32"), bucket_of_distance: read("u32") } : {}),
+  ...(v.biased ? { distance_bias: read("f32") } : {}),
   ...(v.dropout ? { step: { access: "read", type: "StepScalars" } } : {}),
 });
 
@@ -128,10 +123,7 @@ export const optionalDeclarations = (v: AttentionVariant): Record<string, Buffer
 export function optionalBuffers<T>(v: AttentionVariant, buffers: AttentionOptionalBuffers<T>): Record<string, T> {
   const bound: Record<string, T> = {};
   if (v.masked) bound.key_mask = buffers.keyMask!;
-  if (v.biased) {
-    bound.bias = buffers.bias!;
-    bound.bucket_of_distance = buffers.bucketOfDistance!;
-  }
+  if (v.biased) bound.distance_bias = buffers.distanceBias!;
   if (v.dropout) bound.step = buffers.step!;
   return bound;
 }
@@ -173,7 +165,7 @@ fn key_at(b: u32, h: u32, j: u32) -> u32 { return ((b * params.key_length + j) *
 fn key_hidden(b: u32, j: u32) -> bool { return ${v.masked ? "key_mask[b * params.key_length + j] == 0u" : "false"}; }
 fn sees(i: u32, j: u32) -> bool { return i < params.query_length && (params.causal == 0u || j <= i); }
 fn score(dot: f32, h: u32, i: u32, j: u32) -> f32 {
-  return dot * params.scale${v.biased ? " + bias[bucket_of_distance[j + params.query_length - 1u - i] * params.heads + h]" : ""};
+  return dot * params.scale${v.biased ? " + distance_bias[(j + params.query_length - 1u - i) * params.heads + h]" : ""};
 }
 ${
   v.dropout

@@ -10,9 +10,10 @@ import {
   attention,
   attentionBiasGradient,
   attentionBiasGradientScratch,
-  attentionDelta,
   attentionKeyValueGradient,
   attentionQueryGradient,
+  attentionRowStatistics,
+  distanceBias,
   relativeBuckets,
 } from "../../src/kernels/attention.ts";
 import type { KernelTarget } from "../../src/kernels/capabilities.ts";
@@ -131,23 +132,25 @@ for (const target of ["software", "hardware"] as KernelTarget[])
           ...inputs,
           out: floatOutput(queries),
           logSumExp: floatOutput(rows),
-          delta: floatOutput(rows),
+          rowStatistics: floatOutput(2 * rows),
+          distanceBias: floatOutput(heads * (queryLength + keyLength - 1)),
           dQ: floatOutput(queries),
           dK: floatOutput(keys),
           dV: floatOutput(keys),
           scratch: floatOutput(attentionBiasGradientScratch(dims)),
           dBias: floatOutput(buckets * heads),
         },
-        commands: ({ keyMask, bias, bucketOfDistance, step: scalars, ...b }) => {
+        commands: ({ keyMask, bias: table, distanceBias: byDistance, step: scalars, ...b }) => {
           const optional = {
             keyMask: masked ? keyMask : undefined,
-            ...(buckets > 0 ? { bias, bucketOfDistance } : {}),
+            distanceBias: buckets > 0 ? byDistance : undefined,
             step: rate === undefined ? undefined : scalars,
           };
           const buffers = { ...b, ...optional };
           return [
+            ...(buckets > 0 ? distanceBias({ ...b, table, out: byDistance }, dims) : []),
             ...attention(buffers, dims, target),
-            ...attentionDelta(buffers, dims),
+            ...attentionRowStatistics(buffers, dims),
             ...attentionQueryGradient(buffers, dims, target),
             ...attentionKeyValueGradient(buffers, dims, target),
             ...(buckets > 0 ? attentionBiasGradient(buffers, dims, target) : []),
@@ -231,14 +234,14 @@ for (const target of ["software", "hardware"] as KernelTarget[])
         keyMask: new Uint32Array(3),
         out: floatOutput(8),
         logSumExp: floatOutput(2),
-        delta: floatOutput(2),
+        rowStatistics: floatOutput(4),
         dQ: floatOutput(8),
         dK: floatOutput(12),
         dV: floatOutput(12),
       },
       commands: (b) => [
         ...attention(b, dims, target),
-        ...attentionDelta(b, dims),
+        ...attentionRowStatistics(b, dims),
         ...attentionQueryGradient(b, dims, target),
         ...attentionKeyValueGradient(b, dims, target),
       ],

@@ -4,10 +4,11 @@ import {
   type AttentionDims,
   attentionBiasGradient,
   attentionBiasGradientScratch,
-  attentionDelta,
   attention as attentionKernel,
   attentionKeyValueGradient,
   attentionQueryGradient,
+  attentionRowStatistics,
+  distanceBias,
 } from "../../../kernels/attention.ts";
 import type { Graph, Tensor } from "../graph.ts";
 import type { Dropout } from "./dense.ts";
@@ -24,16 +25,43 @@ export interface AttentionOptions {
   readonly causal: boolean;
   /** [batch, keyLength] u32, 1 = visible. */
   readonly keyMask?: Tensor;
-  /** T5 relative position bias: table [buckets, heads] and the bucket of every distance. */
-  readonly bias?: { readonly table: Tensor; readonly bucketOfDistance: Tensor };
+  readonly bias?: PositionBias;
   readonly dropout: Dropout;
+}
+
+/** T5's relative position bias of a stack, shared by its self-attentions. */
+export interface PositionBias {
+  /** [buckets, heads] */
+  readonly table: Tensor;
+  /** [queryLength + keyLength - 1] u32 */
+  readonly bucketOfDistance: Tensor;
+  /** [queryLength + keyLength - 1, heads]: the table's row of every distance. */
+  readonly byDistance: Tensor;
+}
+
+/** Looks up the bias of every distance once for all layers; the table's gradient comes from the attentions. */
+export function positionBias(
+  g: Graph,
+  name: string,
+  table: Tensor,
+  bucketOfDistance: Tensor,
+  lengths: { queryLength: number; keyLength: number },
+): PositionBias {
+  const [buckets, heads] = table.shape;
+  const byDistance = g.activation(name, [lengths.queryLength + lengths.keyLength - 1, heads]);
+  g.add({
+    name: "position_bias",
+    reads: [table, bucketOfDistance],
+    writes: [byDistance],
+    lower: () => distanceBias({ table, bucketOfDistance, out: byDistance }, { ...lengths, heads, buckets }),
+  });
+  return { table, bucketOfDistance, byDistance };
 }
 
 /** q [batch·queryLength, heads·headDim], k and v [batch·keyLength, kvHeads·headDim]; returns a tensor shaped like q. */
 export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tensor, o: AttentionOptions): Tensor {
   const { batch, heads, queryLength, keyLength, headDim } = o;
   const table = o.bias?.table;
-  const bucketOfDistance = o.bias?.bucketOfDistance;
   const out = g.activation(name, q.shape, [q, k, v, table]);
   const logSumExp = g.activation(`${name}_log_sum_exp`, [batch, heads, queryLength]);
   const rate = o.dropout.rate;
@@ -51,26 +79,26 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
     dropout: rate > 0 ? { rate, use: g.nextUse() } : undefined,
   };
   const pairs = batch * heads * queryLength * keyLength * (o.causal ? 0.5 : 1);
-  const optional = { keyMask: o.keyMask, bias: table, bucketOfDistance, step };
-  const extra = [o.keyMask, table, bucketOfDistance, step];
+  const optional = { keyMask: o.keyMask, distanceBias: o.bias?.byDistance, step };
+  const extra = [o.keyMask, o.bias?.byDistance, step];
   g.add({
     name: "attention",
-    reads: [q, k, v, ...extra],
+    reads: [q, k, v, table, ...extra],
     writes: [out, logSumExp],
     flops: 4 * pairs * headDim,
     lower: (target) => attentionKernel({ q, k, v, out, logSumExp, ...optional }, dims, target),
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
-      const delta = g.activation(`${name}_delta`, logSumExp.shape);
+      const rowStatistics = g.activation(`${name}_row_statistics`, [...logSumExp.shape, 2]);
       g.add({
-        name: "attention_delta",
-        reads: [out, dOut],
-        writes: [delta],
+        name: "attention_row_statistics",
+        reads: [out, dOut, logSumExp],
+        writes: [rowStatistics],
         flops: 2 * batch * queryLength * heads * headDim,
-        lower: () => attentionDelta({ out, dOut, delta }, dims),
+        lower: () => attentionRowStatistics({ out, dOut, logSumExp, rowStatistics }, dims),
       });
-      const inputs = { q, k, v, dOut, logSumExp, delta, ...optional };
-      const reads = [q, k, v, dOut, logSumExp, delta, ...extra];
+      const inputs = { q, k, v, dOut, rowStatistics, ...optional };
+      const reads = [q, k, v, dOut, rowStatistics, ...extra];
       gradients.add(q, false, (dQ) =>
         g.add({
           name: "attention_query_gradient",
@@ -93,17 +121,18 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
         gradients.addTensor(k, dK, true);
         gradients.addTensor(v, dV, true);
       }
-      if (table) {
+      if (o.bias) {
+        const { table, bucketOfDistance } = o.bias;
         gradients.add(table, false, (dBias) => {
           const scratch = g.activation("attention_bias_scratch", [attentionBiasGradientScratch(dims)]);
           g.add({
             name: "attention_bias_gradient",
-            reads,
+            reads: [...reads, bucketOfDistance],
             writes: [dBias],
             scratch: [scratch],
             parameter: table.parameter,
             flops: 4 * pairs * headDim,
-            lower: (target) => attentionBiasGradient({ ...inputs, scratch, dBias }, dims, target),
+            lower: (target) => attentionBiasGradient({ ...inputs, bucketOfDistance, scratch, dBias }, dims, target),
           });
         });
       }

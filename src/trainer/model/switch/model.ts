@@ -6,7 +6,7 @@
 
 import { relativeBuckets } from "../../../kernels/attention.ts";
 import type { Graph, Tensor } from "../../graph/graph.ts";
-import { attention } from "../../graph/ops/attention.ts";
+import { attention, type PositionBias, positionBias } from "../../graph/ops/attention.ts";
 import {
   type Dropout,
   dropout,
@@ -40,7 +40,7 @@ const drop = (b: SwitchBuild): Dropout => ({ rate: b.options.dropout, step: b.st
 export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: Tensor, into?: Tensor): Tensor {
   const { graph: g, config: c, options: o } = b;
   let h = dropout(g, embedding(g, "encoder_embedding", embeddingTable(b, "encoder"), ids), drop(b));
-  const bias = positionBias(b, "encoder", o.inputLength);
+  const bias = stackBias(b, "encoder", o.inputLength);
   for (let layer = 0; layer < c.encoderLayers; layer++) {
     const block = `encoder.block.${layer}.layer`;
     h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", { length: o.inputLength, mask, bias, causal: false });
@@ -53,7 +53,7 @@ export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: T
 export function decode(b: SwitchBuild, ids: TokenLookup, encoded: Tensor, mask: Tensor, routed: Tensor): Tensor {
   const { graph: g, config: c, options: o } = b;
   let h = dropout(g, embedding(g, "decoder_embedding", embeddingTable(b, "decoder"), ids), drop(b));
-  const bias = positionBias(b, "decoder", o.targetLength);
+  const bias = stackBias(b, "decoder", o.targetLength);
   for (let layer = 0; layer < c.decoderLayers; layer++) {
     const block = `decoder.block.${layer}.layer`;
     h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", { length: o.targetLength, bias, causal: true });
@@ -78,19 +78,16 @@ export function vocabularyHead(b: SwitchBuild): { weight: Tensor; alpha: number 
 const embeddingTable = (b: SwitchBuild, stack: Stack): Tensor =>
   parameter(b, b.config.separateEmbeddings ? `${stack}.embed_tokens.weight` : "shared.weight");
 
-interface Bias {
-  readonly table: Tensor;
-  readonly bucketOfDistance: Tensor;
-}
-
-function positionBias(b: SwitchBuild, stack: Stack, length: number): Bias {
+function stackBias(b: SwitchBuild, stack: Stack, length: number): PositionBias {
   const table = parameter(b, `${stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight`);
   const buckets = relativeBuckets(length, length, {
     buckets: b.config.relativeBuckets,
     maxDistance: b.config.relativeMaxDistance,
     bidirectional: stack === "encoder",
   });
-  return { table, bucketOfDistance: b.graph.constant(`${stack}_relative_buckets`, buckets) };
+  const bucketOfDistance = b.graph.constant(`${stack}_relative_buckets`, buckets);
+  const lengths = { queryLength: length, keyLength: length };
+  return positionBias(b.graph, `${stack}_position_bias`, table, bucketOfDistance, lengths);
 }
 
 interface AttentionSublayer {
@@ -98,7 +95,7 @@ interface AttentionSublayer {
   readonly causal: boolean;
   /** Keys that are visible, [batch, keys]. */
   readonly mask?: Tensor;
-  readonly bias?: Bias;
+  readonly bias?: PositionBias;
   /** Cross-attention: keys and values come from here. */
   readonly memory?: { readonly states: Tensor; readonly length: number };
 }
