@@ -2,7 +2,7 @@
 //
 //   npm test                             every file under test/, on Node
 //   npm test -- matmul server            files whose path contains one of the words
-//   npm test -- --runtime deno-dawn      kernels and trainer under Deno, on Dawn
+//   npm test -- --runtime deno-dawn      kernels, trainer and clients under Deno, on Dawn
 //   npm test -- --runtime deno           the same on Deno's own WebGPU; --runtime may be repeated
 //
 // A process each, because Dawn is one per process and may abort it. A file that does not load, crashes, hangs or reports
@@ -34,7 +34,7 @@ interface Runtime {
 
 const RUNTIMES: Readonly<Record<string, Runtime>> = {
   node: { command: [process.execPath, "--import", "tsx"], areas: [""], env: {} },
-  "deno-dawn": { command: [DENO, "run", "-A"], areas: ["kernels", "trainer"], env: { THAW_WEBGPU: "dawn" } },
+  "deno-dawn": { command: [DENO, "run", "-A"], areas: ["kernels", "trainer", "clients"], env: { THAW_WEBGPU: "dawn" } },
   deno: { command: [DENO, "run", "-A"], areas: ["kernels", "trainer"], env: { THAW_WEBGPU: "deno" } },
 };
 
