@@ -1,4 +1,4 @@
-// Ordered sums of long f32 arrays, and the global gradient norm with its clip factor.
+// Ordered sums of squares of long f32 arrays, and the global gradient norm with its clip factor.
 //
 // Two stages, no atomics: a workgroup sums a chunk of 4096 elements into one partial, one workgroup sums the partials.
 // Inside a workgroup each thread sums every 64th element in order, then thread 0 adds the 64 sums in order, so the
@@ -13,7 +13,7 @@ import { STEP_SCALARS } from "./step_scalars.ts";
 const CHUNK = 4096;
 const THREADS = 64;
 
-/** f32 partial sums that an array of `count` elements leaves: the size of its stretch, or of the scratch of {@link sum}. */
+/** f32 partial sums that an array of `count` elements leaves: the size of its stretch. */
 export const partialsOfCount = (count: number): number => Math.max(1, Math.ceil(count / CHUNK));
 
 /** WGSL: `sum_range(lane, begin, end)`, complete in lane 0, over `term(i)`; all lanes call it once. */
@@ -30,33 +30,17 @@ fn sum_range(lane: u32, begin: u32, end: u32) -> f32 {
 }
 `;
 
-const chunkKernel = (name: string, term: string) =>
-  defineKernel({
-    name,
-    params: { count: "u32", partial_offset: "u32" },
-    buffers: { x: read("f32"), partials: write("f32") },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${sumRange(term)}
+const squareChunks = defineKernel({
+  name: "sum_of_squares",
+  params: { count: "u32", partial_offset: "u32" },
+  buffers: { x: read("f32"), partials: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}${sumRange("x[i] * x[i]")}
 @compute @workgroup_size(${THREADS})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   let chunk = linear_index(wid, num);
   if (chunk > 0 && chunk * ${CHUNK} >= params.count) { return; }
   let sum = sum_range(lane, chunk * ${CHUNK}, min((chunk + 1) * ${CHUNK}, params.count));
   if (lane == 0) { partials[params.partial_offset + chunk] = sum; }
-}`,
-  });
-
-const sumChunks = chunkKernel("sum_chunks", "x[i]");
-const squareChunks = chunkKernel("sum_of_squares", "x[i] * x[i]");
-
-const sumTotal = defineKernel({
-  name: "sum_total",
-  params: { partial_count: "u32", out_index: "u32", scale: "f32" },
-  buffers: { partials: read("f32"), out: write("f32") },
-  wgsl: /* wgsl */ `${sumRange("partials[i]")}
-@compute @workgroup_size(${THREADS})
-fn main(@builtin(local_invocation_index) lane: u32) {
-  let sum = sum_range(lane, 0, params.partial_count);
-  if (lane == 0) { out[params.out_index] = params.scale * sum; }
 }`,
 });
 
@@ -77,18 +61,6 @@ fn main(@builtin(local_invocation_index) lane: u32) {
 });
 
 const chunkGroups = (count: number): [number, number] => spread(partialsOfCount(count));
-
-/** out[outIndex] = scale · Σ x; x [count] f32, scratch [{@link partialsOfCount}(count)] f32. */
-export function sum<T>(
-  { x, out, scratch }: Record<"x" | "out" | "scratch", T>,
-  { count, outIndex, scale }: { count: number; outIndex: number; scale: number },
-): Command<T>[] {
-  const total = { partial_count: partialsOfCount(count), out_index: outIndex, scale };
-  return [
-    call(sumChunks, { count, partial_offset: 0 }, { x, partials: scratch }, chunkGroups(count)),
-    call(sumTotal, total, { partials: scratch, out }, [1]),
-  ];
-}
 
 /** partials[partialOffset .. + partialCount) = sums of x² over chunks; x [count] f32, partialCount = partialsOfCount(count). */
 export function sumOfSquares<T>(

@@ -1,33 +1,14 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { gradientNorm, gradientNormReference, partialsOfCount, sum, sumOfSquares } from "../../src/kernels/reduce.ts";
+import { gradientNorm, gradientNormReference, partialsOfCount, sumOfSquares } from "../../src/kernels/reduce.ts";
 import { packStepScalars } from "../../src/kernels/step_scalars.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
 
-const COUNTS = [0, 1, 63, 4096, 4097, 3 * 4096 + 70, 300_000];
 const UNIT = 2 ** -24;
 
 /** Additions an element passes through: its lane's chunk, the lanes, the partials, their lanes. */
 const depth = (count: number): number => 64 + 64 + Math.ceil(partialsOfCount(count) / 64) + 64;
-
-test("sum writes scale · Σ x at its index and nothing else", async () => {
-  for (const count of COUNTS) {
-    const x = randomValues(count, 1);
-    const dims = { count, outIndex: 2, scale: -0.5 };
-    const got = await runTwice({
-      buffers: { x, scratch: unwritten(partialsOfCount(count)), out: unwritten(0) },
-      commands: (names) => sum(names, dims),
-    });
-    const expected = Float64Array.from(unwritten(0));
-    expected[2] = -0.5 * x.reduce((a, b) => a + b, 0);
-    const magnitude = x.reduce((a, b) => a + Math.abs(b), 0) / 2;
-    // 2·sqrt(additions)·2^-24·Σ|x|.
-    const tolerance = 2 * Math.sqrt(depth(count)) * UNIT * magnitude;
-    compareWithTolerance(got.out, expected, (i) => (i === 2 ? tolerance : 0), `${count} elements`);
-    assert.equal([...got.scratch.slice(-5)], [...unwritten(0)]);
-  }
-});
 
 test("the global norm and the clip factor of several gradients", async () => {
   for (const [lossScale, maxGradientNorm] of [
@@ -37,7 +18,7 @@ test("the global norm and the clip factor of several gradients", async () => {
     [1024, 5],
     [1024, 0],
   ]) {
-    const gradients = [1, 5000, 8192].map((count, seed) => randomValues(count, seed).map((v) => v * lossScale));
+    const gradients = [1, 4097, 300_000].map((count, seed) => randomValues(count, seed).map((v) => v * lossScale));
     const counts = gradients.map((g) => partialsOfCount(g.length));
     const partialCount = counts.reduce((a, b) => a + b);
     const step = new Uint32Array(
@@ -57,7 +38,7 @@ test("the global norm and the clip factor of several gradients", async () => {
     const [norm, factor] = gradientNormReference(gradients, { lossScale, maxGradientNorm });
     // All terms are positive: the relative error of the sum is that of its roundings; the root halves it, then
     // square root and divisions, 2.5 ulp each.
-    const relative = (Math.sqrt(depth(8192)) + 15) * UNIT;
+    const relative = (Math.sqrt(depth(300_000)) + 15) * UNIT;
     const expected = [norm, factor, ...unwritten(0)];
     const label = `loss scale ${lossScale}, clip at ${maxGradientNorm}`;
     compareWithTolerance(got.out, expected, (i) => (i < 2 ? relative * expected[i] : 0), label);

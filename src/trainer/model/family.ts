@@ -62,14 +62,6 @@ export interface InferenceGraph {
   readonly head?: { readonly hidden: Tensor; readonly weight: Tensor; readonly alpha: number };
 }
 
-/** Numbers of the checkpoint's configuration that serve as defaults of a run. */
-export interface ModelDefaults {
-  readonly dropout: number;
-  readonly jitter: number;
-  readonly balanceCoefficient: number;
-  readonly zCoefficient: number;
-}
-
 export interface AdamWConstants {
   readonly beta1: number;
   readonly beta2: number;
@@ -86,7 +78,6 @@ export interface Model {
   readonly padTokenId: number;
   readonly eosTokenId: number;
   readonly decoderStartTokenId: number;
-  readonly defaults: ModelDefaults;
   trainingGraph(
     target: KernelTarget,
     trainable: TrainableSet,

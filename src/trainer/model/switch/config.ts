@@ -15,14 +15,9 @@ export interface SwitchConfig {
   readonly encoderSparseStep: number;
   readonly decoderSparseStep: number;
   readonly experts: number;
-  readonly expertCapacity: number;
   readonly relativeBuckets: number;
   readonly relativeMaxDistance: number;
   readonly epsilon: number;
-  readonly dropout: number;
-  readonly routerJitter: number;
-  readonly routerZCoefficient: number;
-  readonly routerBalanceCoefficient: number;
   readonly tied: boolean;
   /** Encoder and decoder have embedding tables of their own beside `shared.weight`, which then serves nothing. */
   readonly separateEmbeddings: boolean;
@@ -52,10 +47,6 @@ export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string
     number(field, fallback, (v) => Number.isInteger(v) && v > 0 && v < 2 ** 31, "a positive integer");
   const count = (field: string, fallback: number) =>
     number(field, fallback, (v) => Number.isInteger(v) && v >= 0 && v < 2 ** 31, "a non-negative integer");
-  const share = (field: string, fallback: number) =>
-    number(field, fallback, (v) => v >= 0 && v < 1, "at least 0 and below 1");
-  const coefficient = (field: string, fallback: number) =>
-    number(field, fallback, (v) => Number.isFinite(v) && v >= 0, "a non-negative number");
   const only = (field: string, fallback: unknown, supported: readonly unknown[]) => {
     const value = json[field] ?? fallback;
     if (!supported.includes(value))
@@ -85,14 +76,9 @@ export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string
     encoderSparseStep: sparseStep("num_sparse_encoder_layers", encoderLayers, 3),
     decoderSparseStep: sparseStep("num_sparse_decoder_layers", decoderLayers, 3),
     experts: number("num_experts", 8, (v) => Number.isInteger(v) && v >= 1 && v <= 1024, "an integer from 1 to 1024"),
-    expertCapacity: positive("expert_capacity", 64),
     relativeBuckets: positive("relative_attention_num_buckets", 32),
     relativeMaxDistance: positive("relative_attention_max_distance", 128),
     epsilon: number("layer_norm_epsilon", 1e-6, (v) => v > 0 && v < 1, "a small positive number"),
-    dropout: share("dropout_rate", 0.1),
-    routerJitter: share("router_jitter_noise", 0.01),
-    routerZCoefficient: coefficient("router_z_loss_coef", 0.001),
-    routerBalanceCoefficient: coefficient("router_aux_loss_coef", 0.001),
     tied,
     separateEmbeddings: !tied && checkpointKeys.has("encoder.embed_tokens.weight"),
     padTokenId: count("pad_token_id", 0),

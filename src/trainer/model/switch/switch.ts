@@ -20,12 +20,6 @@ export function switchModel(
     padTokenId: config.padTokenId,
     eosTokenId: config.eosTokenId,
     decoderStartTokenId: config.decoderStartTokenId,
-    defaults: {
-      dropout: config.dropout,
-      jitter: config.routerJitter,
-      balanceCoefficient: config.routerBalanceCoefficient,
-      zCoefficient: config.routerZCoefficient,
-    },
     trainingGraph: (target, trainable, options, adamw) =>
       trainingGraph(target, config, parameters, trainable, options, adamw),
     encoderGraph: (target, options) => encoderGraph(target, config, parameters, options),
