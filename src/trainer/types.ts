@@ -275,12 +275,19 @@ export interface GroupDescription {
   readonly bytes: number;
 }
 
-/** A run in progress on the device. Methods are called one at a time, never concurrently. */
+/**
+ * A run in progress on the device. Methods are called one at a time, except that `trainStep` may be called again while
+ * one earlier step is in flight.
+ */
 export interface TrainingRun {
   /** Optimizer steps completed. */
   readonly step: number;
   readonly cost: PlanCost;
+  /** The freeze plan in force, and what trains under it. */
+  readonly plan: TrainablePlan;
   readonly trainable: readonly MatchedTensor[];
+  /** Kernels of a training step and how often it dispatches each. */
+  readonly kernels: ReadonlyMap<string, number>;
   /** Tokens, truncations, padding of the training data. */
   readonly data: { readonly examples: number; readonly truncatedInputs: number; readonly truncatedTargets: number };
   /** One optimizer step. */

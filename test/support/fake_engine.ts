@@ -87,14 +87,20 @@ export const fakeHost: HostModels = {
   },
 };
 
+const EVERYTHING: TrainablePlan = {
+  selection: { preset: "all", add: [], remove: [] },
+  optimizerState: "keep",
+  routerLosses: "keep",
+};
+
 export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const calls: string[] = [];
   const configs: RunConfig[] = [];
   let mostInFlight = 0;
 
-  function openRun(startStep: number, batchSize: number): TrainingRun {
+  function openRun(startStep: number, batchSize: number, startPlan: TrainablePlan): TrainingRun {
     let step = startStep;
-    let plan: TrainablePlan | undefined = configs.at(-1)?.trainable;
+    let plan = startPlan;
     let inFlight = 0;
     let busy = false;
 
@@ -120,7 +126,11 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         return step;
       },
       cost: FAKE_COST,
+      get plan() {
+        return plan;
+      },
       trainable: [FAKE_TENSOR],
+      kernels: new Map([["fake_kernel", 1]]),
       data: { examples: 5, truncatedInputs: 1, truncatedTargets: 0 },
       onRoutes: undefined,
       async trainStep(): Promise<StepMetrics> {
@@ -184,11 +194,11 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       calls.push(resumeFrom === undefined ? "openRun" : "openRun resumed");
       configs.push(config);
       const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
-      return openRun(saved ? saved.step : 0, config.batchSize);
+      return openRun(saved ? saved.step : 0, config.batchSize, saved ? saved.plan : config.trainable);
     },
     async openModel(directory, batchSize) {
       calls.push(`openModel ${directory}`);
-      return openRun(0, batchSize);
+      return openRun(0, batchSize, EVERYTHING);
     },
   };
 }

@@ -8,15 +8,8 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import type { OpenRun, RunUpdateSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import {
-  type Engine,
-  InputError,
-  type StepMetrics,
-  type TrainablePlan,
-  type TrainingRun,
-} from "../../trainer/types.ts";
+import { type Engine, InputError, type StepMetrics, type TrainingRun } from "../../trainer/types.ts";
 import { newCheckpointDirectory, sweepPartialCheckpoints } from "./checkpoint_directory.ts";
-import { checkpointState } from "./checkpoint_state.ts";
 import { evaluationToProto, metricsToProto } from "./convert/metrics.ts";
 import { openRunToConfig, type RunPolicy } from "./convert/run_config.ts";
 import { count, durationOf } from "./convert/scalars.ts";
@@ -32,8 +25,6 @@ export interface ActiveRun {
   readonly training: TrainingRun;
   /** Examples at a time, in generation too. */
   readonly batchSize: number;
-  /** The freeze plan in force. */
-  plan: TrainablePlan;
   /** Whether it steps; false while paused. */
   stepping: boolean;
   routes: RouteSubscription | undefined;
@@ -59,7 +50,6 @@ export async function openActiveRun(
   const resumed = open.resumeDirectory || undefined;
   await sweepPartialCheckpoints(open.checkpointsDirectory);
   const training = await engine.openRun(config, resumed);
-  const plan = resumed === undefined ? config.trainable : (await checkpointState(resumed)).plan;
 
   let asked = training.step;
   let arrived = training.step;
@@ -128,7 +118,6 @@ export async function openActiveRun(
     name: open.run,
     training,
     batchSize: config.batchSize,
-    plan,
     stepping: !open.paused,
     routes: undefined,
     get step() {

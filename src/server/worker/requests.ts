@@ -14,7 +14,7 @@ import type {
 } from "../../trainer/types.ts";
 import { type ActiveRun, openActiveRun, type RunUpdateBody } from "./active_run.ts";
 import { fillDirectory } from "./checkpoint_directory.ts";
-import { checkpointState } from "./checkpoint_state.ts";
+import { checkpointStep } from "./checkpoint_step.ts";
 import { evaluationToProto } from "./convert/metrics.ts";
 import { descriptionToProto, generationToProto } from "./convert/model.ts";
 import { planFromProto, planToProto } from "./convert/plan.ts";
@@ -140,7 +140,7 @@ async function openRun(state: WorkerState, request: proto.OpenRun, { reply, canc
   const { training } = run;
   const opened = create(RunOpenedSchema, {
     step: count(run.step),
-    trainable: planToProto(run.plan),
+    trainable: planToProto(training.plan),
     matched: training.trainable.map(tensorToProto),
     cost: costToProto(training.cost),
     data: {
@@ -153,9 +153,9 @@ async function openRun(state: WorkerState, request: proto.OpenRun, { reply, canc
   reply({ case: "opened", value: opened });
 }
 
-/** Kernels of a training step, by name, where the trainer counts them. */
-function kernelsOf(training: TrainingRun & { readonly kernels?: ReadonlyMap<string, number> }) {
-  const kernels = [...(training.kernels ?? [])].sort(([a], [b]) => (a < b ? -1 : 1));
+/** Kernels of a training step, by name. */
+function kernelsOf(training: TrainingRun) {
+  const kernels = [...training.kernels].sort(([a], [b]) => (a < b ? -1 : 1));
   return kernels.map(([kernel, dispatches]) => ({ kernel, dispatches: count(dispatches) }));
 }
 
@@ -163,7 +163,6 @@ async function setTrainable(state: WorkerState, request: proto.SetTrainable, { r
   const run = runNamed(state, request.run);
   const plan = planFromProto(request.plan);
   const report = reportToProto(await run.training.setTrainable(plan));
-  run.plan = plan;
   state.sendUpdate(run.name, run.step, { case: "trainable", value: { plan: planToProto(plan), report } });
   reply({ case: "trainable", value: report });
 }
@@ -175,7 +174,7 @@ async function exportModel(state: WorkerState, request: proto.ExportModel, { rep
     withTarget(state, request.target, (training) => training.exportModel(directory)),
   );
   let step = run?.step ?? 0;
-  if (model?.checkpointDirectory) step = (await checkpointState(model.checkpointDirectory)).step;
+  if (model?.checkpointDirectory) step = await checkpointStep(model.checkpointDirectory);
   reply({ case: "written", value: { step: count(step), sizeBytes: count(bytes) } });
 }
 

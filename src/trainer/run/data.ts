@@ -5,8 +5,8 @@ import { type EncodedDataset, encodeDataset } from "../data/dataset.ts";
 import { parseJsonl } from "../data/jsonl.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { RunConfig } from "../types.ts";
-import type { Lengths } from "./plan.ts";
-import { longest, type TrainingInput } from "./run.ts";
+import { type Lengths, longest } from "./plan.ts";
+import type { TrainingInput } from "./run.ts";
 
 type Limits = Pick<RunConfig, "maxInputTokens" | "maxTargetTokens">;
 

@@ -5,8 +5,9 @@ import { type Batch, completeBatch, IGNORED_LABEL, NO_EXAMPLE } from "../data/ba
 import { inputError } from "../formats/problems.ts";
 import type { InferenceGraph } from "../model/family.ts";
 import type { GenerateOptions, Generation, RouteBatch } from "../types.ts";
+import type { Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
-import type { Ready, Run } from "./run.ts";
+import type { Run } from "./run.ts";
 import { routeBatch, routesOfExample } from "./telemetry.ts";
 
 /** One row's generated tokens, end of sequence included where it was reached. */

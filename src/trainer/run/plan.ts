@@ -19,6 +19,12 @@ export interface Lengths {
   readonly target: number;
 }
 
+/** Lengths that serve both. */
+export const longest = (a: Lengths, b: Lengths): Lengths => ({
+  input: Math.max(a.input, b.input),
+  target: Math.max(a.target, b.target),
+});
+
 /** One program before it is recorded, and what is read back from it. */
 export interface Planned<G> {
   readonly built: G;

@@ -27,21 +27,15 @@ import {
 } from "../types.ts";
 import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
-import { DeviceMemory, type RecordedGraph } from "./device_memory.ts";
+import { DeviceMemory } from "./device_memory.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
-import { type Lengths, type Planned, planWithin, type RunPlan } from "./plan.ts";
-import { Readback, type Results } from "./readback.ts";
+import { type Lengths, longest, planWithin, type RunPlan } from "./plan.ts";
+import { Programs, type Ready } from "./programs.ts";
+import type { Results } from "./readback.ts";
 import { learningRate } from "./schedule.ts";
-import { layerMetrics, routeBatch } from "./telemetry.ts";
-
-/** A program that can be run now. */
-export interface Ready<G extends InferenceGraph> {
-  readonly planned: Planned<G>;
-  readonly recorded: RecordedGraph;
-  readonly readback: Readback;
-}
+import { routeBatch, stepMetrics } from "./telemetry.ts";
 
 /** What a run trains on, and what it trains from the first step. */
 export interface TrainingInput {
@@ -75,18 +69,11 @@ export class Run implements TrainingRun {
   readonly config: RunSettings;
   onRoutes: ((batch: RouteBatch) => void) | undefined;
   readonly #memory: DeviceMemory;
+  readonly #programs: Programs;
   readonly #optimizer: OptimizerState;
   readonly #memoryLimitBytes: number | undefined;
   #training: Training | undefined;
   #inferenceLengths: Lengths;
-  #plan!: RunPlan;
-  #ready:
-    | {
-        training?: Ready<NonNullable<RunPlan["training"]>["built"]>;
-        encoder: Ready<InferenceGraph>;
-        decoder: Ready<InferenceGraph>;
-      }
-    | undefined;
   #step = 0;
   /** Steps asked for are submitted one after another. */
   #submitted: Promise<unknown> = Promise.resolve();
@@ -101,6 +88,7 @@ export class Run implements TrainingRun {
     this.config = config;
     this.#memoryLimitBytes = options.memoryLimitBytes;
     this.#memory = new DeviceMemory(device);
+    this.#programs = new Programs(this.#memory);
     this.#optimizer = new OptimizerState(this.#memory);
     this.#inferenceLengths = options.inference;
   }
@@ -154,30 +142,9 @@ export class Run implements TrainingRun {
 
   /** Makes the device hold exactly what `plan` needs. */
   async #install(plan: RunPlan, policy: TrainablePlan["optimizerState"]): Promise<void> {
-    this.#release();
+    this.#programs.release();
     await this.#optimizer.change(plan.training?.built.optimizer.entries ?? [], policy);
-    const all = [plan.training, plan.encoder, plan.decoder].flatMap((p) => (p ? [p.lowered] : []));
-    await this.#memory.prepare(all);
-    const ready = async <G extends InferenceGraph>(label: string, planned: Planned<G>): Promise<Ready<G>> => ({
-      planned,
-      recorded: await this.#memory.record(label, planned.lowered),
-      readback: await Readback.create(this.device, [...planned.results, ...planned.routes]),
-    });
-    this.#ready = {
-      training: plan.training && (await ready("training", plan.training)),
-      encoder: await ready("encoder", plan.encoder),
-      decoder: await ready("decoder", plan.decoder),
-    };
-    this.#plan = plan;
-  }
-
-  /** Frees what belongs to the recorded programs. */
-  #release(): void {
-    for (const program of [this.#ready?.training, this.#ready?.encoder, this.#ready?.decoder]) {
-      program?.recorded.destroy();
-      program?.readback.destroy();
-    }
-    this.#ready = undefined;
+    await this.#programs.install(plan);
   }
 
   get step(): number {
@@ -185,7 +152,7 @@ export class Run implements TrainingRun {
   }
 
   get cost(): PlanCost {
-    return this.#withPrediction(this.#plan.cost);
+    return this.#withPrediction(this.#programs.plan.cost);
   }
 
   get trainable(): readonly MatchedTensor[] {
@@ -196,12 +163,12 @@ export class Run implements TrainingRun {
     return this.#trainingOrThrow().data;
   }
 
-  /** Kernels of the training program and how often a step dispatches each. */
+  get plan(): TrainablePlan {
+    return this.#trainingOrThrow().plan;
+  }
+
   get kernels(): ReadonlyMap<string, number> {
-    const counts = new Map<string, number>();
-    for (const { kernel } of this.#ready?.training?.recorded.program.dispatches ?? [])
-      counts.set(kernel, (counts.get(kernel) ?? 0) + 1);
-    return counts;
+    return this.#programs.kernels;
   }
 
   #trainingOrThrow(): Training {
@@ -222,8 +189,9 @@ export class Run implements TrainingRun {
 
   async #submitStep(): Promise<{ metrics: Promise<StepMetrics> }> {
     const training = this.#trainingOrThrow();
-    const program = this.#ready!.training!;
+    const program = this.#programs.training;
     const { config } = this;
+    const { cost, routerLosses } = this.#programs.plan;
     const step = this.#step;
     const batch = training.batches.batchAt(step);
     const rate = learningRate(config.optimizer, step, config.steps);
@@ -240,36 +208,14 @@ export class Run implements TrainingRun {
       const now = performance.now();
       const seconds = (now - Math.max(submittedAt, this.#lastArrival)) / 1e3;
       this.#lastArrival = now;
-      const { forwardFlops, backwardFlops } = this.#plan.cost;
+      const { forwardFlops, backwardFlops } = cost;
       this.#secondsPerFlop = seconds / (forwardFlops + backwardFlops);
       if (listening) this.emitRoutes(program, r, "training", step, batch);
-      return this.#stepMetrics(program, r, batch, { step: step + 1, learningRate: rate, stepSeconds: seconds });
+      const known = { step: step + 1, learningRate: rate, stepSeconds: seconds };
+      return stepMetrics(program.planned.built, r, batch, known, routerLosses ? config.losses : undefined);
     });
     this.#arrived = metrics.catch(() => undefined);
     return { metrics };
-  }
-
-  #stepMetrics(
-    program: Ready<NonNullable<RunPlan["training"]>["built"]>,
-    results: Results,
-    batch: Batch,
-    known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
-  ): StepMetrics {
-    const { loss: rows, sparse, optimizer } = program.planned.built;
-    const loss = sum(results.f32(rows.rowLoss)) / Math.max(1, batch.targetTokens);
-    const layers = sparse.map((layer) => layerMetrics(layer, results));
-    const { balanceCoefficient, zCoefficient } = this.config.losses;
-    const routerLoss = this.#plan.routerLosses
-      ? layers.reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, 0)
-      : 0;
-    return {
-      ...known,
-      loss,
-      totalLoss: loss + routerLoss,
-      gradientNorm: results.f32(optimizer.norm)[0],
-      tokens: sum(batch.inputMask) + sum(batch.decoderMask),
-      layers,
-    };
   }
 
   planTrainable(plan: TrainablePlan): TrainableReport {
@@ -333,7 +279,7 @@ export class Run implements TrainingRun {
   }
 
   close(): void {
-    this.#release();
+    this.#programs.release();
     this.#memory.destroy();
   }
 
@@ -354,7 +300,7 @@ export class Run implements TrainingRun {
       await this.#install(this.#planWithin(this.#training, lengths), "keep");
       this.#inferenceLengths = lengths;
     }
-    return { encoder: this.#ready!.encoder, decoder: this.#ready!.decoder, lengths };
+    return { encoder: this.#programs.encoder, decoder: this.#programs.decoder, lengths };
   }
 
   upload(batch: Batch, part?: "decoder"): void {
@@ -387,15 +333,3 @@ export class Run implements TrainingRun {
     for (const layer of program.planned.built.sparse) this.onRoutes?.(routeBatch(layer, results, context));
   }
 }
-
-const sum = (values: Float32Array | Uint32Array): number => {
-  let total = 0;
-  for (const v of values) total += v;
-  return total;
-};
-
-/** Lengths that serve both. */
-export const longest = (a: Lengths, b: Lengths): Lengths => ({
-  input: Math.max(a.input, b.input),
-  target: Math.max(a.target, b.target),
-});

@@ -1,12 +1,39 @@
 // Results of a program turned into metrics and routes.
 
 import type { Batch } from "../data/batches.ts";
-import type { SparseLayer } from "../model/family.ts";
-import type { RouteBatch, RouterLayerMetrics, RouteSource } from "../types.ts";
+import type { SparseLayer, TrainingGraph } from "../model/family.ts";
+import type { LossOptions, RouteBatch, RouterLayerMetrics, RouteSource, StepMetrics } from "../types.ts";
 import type { Results } from "./readback.ts";
 
 /** Row of an assignment that capacity dropped, or that was never routed. */
 const NO_ROW = 0xffffffff;
+
+/** Metrics of a training step; `routerLosses` are the coefficients of the losses that are minimised besides. */
+export function stepMetrics(
+  { loss: rows, sparse, optimizer }: TrainingGraph,
+  results: Results,
+  batch: Batch,
+  known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
+  routerLosses: LossOptions = { balanceCoefficient: 0, zCoefficient: 0 },
+): StepMetrics {
+  const loss = sum(results.f32(rows.rowLoss)) / Math.max(1, batch.targetTokens);
+  const layers = sparse.map((layer) => layerMetrics(layer, results));
+  const { balanceCoefficient, zCoefficient } = routerLosses;
+  return {
+    ...known,
+    loss,
+    totalLoss: layers.reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, loss),
+    gradientNorm: results.f32(optimizer.norm)[0],
+    tokens: sum(batch.inputMask) + sum(batch.decoderMask),
+    layers,
+  };
+}
+
+function sum(values: Float32Array | Uint32Array): number {
+  let total = 0;
+  for (const v of values) total += v;
+  return total;
+}
 
 export function layerMetrics(layer: SparseLayer, results: Results): RouterLayerMetrics {
   const { routing } = layer;

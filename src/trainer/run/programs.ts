@@ -1,0 +1,84 @@
+// A run's programs on the device: recorded for the plan in force, recorded anew when it changes.
+
+import type { InferenceGraph, TrainingGraph } from "../model/family.ts";
+import type { DeviceMemory, RecordedGraph } from "./device_memory.ts";
+import type { Planned, RunPlan } from "./plan.ts";
+import { Readback } from "./readback.ts";
+
+/** A program that can be run now. */
+export interface Ready<G extends InferenceGraph> {
+  readonly planned: Planned<G>;
+  readonly recorded: RecordedGraph;
+  readonly readback: Readback;
+}
+
+export class Programs {
+  readonly #memory: DeviceMemory;
+  #plan: RunPlan | undefined;
+  #training: Ready<TrainingGraph> | undefined;
+  #encoder: Ready<InferenceGraph> | undefined;
+  #decoder: Ready<InferenceGraph> | undefined;
+
+  constructor(memory: DeviceMemory) {
+    this.#memory = memory;
+  }
+
+  /** Records a plan's programs; {@link release} must have been called for the ones before. */
+  async install(plan: RunPlan): Promise<void> {
+    const { training, encoder, decoder } = plan;
+    await this.#memory.prepare([training, encoder, decoder].flatMap((p) => (p ? [p.lowered] : [])));
+    this.#plan = plan;
+    this.#training = training && (await this.#record("training", training));
+    this.#encoder = await this.#record("encoder", encoder);
+    this.#decoder = await this.#record("decoder", decoder);
+  }
+
+  async #record<G extends InferenceGraph>(label: string, planned: Planned<G>): Promise<Ready<G>> {
+    return {
+      planned,
+      recorded: await this.#memory.record(label, planned.lowered),
+      readback: await Readback.create(this.#memory.device, [...planned.results, ...planned.routes]),
+    };
+  }
+
+  /** Frees what belongs to the recorded programs; activation slots, inputs and parameters stay. */
+  release(): void {
+    for (const program of [this.#training, this.#encoder, this.#decoder]) {
+      program?.recorded.destroy();
+      program?.readback.destroy();
+    }
+    this.#training = undefined;
+    this.#encoder = undefined;
+    this.#decoder = undefined;
+  }
+
+  get plan(): RunPlan {
+    return installed(this.#plan);
+  }
+
+  /** Throws where the model was opened for inference only. */
+  get training(): Ready<TrainingGraph> {
+    return installed(this.#training);
+  }
+
+  get encoder(): Ready<InferenceGraph> {
+    return installed(this.#encoder);
+  }
+
+  get decoder(): Ready<InferenceGraph> {
+    return installed(this.#decoder);
+  }
+
+  /** Kernels of the training program and how often a step dispatches each. */
+  get kernels(): ReadonlyMap<string, number> {
+    const counts = new Map<string, number>();
+    for (const { kernel } of this.training.recorded.program.dispatches)
+      counts.set(kernel, (counts.get(kernel) ?? 0) + 1);
+    return counts;
+  }
+}
+
+function installed<T>(part: T | undefined): T {
+  if (part === undefined) throw new Error("the run has no such program");
+  return part;
+}
