@@ -59,9 +59,10 @@ export async function openDevice(options: { implementation?: "dawn" | "deno" } =
 export function adapterLine(capabilities: Capabilities, reason?: string): string {
   const c = capabilities;
   const kind = c.software ? "software" : "hardware";
+  const sizes = [...new Set([c.subgroupMinSize, c.subgroupMaxSize])].join("–");
   const can = [
     ...(c.f16 ? ["f16"] : []),
-    ...(c.subgroups ? [`subgroups of ${c.subgroupMinSize}–${c.subgroupMaxSize}`] : []),
+    ...(c.subgroups ? [`subgroups of ${sizes}`] : []),
     ...(c.matrixShapes.length ? [`${c.matrixShapes.length} matrix shapes`] : []),
   ];
   const name = [c.vendor, c.architecture].filter(Boolean).join(" ");
