@@ -31,6 +31,7 @@ import { runService } from "./services/run_service.ts";
 import { systemService } from "./services/system_service.ts";
 import type { Settings } from "./settings.ts";
 import { type Layout, openLayout, sweep } from "./storage/layout.ts";
+import { lockDataDirectory } from "./storage/lock.ts";
 
 /** More than anybody has. */
 const ALL = { before: undefined, limit: 1_000_000 };
@@ -52,9 +53,10 @@ export interface ThawServer {
   close(): void;
 }
 
-/** @throws Error when the data directory cannot be used */
+/** @throws Error when the data directory cannot be used, or another server uses it */
 export async function startServer(settings: Settings, parts: ServerParts = {}): Promise<ThawServer> {
   const { log = stderrLog, retryMs = 1000 } = parts;
+  const unlock = lockDataDirectory(settings.dataDirectory);
   const layout = openLayout(settings.dataDirectory);
   const registry = openRegistry(layout.registry);
   await sweepLeftovers(registry, layout);
@@ -94,7 +96,10 @@ export async function startServer(settings: Settings, parts: ServerParts = {}): 
       routes.stop();
       await gpu.stop();
     },
-    close: () => registry.close(),
+    close() {
+      registry.close();
+      unlock();
+    },
   };
 }
 

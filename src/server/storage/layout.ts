@@ -1,6 +1,7 @@
 // The data directory. Whatever is written arrives in `tmp`, is made durable there, and is renamed into place as a whole:
 // a folder in models, datasets or checkpoints is complete or it is not there. What a crash left behind is swept at start.
 //
+//   server.lock                     held by the server that uses the directory (lock.ts)
 //   thaw.sqlite                     the registry
 //   models/{model}/                 uploaded and exported models
 //   datasets/{dataset}/{split}.jsonl
