@@ -34,6 +34,8 @@ export async function serve(settings: Settings): Promise<void> {
     };
     process.on("SIGINT", stop);
     process.on("SIGTERM", stop);
+    // `thaw serve` holds the other end of stdin: when it is gone, however it ended, so is who would stop this process.
+    if (process.env.THAW_LAUNCHER_PIPE) process.stdin.once("end", () => signals === 0 && stop()).resume();
   });
 
   const deadline = Date.now() + ADAPTER_MS;

@@ -24,8 +24,13 @@ export function addServe(program: Command): void {
 /** @returns the server's exit code, by the shell's convention where a signal ended it */
 function runServer(options: readonly string[]): Promise<number> {
   const runtime = "Deno" in globalThis ? ["run", "-A"] : ["--import", import.meta.resolve("tsx")];
-  // A process group of its own: a terminal's Ctrl-C reaches only this process, and each signal is passed on once.
-  const child = spawn(process.execPath, [...runtime, SERVER, ...options], { stdio: "inherit", detached: true });
+  const child = spawn(process.execPath, [...runtime, SERVER, ...options], {
+    // A process group of its own: a terminal's Ctrl-C reaches only this process, and each signal is passed on once.
+    detached: true,
+    // The server stops when this pipe ends, which it does however this process ends.
+    stdio: ["pipe", "inherit", "inherit"],
+    env: { ...process.env, THAW_LAUNCHER_PIPE: "1" },
+  });
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => child.kill(signal));
   return new Promise((resolve, reject) => {
     child.on("error", reject);
