@@ -35,6 +35,16 @@ export interface EncodingOptions {
   readonly eosTokenId: number;
 }
 
+/** Ids of at most `limit` tokens ending in end of sequence, and whether something was cut. */
+export function endSequence(
+  ids: readonly number[],
+  limit: number,
+  eosTokenId: number,
+): { ids: readonly number[]; truncated: boolean } {
+  const content = ids.at(-1) === eosTokenId ? ids.slice(0, -1) : ids;
+  return { ids: [...content.slice(0, limit - 1), eosTokenId], truncated: content.length > limit - 1 };
+}
+
 /**
  * Encodes text by `tokenizer`; token ids are taken as given. Either way the end-of-sequence token is appended where it
  * is missing.
@@ -54,11 +64,6 @@ export function encodeDataset(
     if (outside === undefined) return;
     problems.add(`line ${line}: ${field} has token id ${outside}; the model's vocabulary has ${vocabularySize}`);
   }
-  /** Ids of at most `limit` tokens ending in end of sequence, and whether something was cut. */
-  function finish(ids: readonly number[], limit: number): { ids: readonly number[]; truncated: boolean } {
-    const content = ids.at(-1) === eosTokenId ? ids.slice(0, -1) : ids;
-    return { ids: [...content.slice(0, limit - 1), eosTokenId], truncated: content.length > limit - 1 };
-  }
 
   const encoded: EncodedExample[] = [];
   const count = { truncatedInputs: 0, truncatedTargets: 0, inputTokens: 0, targetTokens: 0 };
@@ -74,8 +79,8 @@ export function encodeDataset(
     }
     check(ids.input, "input", example.line);
     check(ids.target, "target", example.line);
-    const input = finish(ids.input, options.maxInputTokens);
-    const target = finish(ids.target, options.maxTargetTokens);
+    const input = endSequence(ids.input, options.maxInputTokens, eosTokenId);
+    const target = endSequence(ids.target, options.maxTargetTokens, eosTokenId);
     count.truncatedInputs += input.truncated ? 1 : 0;
     count.truncatedTargets += target.truncated ? 1 : 0;
     count.inputTokens += input.ids.length;

@@ -4,6 +4,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Device } from "../../kernels/device/device.ts";
+import { NO_ROW } from "../../kernels/moe_dispatch.ts";
 import { runProgram } from "../../kernels/program.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../../kernels/step_scalars.ts";
 import { inputError } from "../formats/problems.ts";
@@ -179,7 +180,7 @@ function probeNode(g: Graph, routing: Routing, dGates: Tensor): void {
 function slotOf(c: Case, outcome: Outcome): (number | undefined)[] {
   const first = new Map<string, number>(); // lowest row of a group at an expert
   const where = (a: number) => `${Math.floor(a / (c.top_k * c.tokens_per_group))} ${outcome.expertIds[a]}`;
-  const kept = [...outcome.rows.keys()].filter((a) => outcome.rows[a] !== 0xffffffff);
+  const kept = [...outcome.rows.keys()].filter((a) => outcome.rows[a] !== NO_ROW);
   for (const a of kept) first.set(where(a), Math.min(first.get(where(a)) ?? Number.POSITIVE_INFINITY, outcome.rows[a]));
   const slots: (number | undefined)[] = new Array(outcome.rows.length).fill(undefined);
   for (const a of kept) slots[a] = outcome.rows[a] - first.get(where(a))!;

@@ -38,8 +38,8 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
       ...decoder.planned.built.sparse.map((layer) => layerMetrics(layer, decoded)),
     ]);
     if (routed) {
-      run.emitRoutes(encoder, encoded, "evaluation", run.step, batch);
-      run.emitRoutes(decoder, decoded, "evaluation", run.step, batch);
+      run.emitRoutes(run.routesOf(encoder, encoded, "evaluation", run.step, batch));
+      run.emitRoutes(run.routesOf(decoder, decoded, "evaluation", run.step, batch));
     }
     const loss = decoder.planned.built.loss!;
     const rowLoss = decoded.f32(loss.rowLoss);

@@ -1,14 +1,15 @@
 // Greedy generation: at every position the most probable token, the lower id among equals. The decoder's program runs
 // over all target positions at each turn; only the next position's prediction is used.
 
-import { type Batch, completeBatch, IGNORED_LABEL, NO_EXAMPLE } from "../data/batches.ts";
+import { type Batch, IGNORED_LABEL, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
+import { endSequence } from "../data/dataset.ts";
 import { inputError } from "../formats/problems.ts";
 import type { InferenceGraph } from "../model/family.ts";
 import type { GenerateOptions, Generation, RouteBatch } from "../types.ts";
 import type { Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import type { Run } from "./run.ts";
-import { routeBatch, routesOfExample } from "./telemetry.ts";
+import { routesOfExample } from "./telemetry.ts";
 
 /** One row's generated tokens, end of sequence included where it was reached. */
 export interface GeneratedRow {
@@ -62,13 +63,17 @@ export async function greedy(
 export async function generate(run: Run, inputs: readonly string[], options: GenerateOptions): Promise<Generation[]> {
   const { tokenizer, model } = run.source;
   if (!tokenizer) throw inputError("inputs", ["the model has no tokenizer, so it cannot read text"]);
-  const encoded = inputs.map((text) => encodeInput(tokenizer.encode(text, { special: true }), run));
+  const encoded = inputs.map(
+    (text) => endSequence(tokenizer.encode(text, { special: true }), run.config.maxInputTokens, model.eosTokenId).ids,
+  );
+  const examples = encoded.map((ids) => ({ inputIds: Uint32Array.from(ids), labels: new Int32Array(0) }));
   const input = Math.max(...encoded.map((ids) => ids.length));
   const { encoder, decoder, lengths } = await run.inference({ input, target: options.maxNewTokens });
   const generations: Generation[] = [];
-  const size = run.config.batchSize;
-  for (let first = 0; first < inputs.length; first += size) {
-    const batch = inputBatch(encoded.slice(first, first + size), first, run, lengths);
+  const { padTokenId, decoderStartTokenId } = model;
+  const lengthsOfBatch = { inputLength: lengths.input, targetLength: lengths.target };
+  const shape = { size: run.config.batchSize, ...lengthsOfBatch, padTokenId, decoderStartTokenId };
+  for (const batch of sequentialBatches(examples, shape)) {
     run.upload(batch);
     run.uploadScalars(run.step, 1);
     const encoderResults = await (
@@ -82,58 +87,21 @@ export async function generate(run: Run, inputs: readonly string[], options: Gen
       },
     });
     const routes: RouteBatch[] = [
-      ...layerRoutes(run, encoder, encoderResults, batch),
-      ...(last ? layerRoutes(run, decoder, last.results, last.batch) : []),
+      ...run.routesOf(encoder, encoderResults, "generation", run.step, batch),
+      ...(last ? run.routesOf(decoder, last.results, "generation", run.step, last.batch) : []),
     ];
-    for (const listen of run.onRoutes ? routes : []) run.onRoutes?.(listen);
-    rows.slice(0, Math.min(size, inputs.length - first)).forEach(({ tokenIds }, row) => {
+    run.emitRoutes(routes);
+    rows.forEach(({ tokenIds }, row) => {
+      const example = batch.exampleIds[row];
+      if (example === NO_EXAMPLE) return;
       generations.push({
-        input: inputs[first + row],
+        input: inputs[example],
         text: tokenizer.decode(tokenIds, { skipSpecial: true }),
-        inputIds: [...encoded[first + row]],
+        inputIds: [...encoded[example]],
         tokenIds,
-        routes: routes.map((r) => routesOfExample(r, first + row)),
+        routes: routes.map((r) => routesOfExample(r, example)),
       });
     });
   }
   return generations;
-
-  function encodeInput(ids: readonly number[], { config }: Run): number[] {
-    const content = ids.at(-1) === model.eosTokenId ? ids.slice(0, -1) : ids;
-    return [...content.slice(0, config.maxInputTokens - 1), model.eosTokenId];
-  }
-}
-
-function layerRoutes(run: Run, program: Ready<InferenceGraph>, results: Results, batch: Batch): RouteBatch[] {
-  const context = {
-    source: "generation",
-    step: run.step,
-    batch,
-    routePadding: run.config.routing.routePadding,
-  } as const;
-  return program.planned.built.sparse.map((layer) => routeBatch(layer, results, context));
-}
-
-/** Inputs without targets as a batch; example ids count from `firstId`. */
-function inputBatch(
-  inputs: readonly (readonly number[])[],
-  firstId: number,
-  run: Run,
-  lengths: { input: number; target: number },
-): Batch {
-  const size = run.config.batchSize;
-  const { padTokenId, decoderStartTokenId } = run.source.model;
-  const inputIds = new Uint32Array(size * lengths.input).fill(padTokenId);
-  const inputMask = new Uint32Array(size * lengths.input);
-  const exampleIds = new Uint32Array(size).fill(NO_EXAMPLE);
-  inputs.forEach((ids, row) => {
-    inputIds.set(ids, row * lengths.input);
-    inputMask.fill(1, row * lengths.input, row * lengths.input + ids.length);
-    exampleIds[row] = firstId + row;
-  });
-  const labels = new Int32Array(size * lengths.target).fill(IGNORED_LABEL);
-  return completeBatch(
-    { inputIds, inputMask, labels, exampleIds },
-    { size, inputLength: lengths.input, targetLength: lengths.target, padTokenId, decoderStartTokenId },
-  );
 }

@@ -4,6 +4,7 @@
 // that go on training keep their state, entries that freeze move to the host (`keep`) or are forgotten (`drop`), and
 // entries that thaw get back what the host holds, or start from zero with their own step count.
 
+import { elements } from "../graph/graph.ts";
 import type { AdamWEntry } from "../graph/ops/optimizer.ts";
 import type { OptimizerOptions, OptimizerStatePolicy, TrainableReport } from "../types.ts";
 import type { DeviceMemory } from "./device_memory.ts";
@@ -90,7 +91,7 @@ export class OptimizerState {
   async #create(entry: AdamWEntry): Promise<void> {
     const name = entry.parameter.name;
     const held = this.kept.get(name);
-    const size = entry.m.shape.reduce((n, d) => n * d, 1) / entry.slots.length;
+    const size = elements(entry.m.shape) / entry.slots.length;
     const moments = [
       { t: entry.m, of: (s: EntryState) => s.m },
       { t: entry.v, of: (s: EntryState) => s.v },
@@ -116,7 +117,7 @@ export class OptimizerState {
     const { device, optimizer } = this.#memory;
     const m = new Float32Array(await device.read(optimizer.get(entry.m.name)!));
     const v = new Float32Array(await device.read(optimizer.get(entry.v.name)!));
-    const size = entry.m.shape.reduce((n, d) => n * d, 1) / entry.slots.length;
+    const size = elements(entry.m.shape) / entry.slots.length;
     const updates = this.#updates.get(entry.parameter.name)!;
     return entry.slots.map((_, i) => ({
       m: m.slice(i * size, (i + 1) * size),

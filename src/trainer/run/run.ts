@@ -210,7 +210,7 @@ export class Run implements TrainingRun {
       this.#lastArrival = now;
       const { forwardFlops, backwardFlops } = cost;
       this.#secondsPerFlop = seconds / (forwardFlops + backwardFlops);
-      if (listening) this.emitRoutes(program, r, "training", step, batch);
+      if (listening) this.emitRoutes(this.routesOf(program, r, "training", step, batch));
       const known = { step: step + 1, learningRate: rate, stepSeconds: seconds };
       return stepMetrics(program.planned.built, r, batch, known, routerLosses ? config.losses : undefined);
     });
@@ -322,14 +322,20 @@ export class Run implements TrainingRun {
     this.device.upload(this.#memory.inputs.get("step_scalars")!, scalars);
   }
 
-  emitRoutes(
+  /** Each sparse layer's routing of a batch that a program has run. */
+  routesOf(
     program: Ready<InferenceGraph>,
     results: Results,
     source: RouteBatch["source"],
     step: number,
     batch: Batch,
-  ): void {
+  ): RouteBatch[] {
     const context = { source, step, batch, routePadding: this.config.routing.routePadding };
-    for (const layer of program.planned.built.sparse) this.onRoutes?.(routeBatch(layer, results, context));
+    return program.planned.built.sparse.map((layer) => routeBatch(layer, results, context));
+  }
+
+  /** Hands routes to the listener, if there is one. */
+  emitRoutes(routes: readonly RouteBatch[]): void {
+    for (const batch of routes) this.onRoutes?.(batch);
   }
 }

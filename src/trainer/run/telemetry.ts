@@ -1,12 +1,10 @@
 // Results of a program turned into metrics and routes.
 
+import { NO_ROW } from "../../kernels/moe_dispatch.ts";
 import type { Batch } from "../data/batches.ts";
 import type { SparseLayer, TrainingGraph } from "../model/family.ts";
 import type { LossOptions, RouteBatch, RouterLayerMetrics, RouteSource, StepMetrics } from "../types.ts";
 import type { Results } from "./readback.ts";
-
-/** Row of an assignment that capacity dropped, or that was never routed. */
-const NO_ROW = 0xffffffff;
 
 /** Metrics of a training step; `routerLosses` are the coefficients of the losses that are minimised besides. */
 export function stepMetrics(

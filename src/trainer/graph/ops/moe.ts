@@ -4,7 +4,7 @@
 
 import { groupedMatmul, groupedWeightGradient } from "../../../kernels/grouped_matmul.ts";
 import { moeCombine, moeCombineGatesGradient, moeCombineRowsGradient } from "../../../kernels/moe_combine.ts";
-import { moeDispatch, moeDispatchScratch, moeMaxRows } from "../../../kernels/moe_dispatch.ts";
+import { DROPLESS, moeDispatch, moeDispatchScratch, moeMaxRows } from "../../../kernels/moe_dispatch.ts";
 import {
   routerBackward,
   routerForward,
@@ -62,7 +62,7 @@ const ROW_TILE = { software: 8, hardware: 64 } as const;
 
 /** Slots per expert and group (moe-spec section 1, `capacity`). */
 export function capacitySlots(rule: CapacityRule, tokensPerGroup: number, experts: number, topK: number): number {
-  if (rule.rule === "dropless") return 0xffffffff;
+  if (rule.rule === "dropless") return DROPLESS;
   if (rule.rule === "fixed") return rule.slots!;
   const tokens = rule.rule === "factor_k" ? tokensPerGroup * topK : tokensPerGroup;
   return Math.max(Math.round((rule.factor! * tokens) / experts), 4);
