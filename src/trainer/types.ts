@@ -101,29 +101,78 @@ export interface CapacityRule {
   readonly slots?: number;
 }
 
+/** How a sparse layer routes (moe-spec section 1); an optional field left out is the model's own, or the default. */
 export interface RoutingOptions {
   readonly trainCapacity: CapacityRule;
   readonly evalCapacity: CapacityRule;
-  /** Tokens compete for slots inside their group. */
+  /** Tokens compete for slots, and router losses are averaged, inside their group. */
   readonly group: "batch" | "sequence";
   /** Reproduces Hugging Face Switch, where padding is routed and takes slots. */
   readonly routePadding: boolean;
   /** Router input noise U[1-eps, 1+eps], training only; 0 = off. */
   readonly jitter: number;
+  /** Experts per token; the model's. */
+  readonly topK?: number;
+  /** Whether the chosen gates are divided by their sum; the model's. */
+  readonly gateNormalization?: "none" | "top_k";
+  /** `random`: choice i > 1 is used with probability min(1, gate_i / 0.2), training only. Default: `always`. */
+  readonly secondExpertPolicy?: "always" | "random";
+  /** Who takes a slot first; `batch_prioritized` by descending top-1 probability, encoder only. Default: `position`. */
+  readonly priority?: "position" | "batch_prioritized";
 }
 
+/** What is minimised besides the cross-entropy (moe-spec section 2). */
 export interface LossOptions {
   readonly balanceCoefficient: number;
   readonly zCoefficient: number;
+  /** What f_e counts: each token's first choice (papers), or every choice. Default: `top1`. */
+  readonly fCounts?: "top1" | "all_k";
+  /** How layers add up: `sum` or `mean` of their losses, or one loss of f and P `pooled` over layers. Default: `sum`. */
+  readonly layerReduction?: "sum" | "mean" | "pooled";
+  /** Coefficient of mean(logsumexp(vocabulary logits)²), t5x z_loss. Default: 0, off. */
+  readonly vocabularyZCoefficient?: number;
+  /** Probability mass of the target spread evenly over the vocabulary, in [0, 1). Default: 0. */
+  readonly labelSmoothing?: number;
 }
 
-export interface OptimizerOptions {
+export interface AdamW {
   readonly kind: "adamw";
-  readonly learningRate: number;
   readonly beta1: number;
   readonly beta2: number;
   readonly epsilon: number;
+  /** Decoupled. */
   readonly weightDecay: number;
+}
+
+/** Shazeer and Stern 2018, without first moment; every expert is a tensor of its own. */
+export interface Adafactor {
+  readonly kind: "adafactor";
+  /** Exponent of the second moment's decay 1 - t^-decayRate. */
+  readonly decayRate: number;
+  /** Largest root mean square of an update before the learning rate. */
+  readonly clipThreshold: number;
+  /** Added to squared gradients. */
+  readonly epsilon: number;
+  /** Steps are scaled by max(rms(parameter), this). */
+  readonly minParameterScale: number;
+  /** Second moments are factored where both dimensions are at least this. */
+  readonly minDimensionToFactor: number;
+  readonly weightDecay: number;
+}
+
+export interface Sgd {
+  readonly kind: "sgd";
+  /** In [0, 1); 0 keeps no state. */
+  readonly momentum: number;
+  /** Decoupled. */
+  readonly weightDecay: number;
+}
+
+export type OptimizerAlgorithm = AdamW | Adafactor | Sgd;
+
+export interface OptimizerOptions {
+  readonly algorithm: OptimizerAlgorithm;
+  readonly learningRate: number;
   /** Clip by global norm over trainable parameters; 0 = off. */
   readonly maxGradientNorm: number;
   readonly schedule: "constant" | "linear" | "inverse_sqrt" | "cosine";
@@ -145,6 +194,8 @@ export interface RunConfig {
   readonly routing: RoutingOptions;
   readonly losses: LossOptions;
   readonly dropout: number;
+  /** Dropout of the experts' hidden activation. Default: `dropout`. */
+  readonly expertDropout?: number;
 }
 
 export interface StepMetrics {
@@ -154,6 +205,10 @@ export interface StepMetrics {
   readonly loss: number;
   /** Everything the gradient was taken of. */
   readonly totalLoss: number;
+  /** Mean squared log-sum-exp of the vocabulary logits; absent while its coefficient is 0. */
+  readonly vocabularyZLoss?: number;
+  /** Cross-entropy against the smoothed targets; absent without label smoothing. */
+  readonly smoothedLoss?: number;
   readonly gradientNorm: number;
   readonly learningRate: number;
   readonly tokens: number;
@@ -212,8 +267,19 @@ export interface EvaluationResult {
   readonly seconds: number;
 }
 
+/** How the next token is chosen. */
+export type Decoding =
+  /** The most probable token, the lower id among equals. */
+  | { readonly kind: "greedy" }
+  /** Drawn from softmax(logits / temperature), cut to the most probable tokens that hold `topP` of it. */
+  | { readonly kind: "sample"; readonly temperature: number; readonly topP: number; readonly seed: number }
+  /** Beam search; the score of a sequence is its log-probability over length^lengthPenalty. */
+  | { readonly kind: "beam"; readonly beams: number; readonly lengthPenalty: number };
+
 export interface GenerateOptions {
   readonly maxNewTokens: number;
+  /** Default: greedy. */
+  readonly decoding?: Decoding;
 }
 
 export interface Generation {
@@ -221,6 +287,8 @@ export interface Generation {
   readonly text: string;
   readonly inputIds: readonly number[];
   readonly tokenIds: readonly number[];
+  /** Of beam search: log-probability over length^lengthPenalty. */
+  readonly score?: number;
   readonly routes: readonly RouteBatch[];
 }
 

@@ -15,12 +15,17 @@ const options = {
   batch: 3,
   inputLength: 8,
   targetLength: 4,
+  train: true,
   dropout: 0.1,
-  jitter: 0.01,
-  capacity: { rule: "factor", factor: 1.25 },
-  group: "batch",
-  balanceCoefficient: 1e-2,
-  zCoefficient: 1e-3,
+  expertDropout: 0.1,
+  routing: {
+    trainCapacity: { rule: "factor", factor: 1.25 },
+    evalCapacity: { rule: "dropless" },
+    group: "batch",
+    routePadding: false,
+    jitter: 0.01,
+  },
+  losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
   lossGradient: true,
 } as const;
 

@@ -7,7 +7,7 @@ import type { LossRows } from "../graph/ops/loss.ts";
 import type { Routing } from "../graph/ops/moe.ts";
 import type { AdamWNodes } from "../graph/ops/optimizer.ts";
 import type { TrainableSet } from "../groups.ts";
-import type { CapacityRule, Stack } from "../types.ts";
+import type { CapacityRule, LossOptions, RoutingOptions, Stack } from "../types.ts";
 import type { ParameterSpec } from "./parameters.ts";
 
 /** How one build of a model behaves; everything here is fixed when its program is recorded. */
@@ -15,17 +15,20 @@ export interface BuildOptions {
   readonly batch: number;
   readonly inputLength: number;
   readonly targetLength: number;
+  /** Training: dropout, jitter and the training capacity are on, and gradients are taken. */
+  readonly train: boolean;
   readonly dropout: number;
-  /** Router input noise. */
-  readonly jitter: number;
-  readonly capacity: CapacityRule;
-  /** Tokens compete for slots, and router losses are averaged, per `sequence` or over the whole `batch`. */
-  readonly group: "batch" | "sequence";
-  readonly balanceCoefficient: number;
-  readonly zCoefficient: number;
+  /** Of the experts' hidden activation. */
+  readonly expertDropout: number;
+  readonly routing: RoutingOptions;
+  readonly losses: LossOptions;
   /** Whether router losses send a gradient. */
   readonly lossGradient: boolean;
 }
+
+/** The capacity rule in force. */
+export const capacityOf = ({ train, routing }: BuildOptions): CapacityRule =>
+  train ? routing.trainCapacity : routing.evalCapacity;
 
 /** One sparse layer of a built graph: what telemetry and parity read. */
 export interface SparseLayer {

@@ -94,12 +94,11 @@ async function forwardAndGradients(
     batch: batch.size,
     inputLength: batch.inputLength,
     targetLength: batch.targetLength,
+    train: true,
     dropout: 0,
-    jitter: 0,
-    capacity: ROUTING.trainCapacity,
-    group: ROUTING.group,
-    balanceCoefficient: 0,
-    zCoefficient: 0,
+    expertDropout: 0,
+    routing: ROUTING,
+    losses: { balanceCoefficient: 0, zCoefficient: 0 },
     lossGradient: false,
   };
   const everything: TrainableSet = new Map(model.parameters.map((p) => [p.name, true]));

@@ -49,7 +49,7 @@ export interface RunPlan {
 export interface PlanRequest {
   readonly model: Model;
   readonly capabilities: Capabilities;
-  readonly config: Pick<RunConfig, "batchSize" | "routing" | "losses" | "dropout" | "optimizer">;
+  readonly config: Pick<RunConfig, "batchSize" | "routing" | "losses" | "dropout" | "expertDropout" | "optimizer">;
   /** Absent: inference only. */
   readonly training?: { readonly trainable: TrainableSet; readonly plan: TrainablePlan; readonly lengths: Lengths };
   /** Lengths of the evaluation and generation programs. */
@@ -72,12 +72,11 @@ export function planPrograms(request: PlanRequest): RunPlan {
     batch: config.batchSize,
     inputLength: lengths.input,
     targetLength: lengths.target,
+    train,
     dropout: train ? config.dropout : 0,
-    jitter: train ? config.routing.jitter : 0,
-    capacity: train ? config.routing.trainCapacity : config.routing.evalCapacity,
-    group: config.routing.group,
-    balanceCoefficient: config.losses.balanceCoefficient,
-    zCoefficient: config.losses.zCoefficient,
+    expertDropout: train ? (config.expertDropout ?? config.dropout) : 0,
+    routing: config.routing,
+    losses: config.losses,
     lossGradient: train && routerLosses,
   });
   const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []): Planned<G> => {

@@ -19,7 +19,7 @@ import {
 import { jitter } from "../../graph/ops/jitter.ts";
 import { combine, expertLinear, route } from "../../graph/ops/moe.ts";
 import type { Stack } from "../../types.ts";
-import type { BuildOptions, SparseLayer } from "../family.ts";
+import { type BuildOptions, capacityOf, type SparseLayer } from "../family.ts";
 import { isSparse, type SwitchConfig } from "./config.ts";
 
 /** A stack under construction: the graph, the model, and what its layers share. */
@@ -145,17 +145,17 @@ function feedForwardSublayer(
 function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: number, routed: Tensor): Tensor {
   const { graph: g, options: o } = b;
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
-  const routerInput = jitter(g, x, o.jitter, b.step);
+  const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
   const logits = linear(g, `${mlp}.router_logits`, routerInput, parameter(b, `${mlp}.router.classifier.weight`));
   const routing = route(g, `${mlp}.router`, logits, routed, {
     topK: 1,
     normalizeGates: false,
-    groups: o.group === "sequence" ? o.batch : 1,
-    capacity: o.capacity,
+    groups: o.routing.group === "sequence" ? o.batch : 1,
+    capacity: capacityOf(o),
     countAll: false,
     denominator: "routable",
-    balanceCoefficient: o.balanceCoefficient,
-    zCoefficient: o.zCoefficient,
+    balanceCoefficient: o.losses.balanceCoefficient,
+    zCoefficient: o.losses.zCoefficient,
     lossGradient: o.lossGradient,
     step: b.step,
   });
