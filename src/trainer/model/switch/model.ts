@@ -33,8 +33,8 @@ export interface SwitchBuild {
   readonly sparse: SparseLayer[];
 }
 
-const parameter = (b: SwitchBuild, name: string): Tensor => b.graph.parameters.get(name)!;
-const drop = (b: SwitchBuild): Dropout => ({ rate: b.options.dropout, step: b.step });
+export const parameter = (b: SwitchBuild, name: string): Tensor => b.graph.parameters.get(name)!;
+export const drop = (b: SwitchBuild): Dropout => ({ rate: b.options.dropout, step: b.step });
 
 /** The encoder; `mask` [batch, inputLength] hides padded keys, `routed` marks tokens that may be routed. */
 export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: Tensor, into?: Tensor): Tensor {
@@ -75,7 +75,7 @@ export function vocabularyHead(b: SwitchBuild): { weight: Tensor; alpha: number 
     : { weight: parameter(b, "lm_head.weight"), alpha: 1 };
 }
 
-const embeddingTable = (b: SwitchBuild, stack: Stack): Tensor =>
+export const embeddingTable = (b: SwitchBuild, stack: Stack): Tensor =>
   parameter(b, b.config.separateEmbeddings ? `${stack}.embed_tokens.weight` : "shared.weight");
 
 function stackBias(b: SwitchBuild, stack: Stack, length: number): PositionBias {
@@ -122,7 +122,7 @@ function attentionSublayer(b: SwitchBuild, h: Tensor, prefix: string, module: st
   return residual(g, `${prefix}.out`, h, project(mixed, "o"), drop(b));
 }
 
-function feedForwardSublayer(
+export function feedForwardSublayer(
   b: SwitchBuild,
   h: Tensor,
   prefix: string,
@@ -176,7 +176,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   return output;
 }
 
-function finalNorm(b: SwitchBuild, h: Tensor, stack: Stack, into?: Tensor): Tensor {
+export function finalNorm(b: SwitchBuild, h: Tensor, stack: Stack, into?: Tensor): Tensor {
   const weight = parameter(b, `${stack}.final_layer_norm.weight`);
   return dropout(b.graph, rmsNorm(b.graph, `${stack}_output`, h, weight, b.config.epsilon, into), drop(b));
 }
