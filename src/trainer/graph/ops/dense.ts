@@ -12,11 +12,20 @@ import {
 } from "../../../kernels/rms_norm.ts";
 import { elements, type Graph, type Tensor } from "../graph.ts";
 
-/** x [tokens, k] · weightᵀ, weight [n, k] as Hugging Face stores it; returns [tokens, n], after ReLU when `relu`. */
-export function linear(g: Graph, name: string, x: Tensor, weight: Tensor, options: { relu?: boolean } = {}): Tensor {
+/**
+ * x [tokens, k] · weightᵀ, weight [n, k] as Hugging Face stores it; returns [tokens, n], after ReLU when `relu`. Written
+ * into `into` when given.
+ */
+export function linear(
+  g: Graph,
+  name: string,
+  x: Tensor,
+  weight: Tensor,
+  options: { relu?: boolean; into?: Tensor } = {},
+): Tensor {
   const [m, k] = x.shape;
   const n = weight.shape[0];
-  const y = g.activation(name, [m, n], [x, weight]);
+  const y = options.into ?? g.activation(name, [m, n], [x, weight]);
   const flops = 2 * m * n * k;
   const relu = options.relu ?? false;
   g.add({
