@@ -134,12 +134,8 @@ const runConfig = (directory: string, steps: number): RunConfig => ({
   trainable: { selection: { preset: "all", add: [], remove: [] }, optimizerState: "keep", routerLosses: "keep" },
   // The inverse square root needs no end to be planned, so --minutes may stop anywhere.
   optimizer: {
-    kind: "adamw",
+    algorithm: { kind: "adamw", beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weightDecay: 0.01 },
     learningRate: 3e-3,
-    beta1: 0.9,
-    beta2: 0.98,
-    epsilon: 1e-8,
-    weightDecay: 0.01,
     maxGradientNorm: 1,
     schedule: "inverse_sqrt",
     warmupSteps: 100,

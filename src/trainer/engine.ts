@@ -56,12 +56,8 @@ const INFERENCE = {
     jitter: 0,
   },
   optimizer: {
-    kind: "adamw",
+    algorithm: { kind: "sgd", momentum: 0, weightDecay: 0 },
     learningRate: 0,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
-    weightDecay: 0,
     maxGradientNorm: 0,
     schedule: "constant",
     warmupSteps: 0,

@@ -85,12 +85,8 @@ export function tinyRun(modelDirectory: string, trainFile: string, changes: Part
     seed: 11,
     trainable: plan({ preset: "all" }),
     optimizer: {
-      kind: "adamw",
+      algorithm: { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01 },
       learningRate: 1e-2,
-      beta1: 0.9,
-      beta2: 0.999,
-      epsilon: 1e-8,
-      weightDecay: 0.01,
       maxGradientNorm: 1,
       schedule: "constant",
       warmupSteps: 0,

@@ -5,9 +5,9 @@ import type { KernelTarget } from "../../kernels/capabilities.ts";
 import type { Graph, Tensor } from "../graph/graph.ts";
 import type { LossRows } from "../graph/ops/loss.ts";
 import type { Routing } from "../graph/ops/moe.ts";
-import type { AdamWNodes } from "../graph/ops/optimizer.ts";
+import type { OptimizerNodes } from "../graph/ops/optimizer.ts";
 import type { TrainableSet } from "../groups.ts";
-import type { CapacityRule, LossOptions, RoutingOptions, Stack } from "../types.ts";
+import type { CapacityRule, LossOptions, OptimizerAlgorithm, RoutingOptions, Stack } from "../types.ts";
 import type { ParameterSpec } from "./parameters.ts";
 
 /** How one build of a model behaves; everything here is fixed when its program is recorded. */
@@ -50,7 +50,7 @@ export interface TrainingGraph {
   readonly sparse: readonly SparseLayer[];
   /** Gradients by parameter name. */
   readonly gradients: ReadonlyMap<string, Tensor>;
-  readonly optimizer: AdamWNodes;
+  readonly optimizer: OptimizerNodes;
   /** Output of each stack, [tokens, dModel]. */
   readonly hidden: Readonly<Partial<Record<Stack, Tensor>>>;
 }
@@ -65,10 +65,23 @@ export interface InferenceGraph {
   readonly head?: { readonly hidden: Tensor; readonly weight: Tensor; readonly alpha: number };
 }
 
-export interface AdamWConstants {
-  readonly beta1: number;
-  readonly beta2: number;
-  readonly epsilon: number;
+/**
+ * Incremental decoding over caches, which are inputs of the same names in all three. The step's inputs besides:
+ * decoding_ids, decoding_routed [rows, 1], decoding_position [1], decoding_visible [rows, length] and decoding_buckets
+ * [length] u32; that of `reorder`: beam_parents [rows] u32. Rows are batch · beams.
+ */
+export interface DecodingGraphs {
+  /** Cross-attention's keys and values from `encoder_output`; once per batch. */
+  readonly prefix: InferenceGraph;
+  /** One position of every row. */
+  readonly step: InferenceGraph & {
+    /** [rows, vocabulary] f32 */
+    readonly logits: Tensor;
+    /** [rows] u32: most probable token, the lower id among equals. */
+    readonly predicted: Tensor;
+  };
+  /** Rows of the self-attention caches change places. */
+  readonly reorder: InferenceGraph;
 }
 
 /** An encoder-decoder model of some family, its configuration checked. */
@@ -85,10 +98,14 @@ export interface Model {
     target: KernelTarget,
     trainable: TrainableSet,
     options: BuildOptions,
-    adamw: AdamWConstants,
+    optimizer: OptimizerAlgorithm,
   ): TrainingGraph;
   /** Writes the input tensor `encoder_output`, which the decoder's program reads. */
   encoderGraph(target: KernelTarget, options: BuildOptions): InferenceGraph;
   /** Loss against the labels and the most probable token at every target position. */
   decoderGraph(target: KernelTarget, options: BuildOptions): InferenceGraph;
+  /** Programs of generation for at most `options.targetLength` tokens. */
+  decodingGraphs(target: KernelTarget, options: BuildOptions, beams: number): DecodingGraphs;
+  /** The bucket of the distance from `position` to each of `length` keys, u32 [length]. */
+  decodingBuckets(position: number, length: number): Uint32Array<ArrayBuffer>;
 }

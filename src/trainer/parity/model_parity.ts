@@ -19,7 +19,7 @@ import { keyShape } from "../model/parameters.ts";
 import { uploadBatch } from "../run/batch_upload.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
 import { Run, type RunSettings } from "../run/run.ts";
-import type { Preset, TrainablePlan } from "../types.ts";
+import type { AdamW, Preset, TrainablePlan } from "../types.ts";
 import type { ErrorTable } from "./table.ts";
 
 const LIMITS = {
@@ -40,6 +40,10 @@ interface Info {
     readonly steps: number;
   };
   readonly losses: Readonly<Record<string, readonly number[]>>;
+}
+
+function adamwOf({ optimizer: { betas, eps, weight_decay } }: Info): AdamW {
+  return { kind: "adamw", beta1: betas[0], beta2: betas[1], epsilon: eps, weightDecay: weight_decay };
 }
 
 const floats = async (file: SafetensorsFile, name: string) => (await file.read(name)) as Float32Array<ArrayBuffer>;
@@ -102,12 +106,7 @@ async function forwardAndGradients(
     lossGradient: false,
   };
   const everything: TrainableSet = new Map(model.parameters.map((p) => [p.name, true]));
-  const [beta1, beta2] = info.optimizer.betas;
-  const training = model.trainingGraph(device.target, everything, options, {
-    beta1,
-    beta2,
-    epsilon: info.optimizer.eps,
-  });
+  const training = model.trainingGraph(device.target, everything, options, adamwOf(info));
   const encoder = model.encoderGraph(device.target, options);
   const decoder = model.decoderGraph(device.target, options);
   const { hidden, weight, alpha } = decoder.head!;
@@ -125,8 +124,8 @@ async function forwardAndGradients(
       memory.parameters.set(p.name, buffer);
       device.upload(buffer, await readParameter(source.checkpoint, p));
     }
-    for (const { m, v } of training.optimizer.entries)
-      for (const t of [m, v])
+    for (const { state } of training.optimizer.entries)
+      for (const { tensor: t } of state)
         memory.optimizer.set(t.name, await memory.create({ name: t.name, bytes: 4 * elements(t.shape) }));
     const alignment = device.capabilities.limits.minUniformBufferOffsetAlignment;
     const lowered = [training, encoder, decoder].map((built: InferenceGraph) => lowerGraph(built.graph, alignment));
@@ -240,7 +239,6 @@ async function strategySteps(
     optimizerState: "keep",
     routerLosses: "keep",
   };
-  const [beta1, beta2] = info.optimizer.betas;
   const settings: RunSettings = {
     steps: info.optimizer.steps,
     batchSize: batch.size,
@@ -251,12 +249,8 @@ async function strategySteps(
     losses: { balanceCoefficient: 0, zCoefficient: 0 },
     routing: ROUTING,
     optimizer: {
-      kind: "adamw",
+      algorithm: adamwOf(info),
       learningRate: info.optimizer.lr,
-      beta1,
-      beta2,
-      epsilon: info.optimizer.eps,
-      weightDecay: info.optimizer.weight_decay,
       maxGradientNorm: 0,
       schedule: "constant",
       warmupSteps: 0,

@@ -69,8 +69,8 @@ export async function writeTrainingState(
   const add = (name: string, entry: number, s: EntryState, trainable: boolean) => {
     state[name] ??= [];
     state[name].push({ entry, updates: s.updates, trainable });
-    for (const moment of ["m", "v"] as const)
-      tensors.push({ name: `${moment}.${entry}.${name}`, dtype: "F32", shape: [s[moment].length], data: s[moment] });
+    for (const [kind, data] of s.tensors)
+      tensors.push({ name: `${kind}.${entry}.${name}`, dtype: "F32", shape: [data.length], data });
   };
   for (const e of optimizer.entries) {
     const states = await optimizer.read(e);
@@ -96,13 +96,19 @@ export async function readTrainingState(
   if (training.format !== 1) throw inputError("training.json", [`format ${training.format} is not known, 1 is`]);
   const file = await openSafetensors(join(directory, "optimizer.safetensors"));
   try {
+    const kinds = new Map<string, string[]>();
+    for (const key of file.tensors.keys()) {
+      const [kind, entryKey] = splitOnce(key);
+      kinds.set(entryKey, [...(kinds.get(entryKey) ?? []), kind]);
+    }
     const state: HostState = new Map();
     for (const [name, entries] of Object.entries(training.state)) {
       const held = new Map<number, EntryState>();
       for (const { entry, updates } of entries) {
-        const read = async (moment: string) =>
-          (await file.read(`${moment}.${entry}.${name}`)) as Float32Array<ArrayBuffer>;
-        held.set(entry, { m: await read("m"), v: await read("v"), updates });
+        const tensors = new Map<string, Float32Array<ArrayBuffer>>();
+        for (const kind of kinds.get(`${entry}.${name}`) ?? [])
+          tensors.set(kind, (await file.read(`${kind}.${entry}.${name}`)) as Float32Array<ArrayBuffer>);
+        held.set(entry, { tensors, updates });
       }
       state.set(name, held);
     }
@@ -110,4 +116,10 @@ export async function readTrainingState(
   } finally {
     await file.close();
   }
+}
+
+/** `m.0.shared.weight` → `m` and `0.shared.weight`: the name of the state tensor, and whose it is. */
+function splitOnce(key: string): [string, string] {
+  const dot = key.indexOf(".");
+  return [key.slice(0, dot), key.slice(dot + 1)];
 }

@@ -1,19 +1,20 @@
 // Optimizer state across freezes and thaws, expert by expert.
 //
-// On the device, m and v of a parameter are compact over its trainable entries. When the freeze plan changes, entries
+// An algorithm remembers some named tensors of each parameter (AdamW: m and v), on the device compact over its trainable
+// entries. When the freeze plan changes, entries
 // that go on training keep their state, entries that freeze move to the host (`keep`) or are forgotten (`drop`), and
 // entries that thaw get back what the host holds, or start from zero with their own step count.
 
-import { elements } from "../graph/graph.ts";
-import type { AdamWEntry } from "../graph/ops/optimizer.ts";
+import { elements, type Tensor, tensorBytes } from "../graph/graph.ts";
+import { type OptimizerEntry, optimizerScalars } from "../graph/ops/optimizer.ts";
 import type { OptimizerOptions, OptimizerStatePolicy, TrainableReport } from "../types.ts";
 import type { DeviceMemory } from "./device_memory.ts";
 
 /** State of one entry (an expert, or a whole parameter as entry 0). */
 export interface EntryState {
-  readonly m: Float32Array<ArrayBuffer>;
-  readonly v: Float32Array<ArrayBuffer>;
-  /** AdamW updates it has had. */
+  /** By the name of the state tensor. */
+  readonly tensors: ReadonlyMap<string, Float32Array<ArrayBuffer>>;
+  /** Updates it has had. */
   readonly updates: number;
 }
 
@@ -22,13 +23,13 @@ export type HostState = Map<string, Map<number, EntryState>>;
 
 /** What a change of plan does to the state of each parameter; a parameter can stand in several lists. */
 export function planStateChange(
-  before: readonly AdamWEntry[],
-  after: readonly AdamWEntry[],
+  before: readonly OptimizerEntry[],
+  after: readonly OptimizerEntry[],
   kept: HostState,
   policy: OptimizerStatePolicy,
 ): TrainableReport["state"] {
   const state = { restored: [] as string[], fresh: [] as string[], kept: [] as string[], dropped: [] as string[] };
-  const slotsOf = (entries: readonly AdamWEntry[]) => new Map(entries.map((e) => [e.parameter.name, e.slots]));
+  const slotsOf = (entries: readonly OptimizerEntry[]) => new Map(entries.map((e) => [e.parameter.name, e.slots]));
   const old = slotsOf(before);
   const next = slotsOf(after);
   for (const [name, slots] of next) {
@@ -43,24 +44,26 @@ export function planStateChange(
   return state;
 }
 
+const slotSize = (entry: OptimizerEntry, t: Tensor): number => elements(t.shape) / entry.slots.length;
+
 export class OptimizerState {
   readonly #memory: DeviceMemory;
   /** State of frozen entries. */
   readonly kept: HostState = new Map();
   /** Updates of each trainable entry, in the order of the parameter's slots. */
   readonly #updates = new Map<string, number[]>();
-  #entries: readonly AdamWEntry[] = [];
+  #entries: readonly OptimizerEntry[] = [];
 
   constructor(memory: DeviceMemory) {
     this.#memory = memory;
   }
 
-  get entries(): readonly AdamWEntry[] {
+  get entries(): readonly OptimizerEntry[] {
     return this.#entries;
   }
 
   /** Makes the device hold state for `entries` and for nothing else. */
-  async change(entries: readonly AdamWEntry[], policy: OptimizerStatePolicy): Promise<void> {
+  async change(entries: readonly OptimizerEntry[], policy: OptimizerStatePolicy): Promise<void> {
     const next = new Map(entries.map((e) => [e.parameter.name, e]));
     for (const old of this.#entries) {
       const name = old.parameter.name;
@@ -74,7 +77,7 @@ export class OptimizerState {
         if (policy === "keep" || going.has(slot)) held.set(slot, states[i]);
       });
       if (held.size > 0) this.kept.set(name, held);
-      for (const t of [old.m, old.v]) {
+      for (const { tensor: t } of old.state) {
         this.#memory.device.destroyBuffer(this.#memory.optimizer.get(t.name)!);
         this.#memory.optimizer.delete(t.name);
       }
@@ -88,20 +91,16 @@ export class OptimizerState {
     this.#entries = entries;
   }
 
-  async #create(entry: AdamWEntry): Promise<void> {
+  async #create(entry: OptimizerEntry): Promise<void> {
     const name = entry.parameter.name;
     const held = this.kept.get(name);
-    const size = elements(entry.m.shape) / entry.slots.length;
-    const moments = [
-      { t: entry.m, of: (s: EntryState) => s.m },
-      { t: entry.v, of: (s: EntryState) => s.v },
-    ];
-    for (const { t, of } of moments) {
-      const buffer = await this.#memory.create({ name: t.name, bytes: size * entry.slots.length * 4 });
-      this.#memory.optimizer.set(t.name, buffer);
+    for (const { name: kind, tensor } of entry.state) {
+      const size = slotSize(entry, tensor);
+      const buffer = await this.#memory.create({ name: tensor.name, bytes: tensorBytes(tensor) });
+      this.#memory.optimizer.set(tensor.name, buffer);
       entry.slots.forEach((slot, i) => {
         const state = held?.get(slot);
-        if (state) this.#memory.device.upload(buffer, of(state), i * size * 4);
+        if (state) this.#memory.device.upload(buffer, state.tensors.get(kind)!, i * size * 4);
       });
     }
     this.#updates.set(
@@ -113,32 +112,29 @@ export class OptimizerState {
   }
 
   /** The state of an entry's slots, in their order. */
-  async read(entry: AdamWEntry): Promise<EntryState[]> {
+  async read(entry: OptimizerEntry): Promise<EntryState[]> {
     const { device, optimizer } = this.#memory;
-    const m = new Float32Array(await device.read(optimizer.get(entry.m.name)!));
-    const v = new Float32Array(await device.read(optimizer.get(entry.v.name)!));
-    const size = elements(entry.m.shape) / entry.slots.length;
+    const all: { name: string; size: number; values: Float32Array<ArrayBuffer> }[] = [];
+    for (const { name, tensor } of entry.state) {
+      const values = new Float32Array(await device.read(optimizer.get(tensor.name)!));
+      all.push({ name, size: slotSize(entry, tensor), values });
+    }
     const updates = this.#updates.get(entry.parameter.name)!;
     return entry.slots.map((_, i) => ({
-      m: m.slice(i * size, (i + 1) * size),
-      v: v.slice(i * size, (i + 1) * size),
+      tensors: new Map(all.map(({ name, size, values }) => [name, values.slice(i * size, (i + 1) * size)])),
       updates: updates[i],
     }));
   }
 
-  /** Counts one update of every trainable entry and returns what the AdamW kernels read, [rows, 4]. */
-  nextScalars(options: OptimizerOptions, learningRate: number): Float32Array<ArrayBuffer> {
+  /** Counts one update of every trainable entry and returns what the optimizer's kernels read, [rows, 4]. */
+  nextScalars({ algorithm }: OptimizerOptions, learningRate: number): Float32Array<ArrayBuffer> {
     const rows = this.#entries.reduce((n, e) => n + e.slots.length, 0);
     const scalars = new Float32Array(rows * 4);
     for (const { parameter, scalarOffset } of this.#entries) {
       const updates = this.#updates.get(parameter.name)!;
       updates.forEach((done, i) => {
-        const t = done + 1;
-        updates[i] = t;
-        scalars.set(
-          [learningRate, 1 / (1 - options.beta1 ** t), 1 / (1 - options.beta2 ** t), options.weightDecay],
-          (scalarOffset + i) * 4,
-        );
+        updates[i] = done + 1;
+        scalars.set(optimizerScalars(algorithm, learningRate, done + 1), (scalarOffset + i) * 4);
       });
     }
     return scalars;

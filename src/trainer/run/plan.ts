@@ -91,7 +91,8 @@ export function planPrograms(request: PlanRequest): RunPlan {
   };
 
   const trainingGraph =
-    training && model.trainingGraph(target, training.trainable, options(training.lengths, true), config.optimizer);
+    training &&
+    model.trainingGraph(target, training.trainable, options(training.lengths, true), config.optimizer.algorithm);
   const train = trainingGraph && planned(trainingGraph, [trainingGraph.optimizer.norm]);
   const encoder = planned(model.encoderGraph(target, options(request.inference, false)));
   const decoder = planned(model.decoderGraph(target, options(request.inference, false)));

@@ -7,9 +7,10 @@ import { differentiate } from "../../graph/autodiff.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
 import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
-import { adamwNodes } from "../../graph/ops/optimizer.ts";
+import { optimizerNodes } from "../../graph/ops/optimizer.ts";
 import type { TrainableSet } from "../../groups.ts";
-import type { AdamWConstants, BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
+import type { OptimizerAlgorithm } from "../../types.ts";
+import type { BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
 import type { SwitchConfig } from "./config.ts";
 import { decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
@@ -90,7 +91,7 @@ export function trainingGraph(
   specs: readonly ParameterSpec[],
   trainable: TrainableSet,
   options: BuildOptions,
-  adamw: AdamWConstants,
+  algorithm: OptimizerAlgorithm,
 ): TrainingGraph {
   const { graph, tensors: t, build } = begin(target, config, specs, trainable, options);
   const encoded = encode(build, t.input, t.inputMask, t.inputRouted);
@@ -98,7 +99,7 @@ export function trainingGraph(
   const head = vocabularyHead(build);
   const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: true });
   const gradients = differentiate(graph);
-  const optimizer = adamwNodes(graph, gradients, t.step, adamw);
+  const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
   return { graph, loss, sparse: build.sparse, gradients, optimizer, hidden: { encoder: encoded, decoder: decoded } };
 }
 

@@ -2,6 +2,7 @@
 
 import type { Model } from "../family.ts";
 import { parseSwitchConfig } from "./config.ts";
+import { decodingBuckets, decodingGraphs } from "./incremental.ts";
 import { switchAliases, switchParameters } from "./parameters.ts";
 import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
 
@@ -20,9 +21,11 @@ export function switchModel(
     padTokenId: config.padTokenId,
     eosTokenId: config.eosTokenId,
     decoderStartTokenId: config.decoderStartTokenId,
-    trainingGraph: (target, trainable, options, adamw) =>
-      trainingGraph(target, config, parameters, trainable, options, adamw),
+    trainingGraph: (target, trainable, options, optimizer) =>
+      trainingGraph(target, config, parameters, trainable, options, optimizer),
     encoderGraph: (target, options) => encoderGraph(target, config, parameters, options),
     decoderGraph: (target, options) => decoderGraph(target, config, parameters, options),
+    decodingGraphs: (target, options, beams) => decodingGraphs(target, config, parameters, options, beams),
+    decodingBuckets: (position, length) => decodingBuckets(config, position, length),
   };
 }
