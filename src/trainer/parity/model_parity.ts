@@ -20,6 +20,7 @@ import { uploadBatch } from "../run/batch_upload.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
 import { Run, type RunSettings } from "../run/run.ts";
 import type { AdamW, Preset, TrainablePlan } from "../types.ts";
+import { generationParity } from "./generation_parity.ts";
 import type { ErrorTable } from "./table.ts";
 
 const LIMITS = {
@@ -54,6 +55,7 @@ export async function modelParity(device: Device, directory: string, table: Erro
   const batch = await readBatch(directory);
   await forwardAndGradients(device, directory, batch, info, table);
   for (const strategy of Object.keys(info.losses)) await strategySteps(device, directory, batch, info, strategy, table);
+  await generationParity(device, directory, batch, settingsOf(batch, info), table);
 }
 
 async function readBatch(directory: string): Promise<Batch> {
@@ -225,6 +227,24 @@ async function compareGradients(
   }
 }
 
+const settingsOf = (batch: Batch, info: Info): RunSettings => ({
+  steps: info.optimizer.steps,
+  batchSize: batch.size,
+  maxInputTokens: batch.inputLength,
+  maxTargetTokens: batch.targetLength,
+  seed: 0,
+  dropout: 0,
+  losses: { balanceCoefficient: 0, zCoefficient: 0 },
+  routing: ROUTING,
+  optimizer: {
+    algorithm: adamwOf(info),
+    learningRate: info.optimizer.lr,
+    maxGradientNorm: 0,
+    schedule: "constant",
+    warmupSteps: 0,
+  },
+});
+
 /** Trains on the one batch and compares every loss, every trained parameter and every frozen one. */
 async function strategySteps(
   device: Device,
@@ -239,27 +259,10 @@ async function strategySteps(
     optimizerState: "keep",
     routerLosses: "keep",
   };
-  const settings: RunSettings = {
-    steps: info.optimizer.steps,
-    batchSize: batch.size,
-    maxInputTokens: batch.inputLength,
-    maxTargetTokens: batch.targetLength,
-    seed: 0,
-    dropout: 0,
-    losses: { balanceCoefficient: 0, zCoefficient: 0 },
-    routing: ROUTING,
-    optimizer: {
-      algorithm: adamwOf(info),
-      learningRate: info.optimizer.lr,
-      maxGradientNorm: 0,
-      schedule: "constant",
-      warmupSteps: 0,
-    },
-  };
   const lengths = { input: batch.inputLength, target: batch.targetLength };
   const source = await openModelDirectory(directory);
   const after = await openSafetensors(join(directory, "after.safetensors"));
-  const run = await Run.open(device, source, settings, {
+  const run = await Run.open(device, source, settingsOf(batch, info), {
     training: {
       plan,
       lengths,

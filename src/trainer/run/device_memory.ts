@@ -74,6 +74,12 @@ export interface RecordedGraph {
   destroy(): void;
 }
 
+/** Buffers that belong to somebody else. */
+export interface Lent {
+  readonly parameters: ReadonlyMap<string, GPUBuffer>;
+  readonly inputs: ReadonlyMap<string, GPUBuffer>;
+}
+
 export class DeviceMemory {
   readonly device: Device;
   /** By parameter name. */
@@ -83,9 +89,15 @@ export class DeviceMemory {
   /** By input name. */
   readonly inputs = new Map<string, GPUBuffer>();
   #slots: GPUBuffer[] = [];
+  /** Buffers of another owner, used and never freed here. */
+  readonly #lent: ReadonlySet<GPUBuffer>;
 
-  constructor(device: Device) {
+  /** `lent` are parameters and inputs of another owner, found here by the same names. */
+  constructor(device: Device, lent: Lent = { parameters: new Map(), inputs: new Map() }) {
     this.device = device;
+    for (const [name, buffer] of lent.parameters) this.parameters.set(name, buffer);
+    for (const [name, buffer] of lent.inputs) this.inputs.set(name, buffer);
+    this.#lent = new Set([...lent.parameters.values(), ...lent.inputs.values()]);
   }
 
   async create(t: { name: string; bytes: number }): Promise<GPUBuffer> {
@@ -100,6 +112,7 @@ export class DeviceMemory {
       this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
     const wanted = distinct(graphs, "input");
     for (const [name, buffer] of this.inputs) {
+      if (this.#lent.has(buffer)) continue;
       const t = wanted.get(name);
       if (t && buffer.size === tensorBytes(t)) continue;
       this.device.destroyBuffer(buffer);
@@ -157,7 +170,7 @@ export class DeviceMemory {
 
   destroy(): void {
     const all = [...this.parameters.values(), ...this.optimizer.values(), ...this.inputs.values(), ...this.#slots];
-    for (const buffer of all) this.device.destroyBuffer(buffer);
+    for (const buffer of all) if (!this.#lent.has(buffer)) this.device.destroyBuffer(buffer);
   }
 }
 

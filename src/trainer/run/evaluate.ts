@@ -4,7 +4,7 @@ import { type Batch, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
 import type { EncodedExample } from "../data/dataset.ts";
 import type { EvaluationResult, RouterLayerMetrics } from "../types.ts";
 import { encodeFile, lengthsOf } from "./data.ts";
-import { greedy } from "./generate.ts";
+import { decodeBatch } from "./generate.ts";
 import type { Run } from "./run.ts";
 import { layerMetrics, mergeLayerMetrics } from "./telemetry.ts";
 
@@ -28,34 +28,39 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
   const metrics: RouterLayerMetrics[][] = [];
   const count = { loss: 0, tokens: 0, correct: 0, whole: 0, exact: 0 };
 
-  for (const batch of sequentialBatches(examples, shape)) {
-    run.upload(batch);
-    run.uploadScalars(run.step, batch.targetTokens);
-    const encoded = await (await encoder.readback.run(encoder.recorded, read(encoder))).results;
-    const decoded = await (await decoder.readback.run(decoder.recorded, read(decoder))).results;
-    metrics.push([
-      ...encoder.planned.built.sparse.map((layer) => layerMetrics(layer, encoded)),
-      ...decoder.planned.built.sparse.map((layer) => layerMetrics(layer, decoded)),
-    ]);
-    if (routed) {
-      run.emitRoutes(run.routesOf(encoder, encoded, "evaluation", run.step, batch));
-      run.emitRoutes(run.routesOf(decoder, decoded, "evaluation", run.step, batch));
+  const generator = await run.decoder(lengths, 1, false);
+  try {
+    for (const batch of sequentialBatches(examples, shape)) {
+      run.upload(batch);
+      run.uploadScalars(run.step, batch.targetTokens);
+      const encoded = await (await encoder.readback.run(encoder.recorded, read(encoder))).results;
+      const decoded = await (await decoder.readback.run(decoder.recorded, read(decoder))).results;
+      metrics.push([
+        ...encoder.planned.built.sparse.map((layer) => layerMetrics(layer, encoded)),
+        ...decoder.planned.built.sparse.map((layer) => layerMetrics(layer, decoded)),
+      ]);
+      if (routed) {
+        run.emitRoutes(run.routesOf(encoder, encoded, "evaluation", run.step, batch));
+        run.emitRoutes(run.routesOf(decoder, decoded, "evaluation", run.step, batch));
+      }
+      const loss = decoder.planned.built.loss!;
+      const rowLoss = decoded.f32(loss.rowLoss);
+      const rowCorrect = decoded.u32(loss.rowCorrect);
+      for (let i = 0; i < rowLoss.length; i++) {
+        count.loss += rowLoss[i];
+        count.correct += rowCorrect[i];
+      }
+      count.tokens += batch.targetTokens;
+      const generated = (await decodeBatch(run, generator, batch, { kind: "greedy" })).rows;
+      forEachExample(batch, examples, (example, row) => {
+        const from = row * batch.targetLength;
+        const all = batch.decoderMask.subarray(from, from + batch.targetLength);
+        if (all.every((counts, i) => counts === 0 || rowCorrect[from + i] === 1)) count.whole++;
+        if (matches(run, example, generated[row].tokenIds)) count.exact++;
+      });
     }
-    const loss = decoder.planned.built.loss!;
-    const rowLoss = decoded.f32(loss.rowLoss);
-    const rowCorrect = decoded.u32(loss.rowCorrect);
-    for (let i = 0; i < rowLoss.length; i++) {
-      count.loss += rowLoss[i];
-      count.correct += rowCorrect[i];
-    }
-    count.tokens += batch.targetTokens;
-    const generated = await greedy(run, decoder, batch, lengths.target);
-    forEachExample(batch, examples, (example, row) => {
-      const from = row * batch.targetLength;
-      const all = batch.decoderMask.subarray(from, from + batch.targetLength);
-      if (all.every((counts, i) => counts === 0 || rowCorrect[from + i] === 1)) count.whole++;
-      if (matches(run, example, generated[row].tokenIds)) count.exact++;
-    });
+  } finally {
+    generator.close();
   }
   return {
     step: run.step,

@@ -10,6 +10,7 @@ import { type LoweredGraph, lowerGraph } from "../graph/lowered.ts";
 import { matchedTensors, type TrainableSet } from "../groups.ts";
 import type { BuildOptions, InferenceGraph, Model, SparseLayer, TrainingGraph } from "../model/family.ts";
 import { MemoryError, type PlanCost, type RunConfig, type TrainablePlan } from "../types.ts";
+import type { DecoderPlan } from "./decoder.ts";
 import { type PlannedBytes, planRun } from "./device_memory.ts";
 import { stagingBytes } from "./readback.ts";
 
@@ -63,32 +64,61 @@ const layerResults = (layer: SparseLayer): Tensor[] => [
 ];
 const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.expertIds, routing.gates, routing.rowOfAssignment];
 
+type BuildConfig = Pick<RunConfig, "batchSize" | "routing" | "losses" | "dropout" | "expertDropout">;
+
+const buildOptions = (c: BuildConfig, lengths: Lengths, train: boolean, lossGradient: boolean): BuildOptions => ({
+  batch: c.batchSize,
+  inputLength: lengths.input,
+  targetLength: lengths.target,
+  train,
+  dropout: train ? c.dropout : 0,
+  expertDropout: train ? (c.expertDropout ?? c.dropout) : 0,
+  routing: c.routing,
+  losses: c.losses,
+  lossGradient,
+});
+
+function planGraph<G extends InferenceGraph>(built: G, alignment: number, extra: readonly Tensor[] = []): Planned<G> {
+  const { rowLoss, rowCorrect, predicted } = built.loss ?? {};
+  const rows = [rowLoss, rowCorrect, predicted].filter((t) => t !== undefined);
+  return {
+    built,
+    lowered: lowerGraph(built.graph, alignment),
+    results: [...rows, ...extra, ...built.sparse.flatMap(layerResults)],
+    routes: built.sparse.flatMap(layerRoutes),
+  };
+}
+
+/** The programs of a generation: at most `lengths.target` tokens of each row, `beams` rows to an example. */
+export function planDecoder(
+  { model, capabilities, config }: { model: Model; capabilities: Capabilities; config: BuildConfig },
+  lengths: Lengths,
+  beams: number,
+  readLogits: boolean,
+): DecoderPlan {
+  const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
+  const options = buildOptions(config, lengths, false, false);
+  const graphs = model.decodingGraphs(kernelTarget(capabilities), options, beams);
+  const prefix = planGraph(graphs.prefix, alignment);
+  const step = planGraph(graphs.step, alignment);
+  const reorder = planGraph(graphs.reorder, alignment);
+  const read = [step.built.predicted, ...(readLogits ? [step.built.logits] : []), ...step.routes];
+  const { total, parameter } = planRun(
+    [prefix, step, reorder].map((p) => p.lowered),
+    stagingBytes(read),
+  );
+  const shape = { rows: config.batchSize * beams, length: lengths.target };
+  return { shape, prefix, step, reorder, readLogits, bytes: total - parameter };
+}
+
 export function planPrograms(request: PlanRequest): RunPlan {
   const { model, capabilities, config, training } = request;
   const target = kernelTarget(capabilities);
   const routerLosses = training !== undefined && routerLossesOn(model, training.trainable, training.plan);
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
-  const options = (lengths: Lengths, train: boolean): BuildOptions => ({
-    batch: config.batchSize,
-    inputLength: lengths.input,
-    targetLength: lengths.target,
-    train,
-    dropout: train ? config.dropout : 0,
-    expertDropout: train ? (config.expertDropout ?? config.dropout) : 0,
-    routing: config.routing,
-    losses: config.losses,
-    lossGradient: train && routerLosses,
-  });
-  const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []): Planned<G> => {
-    const { rowLoss, rowCorrect, predicted } = built.loss ?? {};
-    const rows = [rowLoss, rowCorrect, predicted].filter((t) => t !== undefined);
-    return {
-      built,
-      lowered: lowerGraph(built.graph, alignment),
-      results: [...rows, ...extra, ...built.sparse.flatMap(layerResults)],
-      routes: built.sparse.flatMap(layerRoutes),
-    };
-  };
+  const options = (lengths: Lengths, train: boolean) => buildOptions(config, lengths, train, train && routerLosses);
+  const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []) =>
+    planGraph(built, alignment, extra);
 
   const trainingGraph =
     training &&
@@ -136,7 +166,8 @@ function costOf(
 }
 
 /** Device memory a run may use when nobody says: half the machine's for a CPU adapter, unknown for a GPU. */
-const defaultLimit = (c: Capabilities): number => (c.software ? Math.floor(totalmem() / 2) : Number.POSITIVE_INFINITY);
+export const defaultMemoryLimit = (c: Capabilities): number =>
+  c.software ? Math.floor(totalmem() / 2) : Number.POSITIVE_INFINITY;
 
 /**
  * Plans, and refuses what does not fit: in all, or in one binding.
@@ -157,7 +188,7 @@ export function planWithin(request: PlanRequest, memoryLimitBytes?: number): Run
 function shortage(
   plan: RunPlan,
   capabilities: Capabilities,
-  memoryLimitBytes = defaultLimit(capabilities),
+  memoryLimitBytes = defaultMemoryLimit(capabilities),
 ): { needed: number; available: number } | undefined {
   if (plan.bytes.total > memoryLimitBytes) return { needed: plan.bytes.total, available: memoryLimitBytes };
   const { maxBufferSize, maxStorageBufferBindingSize } = capabilities.limits;

@@ -27,11 +27,12 @@ import {
 } from "../types.ts";
 import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
+import { Decoder } from "./decoder.ts";
 import { DeviceMemory } from "./device_memory.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
-import { type Lengths, longest, planWithin, type RunPlan } from "./plan.ts";
+import { defaultMemoryLimit, type Lengths, longest, planDecoder, planWithin, type RunPlan } from "./plan.ts";
 import { Programs, type Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import { learningRate } from "./schedule.ts";
@@ -62,6 +63,9 @@ export interface OpenOptions {
   readonly resumeFrom?: string;
   readonly memoryLimitBytes?: number;
 }
+
+/** Inputs of the run that a decoder reads. */
+const DECODER_INPUTS = ["encoder_output", "input_mask", "step_scalars"];
 
 export class Run implements TrainingRun {
   readonly device: Device;
@@ -301,6 +305,22 @@ export class Run implements TrainingRun {
       this.#inferenceLengths = lengths;
     }
     return { encoder: this.#programs.encoder, decoder: this.#programs.decoder, lengths };
+  }
+
+  /**
+   * Makes what a generation needs; the caller closes it. `lengths` as {@link inference} gave the input's.
+   * @throws MemoryError when it does not fit beside the run
+   */
+  async decoder(lengths: Lengths, beams: number, readLogits: boolean): Promise<Decoder> {
+    const { config, source } = this;
+    const { capabilities } = this.device;
+    const plan = planDecoder({ model: source.model, capabilities, config }, lengths, beams, readLogits);
+    const needed = this.#programs.plan.bytes.total + plan.bytes;
+    const limit = this.#memoryLimitBytes ?? defaultMemoryLimit(capabilities);
+    if (needed > limit) throw new MemoryError(needed, limit, 0);
+    const inputs = [...this.#memory.inputs].filter(([name]) => DECODER_INPUTS.includes(name));
+    const lent = { parameters: this.#memory.parameters, inputs: new Map(inputs) };
+    return Decoder.open(this.device, source.model, plan, lent);
   }
 
   upload(batch: Batch, part?: "decoder"): void {
