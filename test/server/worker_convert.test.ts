@@ -170,12 +170,8 @@ test("a bare specification becomes the documented defaults", () => {
       routerLosses: "keep",
     },
     optimizer: {
-      kind: "adamw",
+      algorithm: { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0 },
       learningRate: 1e-3,
-      beta1: 0.9,
-      beta2: 0.999,
-      epsilon: 1e-8,
-      weightDecay: 0,
       maxGradientNorm: 1,
       schedule: "constant",
       warmupSteps: 0,
@@ -228,8 +224,9 @@ test("what is set stays, zeros where zero means something included", () => {
   assert.is(config.seed, 4294967295);
   assert.equal(config.trainable.selection, { add: [], remove: [], router: true });
   assert.is(config.trainable.routerLosses, "off");
-  const { beta1, beta2, weightDecay, maxGradientNorm, schedule, warmupSteps } = config.optimizer;
-  assert.equal([beta1, beta2, weightDecay, maxGradientNorm, schedule, warmupSteps], [0, 0.999, 0.5, 0, "cosine", 7]);
+  const { algorithm, maxGradientNorm, schedule, warmupSteps } = config.optimizer;
+  assert.equal(algorithm, { kind: "adamw", beta1: 0, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.5 });
+  assert.equal([maxGradientNorm, schedule, warmupSteps], [0, "cosine", 7]);
   assert.equal(config.routing, {
     trainCapacity: { rule: "factor_k", factor: 1.5 },
     evalCapacity: { rule: "fixed", slots: 9 },

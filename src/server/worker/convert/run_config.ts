@@ -85,12 +85,8 @@ function optimizerOptions({ optimizer }: FilledRunSpec): OptimizerOptions {
   if (optimizer.algorithm.case !== "adamw") throw new Error("fillRunSpec chooses AdamW");
   const { beta1, beta2, epsilon, weightDecay } = optimizer.algorithm.value;
   return {
-    kind: "adamw",
+    algorithm: { kind: "adamw", beta1: beta1!, beta2: beta2!, epsilon: epsilon!, weightDecay: weightDecay! },
     learningRate: optimizer.learningRate,
-    beta1: beta1!,
-    beta2: beta2!,
-    epsilon: epsilon!,
-    weightDecay: weightDecay!,
     maxGradientNorm: optimizer.maxGradientNorm,
     schedule: enums.schedule.fromProto(optimizer.schedule!.kind, "spec.optimizer.schedule.kind"),
     warmupSteps: Number(optimizer.schedule!.warmupSteps),
