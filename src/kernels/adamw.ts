@@ -35,14 +35,14 @@ const kernelOver = (value: "vec4f" | "f32") =>
       v: write(value), //         [slot_count, slice_size]
       slots: read("u32"), //      [slot_count]
       scalars: read("vec4f"), //  learning rate, 1 / (1 - β1^t), 1 / (1 - β2^t), weight decay
-      clip: read("f32"), //       [2]; the second is the factor
+      clip: read("f32"), //       [3]: norm, factor, whether it is finite
     },
     wgsl: /* wgsl */ `${LINEAR_INDEX}
 @compute @workgroup_size(${THREADS})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
   let at = linear_index(wid, num) * ${THREADS} + lid;
   let slot = at / params.slice_size;
-  if (slot >= params.slot_count) { return; }
+  if (slot >= params.slot_count || clip[2] == 0) { return; }
   let scalar = scalars[params.scalar_offset + slot];
   let g = gradient[at] * clip[1];
   let new_m = params.beta1 * m[at] + params.one_minus_beta1 * g;
@@ -72,7 +72,8 @@ export interface AdamWDims {
 
 /**
  * One step in place. parameter [slices, sliceSize], gradient, m, v [slotCount, sliceSize] f32; slots [slotCount] u32;
- * scalars [rows] vec4f = (learning rate, 1/(1-β1^t), 1/(1-β2^t), weight decay); clip [2] f32 as `gradientNorm` writes it.
+ * scalars [rows] vec4f = (learning rate, 1/(1-β1^t), 1/(1-β2^t), weight decay); clip [3] f32 as `gradientNorm` writes it; nothing
+ * changes where that says that the gradient is not finite.
  * Two slots must not name the same slice.
  */
 export function adamw<T>(

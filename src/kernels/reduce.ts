@@ -1,4 +1,4 @@
-// Ordered sums of squares of long f32 arrays, and the global gradient norm with its clip factor.
+// Ordered sums of squares of long f32 arrays, and the global gradient norm with its clip factor and whether it is finite.
 //
 // Two stages, no atomics: a workgroup sums a chunk of 4096 elements into one partial, one workgroup sums the partials.
 // Inside a workgroup each thread sums every 64th element in order, then thread 0 adds the 64 sums in order, so the
@@ -10,21 +10,25 @@
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
 
-const CHUNK = 4096;
+/** Elements that a workgroup sums into one partial. */
+export const CHUNK = 4096;
 const THREADS = 64;
 
 /** f32 partial sums that an array of `count` elements leaves: the size of its stretch. */
 export const partialsOfCount = (count: number): number => Math.max(1, Math.ceil(count / CHUNK));
 
-/** WGSL: `sum_range(lane, begin, end)`, complete in lane 0, over `term(i)`; all lanes call it once. */
-const sumRange = (term: string): string => /* wgsl */ `
-var<workgroup> lane_sums: array<f32, ${THREADS}>;
-fn sum_range(lane: u32, begin: u32, end: u32) -> f32 {
-  var sum = 0.0;
+/**
+ * WGSL: `sum_range(lane, begin, end)`, complete in lane 0, of `term` (an expression in `i`, of `type`) for i in
+ * [begin, end), in the order described above; all 64 lanes of a workgroup call it, once.
+ */
+export const sumRange = (term: string, type: "f32" | "vec2f" = "f32"): string => /* wgsl */ `
+var<workgroup> lane_sums: array<${type}, ${THREADS}>;
+fn sum_range(lane: u32, begin: u32, end: u32) -> ${type} {
+  var sum = ${type}();
   for (var i = begin + lane; i < end; i += ${THREADS}) { sum += ${term}; }
   lane_sums[lane] = sum;
   workgroupBarrier();
-  if (lane > 0) { return 0; }
+  if (lane > 0) { return ${type}(); }
   for (var other = 1u; other < ${THREADS}; other++) { sum += lane_sums[other]; }
   return sum;
 }
@@ -55,8 +59,11 @@ fn main(@builtin(local_invocation_index) lane: u32) {
   if (lane > 0) { return; }
   let norm = sqrt(sum) / step.loss_scale;
   let clip = select(1.0, min(1.0, step.max_gradient_norm / (norm + 1e-6)), step.max_gradient_norm > 0);
+  // By its bits: WGSL compilers may assume that no float is NaN or infinite.
+  let finite = (bitcast<u32>(norm) & 0x7f800000) != 0x7f800000;
   out[0] = norm;
-  out[1] = clip / step.loss_scale;
+  out[1] = select(0.0, clip / step.loss_scale, finite);
+  out[2] = select(0.0, 1.0, finite);
 }`,
 });
 
@@ -74,9 +81,11 @@ export function sumOfSquares<T>(
 
 /**
  * out[0] = the global norm, sqrt(Σ partials) / loss_scale; out[1] = what to multiply a gradient with: the clip factor
- * min(1, max_gradient_norm / (norm + 1e-6)), 1 when max_gradient_norm is 0, divided by loss_scale.
+ * min(1, max_gradient_norm / (norm + 1e-6)), 1 when max_gradient_norm is 0, divided by loss_scale; out[2] = 1 where the
+ * norm is finite, else 0 (and out[1] = 0 too): some gradient is NaN or infinite, or the squares overflow (norm > 1.8e19).
+ * Every optimizer leaves parameters and state as they are then.
  * The clip factor is that of torch.nn.utils.clip_grad_norm_ (optax.clip_by_global_norm has no 1e-6).
- * partials [partialCount] f32, step = the StepScalars, out [2] f32.
+ * partials [partialCount] f32, step = the StepScalars, out [3] f32.
  */
 export const gradientNorm = <T>(
   buffers: Record<"partials" | "step" | "out", T>,
@@ -87,10 +96,10 @@ export const gradientNorm = <T>(
 export function gradientNormReference(
   gradients: readonly ArrayLike<number>[],
   { lossScale, maxGradientNorm }: { lossScale: number; maxGradientNorm: number },
-): [norm: number, factor: number] {
+): [norm: number, factor: number, finite: number] {
   let squares = 0;
   for (const gradient of gradients) for (let i = 0; i < gradient.length; i++) squares += gradient[i] ** 2;
   const norm = Math.sqrt(squares) / lossScale;
   const clip = maxGradientNorm > 0 ? Math.min(1, maxGradientNorm / (norm + 1e-6)) : 1;
-  return [norm, clip / lossScale];
+  return Number.isFinite(norm) ? [norm, clip / lossScale, 1] : [norm, 0, 0];
 }

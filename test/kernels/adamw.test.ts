@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { test } from "uvu";
+import * as assert from "uvu/assert";
 import { adamw, adamwReference } from "../../src/kernels/adamw.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
@@ -48,7 +49,7 @@ for (const target of ["software", "hardware"] as const)
           v,
           slots: Uint32Array.of(...trainable, 0),
           scalars,
-          clip: Float32Array.of(7, clip),
+          clip: Float32Array.of(7, clip, 1),
         },
         commands: (names) => adamw(names, { slotCount, sliceSize, scalarOffset, ...settings }, target),
       });
@@ -78,6 +79,27 @@ for (const target of ["software", "hardware"] as const)
         compareWithTolerance(array, expected[a], (i) => tolerance[a][i], `${["parameter", "m", "v"][a]} of ${label}`);
       });
     }
+  });
+
+for (const target of ["software", "hardware"] as const)
+  test(`${target}: a gradient that is not finite changes nothing`, async () => {
+    const parameter = randomValues(24, 1);
+    const m = randomValues(24, 2);
+    const v = randomValues(24, 3).map((x) => x * x);
+    const got = await runTwice({
+      buffers: {
+        parameter,
+        gradient: new Float32Array(24).fill(Number.NaN),
+        m,
+        v,
+        slots: Uint32Array.of(0),
+        scalars: Float32Array.of(0.1, 1, 1, 0.1),
+        clip: Float32Array.of(Number.NaN, 0, 0),
+      },
+      commands: (names) =>
+        adamw(names, { slotCount: 1, sliceSize: 24, scalarOffset: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }, target),
+    });
+    for (const [name, x] of Object.entries({ parameter, m, v })) assert.equal(got[name as "m"], x, name);
   });
 
 test("the definition is optax's: the fixture's trajectory from its own gradients", async () => {

@@ -26,7 +26,7 @@ test("the global norm and the clip factor of several gradients", async () => {
     );
     const [g0, g1, g2] = gradients;
     const got = await runTwice({
-      buffers: { g0, g1, g2, step, partials: unwritten(partialCount), out: unwritten(2) },
+      buffers: { g0, g1, g2, step, partials: unwritten(partialCount), out: unwritten(3) },
       commands: ({ g0, g1, g2, step, partials, out }) => [
         ...[g0, g1, g2].flatMap((x, i) => {
           const partialOffset = counts.slice(0, i).reduce((a, b) => a + b, 0);
@@ -35,14 +35,33 @@ test("the global norm and the clip factor of several gradients", async () => {
         ...gradientNorm({ partials, step, out }, { partialCount }),
       ],
     });
-    const [norm, factor] = gradientNormReference(gradients, { lossScale, maxGradientNorm });
+    const [norm, factor, finite] = gradientNormReference(gradients, { lossScale, maxGradientNorm });
     // All terms are positive: the relative error of the sum is that of its roundings; the root halves it, then
     // square root and divisions, 2.5 ulp each.
     const relative = (Math.sqrt(depth(300_000)) + 15) * UNIT;
-    const expected = [norm, factor, ...unwritten(0)];
+    const expected = [norm, factor, finite, ...unwritten(0)];
     const label = `loss scale ${lossScale}, clip at ${maxGradientNorm}`;
     compareWithTolerance(got.out, expected, (i) => (i < 2 ? relative * expected[i] : 0), label);
     assert.equal([...got.partials.slice(-5)], [...unwritten(0)]);
+  }
+});
+
+test("one gradient that is NaN or infinite, or too large to be squared, makes the norm not finite", async () => {
+  for (const bad of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, 1e20]) {
+    const x = randomValues(5000, 1);
+    x[4999] = bad;
+    const step = new Uint32Array(
+      packStepScalars({ seed: 0, step: 0, lossScale: 1, inverseTargetCount: 1, maxGradientNorm: 1 }).buffer,
+    );
+    const { out } = await runTwice({
+      buffers: { x, step, partials: unwritten(2), out: unwritten(3) },
+      commands: ({ x, step, partials, out }) => [
+        ...sumOfSquares({ x, partials }, { count: 5000, partialOffset: 0, partialCount: 2 }),
+        ...gradientNorm({ partials, step, out }, { partialCount: 2 }),
+      ],
+    });
+    assert.not.ok(Number.isFinite(out[0]), `norm with ${bad}`);
+    assert.equal([...out.slice(1)], [0, 0, ...unwritten(0)], `factor and flag with ${bad}`);
   }
 });
 
