@@ -1,7 +1,8 @@
-// Maps over flat f32 arrays: the residual add and the gradient of ReLU (whose forward is fused into the matmuls).
+// Maps over flat f32 arrays: the residual add, sums in place, and the gradient of ReLU (whose forward is fused into the
+// matmuls).
 //
 // Each is one WGSL expression over the inputs at one index. Where the count allows, a thread maps a vec4f, else an f32.
-// The output is never one of the inputs: a buffer cannot be bound for reading and for writing in one dispatch.
+// An output is never also declared as an input: a buffer cannot be bound for reading and for writing in one dispatch.
 
 import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 
@@ -42,6 +43,12 @@ const reluGradientMap = elementwise("relu_gradient", ["y", "dOut"], "select(Valu
 /** out = a + b; all [count] f32. */
 export const add = <T>(buffers: Record<"a" | "b" | "out", T>, { count }: { count: number }): Command<T>[] =>
   addMap(buffers, count);
+
+const addIntoMap = elementwise("add_into", ["x"], "out[at] + x[at]");
+
+/** out += x; both [count] f32. */
+export const addInto = <T>(buffers: Record<"x" | "out", T>, { count }: { count: number }): Command<T>[] =>
+  addIntoMap(buffers, count);
 
 /** dX = dOut where y > 0, else 0; y is the ReLU's output; all [count] f32. */
 export const reluGradient = <T>(

@@ -186,6 +186,8 @@ export interface RunConfig {
   readonly validationFile?: string;
   readonly steps: number;
   readonly batchSize: number;
+  /** Batches whose gradients make one optimizer step. Default: 1. */
+  readonly accumulationSteps?: number;
   readonly maxInputTokens: number;
   readonly maxTargetTokens: number;
   readonly seed: number;

@@ -1,6 +1,6 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { add, reluGradient } from "../../src/kernels/elementwise.ts";
+import { add, addInto, reluGradient } from "../../src/kernels/elementwise.ts";
 import type { Command } from "../../src/kernels/kernel.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
 import { randomValues, runTwice, SENTINEL, unwritten } from "./run_twice.ts";
@@ -37,6 +37,19 @@ for (const [name, commands, reference, tolerance] of CASES)
       compareWithTolerance(got.out, expected, (i) => (i < count ? tolerance(a[i], b[i]) : 0), `${name} of ${count}`);
     }
   });
+
+test("addInto", async () => {
+  for (const count of COUNTS) {
+    const x = randomValues(count, 1);
+    const before = Float32Array.from([...randomValues(count, 2), ...unwritten(0, 8)]);
+    const got = await runTwice({ buffers: { x, out: before }, commands: (names) => addInto(names, { count }) });
+    assert.equal(
+      got.out,
+      before.map((value, i) => (i < count ? Math.fround(value + x[i]) : value)),
+      `addInto of ${count}`,
+    );
+  }
+});
 
 test("nothing is dispatched for nothing", () => {
   assert.equal(add({ a: 0, b: 0, out: SENTINEL }, { count: 0 }), []);

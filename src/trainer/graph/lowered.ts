@@ -8,6 +8,8 @@ export interface LoweredGraph {
   readonly graph: Graph;
   readonly memory: MemoryPlan;
   readonly commands: readonly Command<Tensor>[];
+  /** Index of the optimizer's first command; all of them without one. */
+  readonly updateStart: number;
   /** Bytes of the uniform buffer that holds the parameters of all calls. */
   readonly uniformBytes: number;
   readonly flops: Readonly<Record<Phase, number>>;
@@ -27,7 +29,10 @@ export function writtenBy(c: KernelCall<Tensor>): Tensor[] {
 
 /** `alignment` is the adapter's minimum offset of a uniform binding, bytes. */
 export function lowerGraph(graph: Graph, alignment: number): LoweredGraph {
-  const commands = graph.nodes.flatMap((node) => node.lower(graph.target));
+  const lowered = graph.nodes.map((node) => node.lower(graph.target));
+  const commands = lowered.flat();
+  const firstUpdate = graph.nodes.findIndex((node) => node.phase === "optimizer");
+  const updateStart = (firstUpdate < 0 ? lowered : lowered.slice(0, firstUpdate)).flat().length;
   const calls = commands.filter(isCall);
   const weightGradientDispatches = new Map<string, number>();
   for (const c of calls)
@@ -41,6 +46,7 @@ export function lowerGraph(graph: Graph, alignment: number): LoweredGraph {
     graph,
     memory: planMemory(graph),
     commands,
+    updateStart,
     uniformBytes: calls.reduce((n, c) => n + aligned(packParams(c.kernel, c.params).length), 0),
     flops,
     dispatches: calls.length,

@@ -24,6 +24,8 @@ export interface BuildOptions {
   readonly losses: LossOptions;
   /** Whether router losses send a gradient. */
   readonly lossGradient: boolean;
+  /** Batches whose gradients are summed before an optimizer step; coefficients of means over a batch are divided by it. */
+  readonly accumulationSteps: number;
 }
 
 /** The capacity rule in force. */
@@ -48,7 +50,7 @@ export interface TrainingGraph {
   readonly graph: Graph;
   readonly loss: LossRows;
   readonly sparse: readonly SparseLayer[];
-  /** Gradients by parameter name. */
+  /** Gradients by parameter name, summed over batches where several make a step. */
   readonly gradients: ReadonlyMap<string, Tensor>;
   readonly optimizer: OptimizerNodes;
   /** Output of each stack, [tokens, dModel]. */

@@ -68,6 +68,8 @@ export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): 
 export interface RecordedGraph {
   readonly lowered: LoweredGraph;
   readonly program: Program;
+  /** The optimizer, where it does not run with every batch; `program` is then what comes before it. */
+  readonly update?: Program;
   /** The buffer behind a tensor of this graph. */
   buffer(t: Tensor): GPUBuffer;
   /** Frees what belongs to this program alone: gradients, constants, call parameters. */
@@ -122,8 +124,11 @@ export class DeviceMemory {
       if (!this.inputs.has(name)) this.inputs.set(name, await this.create({ name, bytes: tensorBytes(t) }));
   }
 
-  /** Records a program over the shared buffers; {@link prepare} must have been called for it. */
-  async record(label: string, lowered: LoweredGraph): Promise<RecordedGraph> {
+  /**
+   * Records a program over the shared buffers; {@link prepare} must have been called for it. `updateApart` makes the
+   * optimizer a program of its own.
+   */
+  async record(label: string, lowered: LoweredGraph, updateApart = false): Promise<RecordedGraph> {
     const { device } = this;
     const own = new Map<Tensor, GPUBuffer>();
     for (const { reads, writes } of lowered.graph.nodes)
@@ -152,17 +157,18 @@ export class DeviceMemory {
       if (!found) throw new Error(`${label}: no buffer for ${t.role} ${t.name}`);
       return found;
     };
-    const program = await recordProgram(
-      device,
-      label,
-      lowered.commands.map((c) => resolve(c, buffer)),
-    );
+    const commands = lowered.commands.map((c) => resolve(c, buffer));
+    const end = updateApart ? lowered.updateStart : commands.length;
+    const program = await recordProgram(device, label, commands.slice(0, end));
+    const update = updateApart ? await recordProgram(device, `${label} update`, commands.slice(end)) : undefined;
     return {
       lowered,
       program,
+      update,
       buffer,
       destroy: () => {
         program.destroy();
+        update?.destroy();
         for (const b of own.values()) device.destroyBuffer(b);
       },
     };

@@ -43,6 +43,8 @@ export interface RunPlan {
   readonly decoder: Planned<InferenceGraph>;
   /** Whether the router losses are part of what is minimised. */
   readonly routerLosses: boolean;
+  /** Batches of an optimizer step. */
+  readonly accumulationSteps: number;
   readonly bytes: PlannedBytes;
   readonly cost: PlanCost;
 }
@@ -50,7 +52,10 @@ export interface RunPlan {
 export interface PlanRequest {
   readonly model: Model;
   readonly capabilities: Capabilities;
-  readonly config: Pick<RunConfig, "batchSize" | "routing" | "losses" | "dropout" | "expertDropout" | "optimizer">;
+  readonly config: Pick<
+    RunConfig,
+    "batchSize" | "routing" | "losses" | "dropout" | "expertDropout" | "optimizer" | "accumulationSteps"
+  >;
   /** Absent: inference only. */
   readonly training?: { readonly trainable: TrainableSet; readonly plan: TrainablePlan; readonly lengths: Lengths };
   /** Lengths of the evaluation and generation programs. */
@@ -64,19 +69,32 @@ const layerResults = (layer: SparseLayer): Tensor[] => [
 ];
 const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.expertIds, routing.gates, routing.rowOfAssignment];
 
-type BuildConfig = Pick<RunConfig, "batchSize" | "routing" | "losses" | "dropout" | "expertDropout">;
+type BuildConfig = Pick<
+  RunConfig,
+  "batchSize" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"
+>;
 
-const buildOptions = (c: BuildConfig, lengths: Lengths, train: boolean, lossGradient: boolean): BuildOptions => ({
-  batch: c.batchSize,
-  inputLength: lengths.input,
-  targetLength: lengths.target,
-  train,
-  dropout: train ? c.dropout : 0,
-  expertDropout: train ? (c.expertDropout ?? c.dropout) : 0,
-  routing: c.routing,
-  losses: c.losses,
-  lossGradient,
-});
+function buildOptions(c: BuildConfig, lengths: Lengths, train: boolean, lossGradient: boolean): BuildOptions {
+  const accumulationSteps = train ? (c.accumulationSteps ?? 1) : 1;
+  return {
+    batch: c.batchSize,
+    inputLength: lengths.input,
+    targetLength: lengths.target,
+    train,
+    dropout: train ? c.dropout : 0,
+    expertDropout: train ? (c.expertDropout ?? c.dropout) : 0,
+    routing: c.routing,
+    // The gradients of a step's batches are summed: the cross-entropy counts the tokens of all of them, router losses
+    // are means over each batch.
+    losses: {
+      ...c.losses,
+      balanceCoefficient: c.losses.balanceCoefficient / accumulationSteps,
+      zCoefficient: c.losses.zCoefficient / accumulationSteps,
+    },
+    lossGradient,
+    accumulationSteps,
+  };
+}
 
 function planGraph<G extends InferenceGraph>(built: G, alignment: number, extra: readonly Tensor[] = []): Planned<G> {
   const { rowLoss, rowCorrect, predicted } = built.loss ?? {};
@@ -132,8 +150,9 @@ export function planPrograms(request: PlanRequest): RunPlan {
     all.map((p) => p.lowered),
     staging,
   );
-  const cost = costOf(model, training?.trainable, train?.lowered, bytes);
-  return { training: train, encoder, decoder, routerLosses, bytes, cost };
+  const accumulationSteps = config.accumulationSteps ?? 1;
+  const cost = costOf(model, training?.trainable, train?.lowered, bytes, accumulationSteps);
+  return { training: train, encoder, decoder, routerLosses, accumulationSteps, bytes, cost };
 }
 
 /** Router losses keep sending gradient into the layers below a frozen router unless the plan says otherwise. */
@@ -147,6 +166,7 @@ function costOf(
   trainable: TrainableSet | undefined,
   lowered: LoweredGraph | undefined,
   bytes: PlannedBytes,
+  batches: number,
 ): PlanCost {
   const matched = trainable ? matchedTensors(model.parameters, trainable) : [];
   const weightGradients = [...(lowered?.weightGradientDispatches.values() ?? [])];
@@ -158,8 +178,8 @@ function costOf(
     optimizerBytes: bytes.optimizer,
     activationBytes: bytes.activation,
     peakBytes: bytes.total,
-    forwardFlops: lowered?.flops.forward ?? 0,
-    backwardFlops: (lowered?.flops.backward ?? 0) + (lowered?.flops.optimizer ?? 0),
+    forwardFlops: batches * (lowered?.flops.forward ?? 0),
+    backwardFlops: batches * (lowered?.flops.backward ?? 0) + (lowered?.flops.optimizer ?? 0),
     dispatches: lowered?.dispatches ?? 0,
     weightGradientDispatches: weightGradients.reduce((n, count) => n + count, 0),
   };

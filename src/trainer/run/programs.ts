@@ -28,15 +28,15 @@ export class Programs {
     const { training, encoder, decoder } = plan;
     await this.#memory.prepare([training, encoder, decoder].flatMap((p) => (p ? [p.lowered] : [])));
     this.#plan = plan;
-    this.#training = training && (await this.#record("training", training));
+    this.#training = training && (await this.#record("training", training, plan.accumulationSteps > 1));
     this.#encoder = await this.#record("encoder", encoder);
     this.#decoder = await this.#record("decoder", decoder);
   }
 
-  async #record<G extends InferenceGraph>(label: string, planned: Planned<G>): Promise<Ready<G>> {
+  async #record<G extends InferenceGraph>(label: string, planned: Planned<G>, updateApart = false): Promise<Ready<G>> {
     return {
       planned,
-      recorded: await this.#memory.record(label, planned.lowered),
+      recorded: await this.#memory.record(label, planned.lowered, updateApart),
       readback: await Readback.create(this.#memory.device, [...planned.results, ...planned.routes]),
     };
   }
@@ -69,10 +69,11 @@ export class Programs {
     return installed(this.#decoder);
   }
 
-  /** Kernels of the training program and how often a step dispatches each. */
+  /** Kernels of the training program and how often a step dispatches each, with one batch. */
   get kernels(): ReadonlyMap<string, number> {
     const counts = new Map<string, number>();
-    for (const { kernel } of this.training.recorded.program.dispatches)
+    const { program, update } = this.training.recorded;
+    for (const { kernel } of [...program.dispatches, ...(update?.dispatches ?? [])])
       counts.set(kernel, (counts.get(kernel) ?? 0) + 1);
     return counts;
   }

@@ -52,19 +52,23 @@ export class Readback {
 
   /**
    * Encodes and submits `recorded`, then copies `tensors` (a subset of those given at creation) to the host. Returns
-   * when the commands are submitted; `results` resolves when they have run.
+   * when the commands are submitted; `results` resolves when they have run. `part` says which batch of an optimizer
+   * step this is: the first clears the gradients that add up, the last is followed by the optimizer.
    * @throws DeviceLostError, KernelError (through `results`)
    */
   async run(
     recorded: RecordedGraph,
     tensors: readonly Tensor[] = this.#tensors,
+    part?: { readonly clear: readonly Tensor[]; readonly update: boolean },
   ): Promise<{ results: Promise<Results> }> {
     const device = this.#device;
     const slot = this.#staging[this.#turn];
     this.#turn = (this.#turn + 1) % DEPTH;
     await slot.free;
     const encoder = device.gpu.createCommandEncoder({ label: recorded.program.label });
+    for (const t of part?.clear ?? []) encoder.clearBuffer(recorded.buffer(t));
     recorded.program.encode(encoder);
+    if (part?.update) recorded.update?.encode(encoder);
     for (const t of tensors)
       encoder.copyBufferToBuffer(recorded.buffer(t), 0, slot.buffer, this.#offsets.get(t)!, tensorBytes(t));
     device.submit(encoder.finish());

@@ -197,26 +197,37 @@ export class Run implements TrainingRun {
     const { config } = this;
     const { cost, routerLosses } = this.#programs.plan;
     const step = this.#step;
-    const batch = training.batches.batchAt(step);
+    const { accumulationSteps } = this.#programs.plan;
+    const batches = Array.from({ length: accumulationSteps }, (_, i) =>
+      training.batches.batchAt(step * accumulationSteps + i),
+    );
+    const targetTokens = batches.reduce((n, batch) => n + batch.targetTokens, 0);
     const rate = learningRate(config.optimizer, step, config.steps);
-    this.upload(batch);
-    this.uploadScalars(step, batch.targetTokens);
     const scalars = this.#memory.inputs.get(program.planned.built.optimizer.scalars.name)!;
     this.device.upload(scalars, this.#optimizer.nextScalars(config.optimizer, rate));
     const listening = this.onRoutes !== undefined;
     const tensors = listening ? [...program.planned.results, ...program.planned.routes] : program.planned.results;
     const submittedAt = performance.now();
-    const { results } = await program.readback.run(program.recorded, tensors);
+    const parts: Promise<Results>[] = [];
+    for (const [i, batch] of batches.entries()) {
+      this.upload(batch);
+      this.uploadScalars(step * accumulationSteps + i, targetTokens);
+      const sums = i === 0 && accumulationSteps > 1 ? [...program.planned.built.gradients.values()] : [];
+      const part = { clear: sums, update: i + 1 === batches.length };
+      parts.push((await program.readback.run(program.recorded, tensors, part)).results);
+    }
     this.#step = step + 1;
-    const metrics = results.then((r) => {
+    const metrics = Promise.all(parts).then((results) => {
       const now = performance.now();
       const seconds = (now - Math.max(submittedAt, this.#lastArrival)) / 1e3;
       this.#lastArrival = now;
       const { forwardFlops, backwardFlops } = cost;
       this.#secondsPerFlop = seconds / (forwardFlops + backwardFlops);
-      if (listening) this.emitRoutes(this.routesOf(program, r, "training", step, batch));
+      if (listening)
+        for (const [i, batch] of batches.entries())
+          this.emitRoutes(this.routesOf(program, results[i], "training", step, batch));
       const known = { step: step + 1, learningRate: rate, stepSeconds: seconds };
-      return stepMetrics(program.planned.built, r, batch, known, routerLosses ? config.losses : undefined);
+      return stepMetrics(program.planned.built, results, batches, known, routerLosses ? config.losses : undefined);
     });
     this.#arrived = metrics.catch(() => undefined);
     return { metrics };

@@ -6,24 +6,27 @@ import type { SparseLayer, TrainingGraph } from "../model/family.ts";
 import type { LossOptions, RouteBatch, RouterLayerMetrics, RouteSource, StepMetrics } from "../types.ts";
 import type { Results } from "./readback.ts";
 
-/** Metrics of a training step; `routerLosses` are the coefficients of the losses that are minimised besides. */
+/** Metrics of a training step over its batches; `routerLosses` are the coefficients of the losses that are minimised besides. */
 export function stepMetrics(
   { loss: rows, sparse, optimizer }: TrainingGraph,
-  results: Results,
-  batch: Batch,
+  results: readonly Results[],
+  batches: readonly Batch[],
   known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
   routerLosses: LossOptions = { balanceCoefficient: 0, zCoefficient: 0 },
 ): StepMetrics {
-  const loss = sum(results.f32(rows.rowLoss)) / Math.max(1, batch.targetTokens);
-  const layers = sparse.map((layer) => layerMetrics(layer, results));
+  const targetTokens = batches.reduce((n, batch) => n + batch.targetTokens, 0);
+  const loss = results.reduce((n, r) => n + sum(r.f32(rows.rowLoss)), 0) / Math.max(1, targetTokens);
+  const layers = results.map((r) => sparse.map((layer) => layerMetrics(layer, r)));
   const { balanceCoefficient, zCoefficient } = routerLosses;
   return {
     ...known,
     loss,
-    totalLoss: layers.reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, loss),
-    gradientNorm: results.f32(optimizer.norm)[0],
-    tokens: sum(batch.inputMask) + sum(batch.decoderMask),
-    layers,
+    totalLoss: layers
+      .flat()
+      .reduce((n, l) => n + (balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss) / results.length, loss),
+    gradientNorm: results.at(-1)!.f32(optimizer.norm)[0],
+    tokens: batches.reduce((n, batch) => n + sum(batch.inputMask) + sum(batch.decoderMask), 0),
+    layers: mergeLayerMetrics(layers),
   };
 }
 
@@ -52,6 +55,7 @@ export function layerMetrics(layer: SparseLayer, results: Results): RouterLayerM
 
 /** The metrics of several batches as one, each weighted by its assignments. */
 export function mergeLayerMetrics(batches: readonly (readonly RouterLayerMetrics[])[]): RouterLayerMetrics[] {
+  if (batches.length === 1) return [...batches[0]];
   return (batches[0] ?? []).map((first, i) => {
     const layers = batches.map((batch) => batch[i]);
     const assignments = layers.reduce((n, l) => n + l.assignments, 0);

@@ -5,6 +5,7 @@ import type { KernelTarget } from "../../../kernels/capabilities.ts";
 import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
 import { differentiate } from "../../graph/autodiff.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
+import { accumulateGradients } from "../../graph/ops/accumulate.ts";
 import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
 import { optimizerNodes } from "../../graph/ops/optimizer.ts";
@@ -98,7 +99,8 @@ export function trainingGraph(
   const decoded = decode(build, t.decoder, encoded, t.inputMask, t.decoderRouted);
   const head = vocabularyHead(build);
   const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: true });
-  const gradients = differentiate(graph);
+  const own = differentiate(graph);
+  const gradients = options.accumulationSteps > 1 ? accumulateGradients(graph, own) : own;
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
   return { graph, loss, sparse: build.sparse, gradients, optimizer, hidden: { encoder: encoded, decoder: decoded } };
 }
