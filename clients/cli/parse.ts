@@ -1,4 +1,5 @@
-// Values of flags, as commander's argument parsers. They check the form; what a value may be is the server's to say.
+// Values of flags, as commander's argument parsers, and their way into messages. They check the form; what a value may be
+// is the server's to say.
 
 import type { GenEnum } from "@bufbuild/protobuf/codegenv2";
 import { InvalidArgumentError } from "commander";
@@ -7,6 +8,13 @@ import { InvalidArgumentError } from "commander";
 export function integer(text: string): bigint {
   if (!/^\d+$/.test(text)) throw new InvalidArgumentError("It must be a whole number.");
   return BigInt(text);
+}
+
+/** A whole number that an int32 field takes. */
+export function smallInteger(text: string): number {
+  const value = integer(text);
+  if (value >= 2n ** 31n) throw new InvalidArgumentError("It is too large.");
+  return Number(value);
 }
 
 export function real(text: string): number {
@@ -59,4 +67,11 @@ export function keyValue(text: string, before: Record<string, string> = {}): Rec
   const at = text.indexOf("=");
   if (at < 1) throw new InvalidArgumentError("It must be key=value.");
   return { ...before, [text.slice(0, at)]: text.slice(at + 1) };
+}
+
+/** Sets the fields that have a value; whether there was one. */
+export function assign<T extends object>(target: T, values: { readonly [K in keyof T]?: T[K] }): boolean {
+  const said = Object.entries(values).filter(([, value]) => value !== undefined);
+  Object.assign(target, Object.fromEntries(said));
+  return said.length > 0;
 }

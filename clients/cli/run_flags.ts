@@ -8,23 +8,32 @@ import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
 import type { Command } from "commander";
 import { TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
 import {
-  AdamWSchema,
+  type GateNormalization,
+  GateNormalizationSchema,
+  RoutingOptionsSchema,
+  type RoutingPriority,
+  RoutingPrioritySchema,
+  type SecondExpertPolicy,
+  SecondExpertPolicySchema,
+} from "../../proto/gen/thaw/v1/routing_pb.ts";
+import {
   CheckpointPolicySchema,
   EvaluationPolicySchema,
+  type FCounts,
+  FCountsSchema,
+  type LayerReduction,
+  LayerReductionSchema,
   LossOptionsSchema,
-  OptimizerOptionsSchema,
   type RunSpec,
   RunSpecSchema,
-  type ScheduleKind,
-  ScheduleKindSchema,
-  ScheduleSchema,
 } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { resource } from "./format.ts";
-import { enumValue, integer, keyValue, real } from "./parse.ts";
+import { assignOptimizer, type OptimizerFlags, optimizerFlags } from "./optimizer_flags.ts";
+import { assign, enumValue, integer, keyValue, real, smallInteger } from "./parse.ts";
 import { type PlanFlags, planFlags, planOf } from "./plan.ts";
 import { UsageError } from "./session.ts";
 
-export interface RunFlags extends PlanFlags {
+export interface RunFlags extends PlanFlags, OptimizerFlags {
   readonly spec?: string;
   readonly id?: string;
   readonly name?: string;
@@ -36,14 +45,18 @@ export interface RunFlags extends PlanFlags {
   readonly maxInputTokens?: bigint;
   readonly maxTargetTokens?: bigint;
   readonly seed?: bigint;
-  readonly learningRate?: number;
-  readonly schedule?: ScheduleKind;
-  readonly warmupSteps?: bigint;
-  readonly weightDecay?: number;
-  readonly maxGradientNorm?: number;
   readonly dropout?: number;
+  readonly expertDropout?: number;
+  readonly topK?: number;
+  readonly gateNormalization?: GateNormalization;
+  readonly secondExpertPolicy?: SecondExpertPolicy;
+  readonly priority?: RoutingPriority;
   readonly balanceCoefficient?: number;
   readonly zCoefficient?: number;
+  readonly fCounts?: FCounts;
+  readonly layerReduction?: LayerReduction;
+  readonly vocabularyZCoefficient?: number;
+  readonly labelSmoothing?: number;
   readonly evaluateEvery?: bigint;
   readonly evaluateExamples?: bigint;
   readonly evaluateSplits?: string[];
@@ -66,15 +79,23 @@ export function runFlags(command: Command): Command {
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
     .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
     .option("--seed <n>", "seeds data order and dropout", integer);
-  return planFlags(command)
-    .option("--learning-rate <x>", "peak learning rate", real)
-    .option("--schedule <kind>", "constant, linear, inverse_sqrt, cosine", enumValue(ScheduleKindSchema))
-    .option("--warmup-steps <n>", "steps of linear warm-up", integer)
-    .option("--weight-decay <x>", "decoupled weight decay", real)
-    .option("--max-gradient-norm <x>", "clips by global norm; 0 turns it off", real)
+  return optimizerFlags(planFlags(command))
     .option("--dropout <x>", "dropout rate", real)
+    .option("--expert-dropout <x>", "of the experts' hidden activation; the dropout rate when left out", real)
+    .option("--top-k <n>", "experts per token; the model's when left out", smallInteger)
+    .option("--gate-normalization <rule>", "none, top_k; the model's when left out", enumValue(GateNormalizationSchema))
+    .option("--second-expert-policy <policy>", "always, random", enumValue(SecondExpertPolicySchema))
+    .option(
+      "--priority <rule>",
+      "who takes a slot first: position, batch_prioritized",
+      enumValue(RoutingPrioritySchema),
+    )
     .option("--balance-coefficient <x>", "of the load-balancing loss", real)
     .option("--z-coefficient <x>", "of the router z-loss", real)
+    .option("--f-counts <choices>", "what the load-balancing loss counts: top1, all_k", enumValue(FCountsSchema))
+    .option("--layer-reduction <rule>", "of router losses: sum, mean, pooled", enumValue(LayerReductionSchema))
+    .option("--vocabulary-z-coefficient <x>", "of the z-loss of the vocabulary logits", real)
+    .option("--label-smoothing <x>", "probability mass spread over the vocabulary", real)
     .option("--evaluate-every <n>", "steps between evaluations; 0 only after the last", integer)
     .option("--evaluate-examples <n>", "examples of each split at most; 0 means all", integer)
     .option("--evaluate-splits <names>", "splits, separated by commas", (names: string) => names.split(","))
@@ -97,25 +118,19 @@ export async function createRunRequest(flags: RunFlags) {
     maxTargetTokens: flags.maxTargetTokens,
     seed: flags.seed,
     dropout: flags.dropout,
+    expertDropout: flags.expertDropout,
     initialCheckpoint: flags.fromCheckpoint,
   });
 
-  const optimizer = spec.optimizer ?? create(OptimizerOptionsSchema);
-  const { learningRate, maxGradientNorm } = flags;
-  if (assign(optimizer, { learningRate, maxGradientNorm })) spec.optimizer = optimizer;
-  const schedule = optimizer.schedule ?? create(ScheduleSchema);
-  if (assign(schedule, { kind: flags.schedule, warmupSteps: flags.warmupSteps })) {
-    optimizer.schedule = schedule;
-    spec.optimizer = optimizer;
-  }
-  const adamw = optimizer.algorithm.value ?? create(AdamWSchema);
-  if (assign(adamw, { weightDecay: flags.weightDecay })) {
-    optimizer.algorithm = { case: "adamw", value: adamw };
-    spec.optimizer = optimizer;
-  }
+  assignOptimizer(spec, flags);
+  const routing = spec.routing ?? create(RoutingOptionsSchema);
+  const { topK, gateNormalization, secondExpertPolicy, priority } = flags;
+  if (assign(routing, { topK, gateNormalization, secondExpertPolicy, priority })) spec.routing = routing;
   const losses = spec.losses ?? create(LossOptionsSchema);
-  const { balanceCoefficient, zCoefficient } = flags;
-  if (assign(losses, { balanceCoefficient, zCoefficient })) spec.losses = losses;
+  const { balanceCoefficient, zCoefficient, vocabularyZCoefficient, labelSmoothing } = flags;
+  const { fCounts, layerReduction } = flags;
+  const coefficients = { balanceCoefficient, zCoefficient, vocabularyZCoefficient, labelSmoothing };
+  if (assign(losses, { ...coefficients, fCounts, layerReduction })) spec.losses = losses;
   const evaluation = spec.evaluation ?? create(EvaluationPolicySchema);
   const told = {
     everySteps: flags.evaluateEvery,
@@ -128,13 +143,6 @@ export async function createRunRequest(flags: RunFlags) {
   if (assign(checkpoints, { everySteps: flags.checkpointEvery })) spec.checkpoints = checkpoints;
 
   return { runId: flags.id ?? "", displayName: flags.name ?? "", labels: flags.label ?? {}, spec };
-}
-
-/** Sets the fields that have a value; whether there was one. */
-function assign<T extends object>(target: T, values: { readonly [K in keyof T]?: T[K] }): boolean {
-  const said = Object.entries(values).filter(([, value]) => value !== undefined);
-  Object.assign(target, Object.fromEntries(said));
-  return said.length > 0;
 }
 
 async function readSpec(path: string): Promise<RunSpec> {

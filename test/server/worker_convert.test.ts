@@ -1,17 +1,23 @@
 // The contract's messages and the trainer's data say the same.
 
-import { create, equals, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, equals, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import * as fc from "fast-check";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
-import { AssignmentSliceSchema } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
-import { OpenRunSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import {
+  AssignmentSliceSchema,
+  GateNormalization,
+  RoutingPriority,
+  SecondExpertPolicy,
+} from "../../proto/gen/thaw/v1/routing_pb.ts";
+import { FCounts, LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { GenerateSchema, OpenRunSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError, OutOfMemoryError } from "../../src/kernels/device/errors.ts";
+import { decodingFromProto } from "../../src/server/worker/convert/decoding.ts";
 import { float16Bits } from "../../src/server/worker/convert/float16.ts";
 import { evaluationToProto, metricsToProto } from "../../src/server/worker/convert/metrics.ts";
-import { descriptionToProto } from "../../src/server/worker/convert/model.ts";
+import { descriptionToProto, generationToProto } from "../../src/server/worker/convert/model.ts";
 import { planFromProto, planToProto } from "../../src/server/worker/convert/plan.ts";
 import { reportToProto } from "../../src/server/worker/convert/report.ts";
 import { routesToProto } from "../../src/server/worker/convert/routes.ts";
@@ -21,6 +27,7 @@ import { durationOf } from "../../src/server/worker/convert/scalars.ts";
 import { CancelledError, errorToProto, WrongStateError } from "../../src/server/worker/errors.ts";
 import { float16ToFloat32 } from "../../src/trainer/formats/float_conversion.ts";
 import {
+  type Decoding,
   InputError,
   MemoryError,
   PARAMETER_KINDS,
@@ -182,9 +189,21 @@ test("a bare specification becomes the documented defaults", () => {
       group: "batch",
       routePadding: false,
       jitter: 0,
+      topK: undefined,
+      gateNormalization: undefined,
+      secondExpertPolicy: "always",
+      priority: "position",
     },
-    losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
+    losses: {
+      balanceCoefficient: 1e-2,
+      zCoefficient: 1e-3,
+      fCounts: "top1",
+      layerReduction: "sum",
+      vocabularyZCoefficient: 0,
+      labelSmoothing: 0,
+    },
     dropout: 0.1,
+    expertDropout: 0.1,
   });
   assert.equal(policy, {
     steps: 10,
@@ -213,9 +232,20 @@ test("what is set stays, zeros where zero means something included", () => {
       group: 2,
       routePadding: true,
       jitter: 0.01,
+      topK: 2,
+      gateNormalization: GateNormalization.TOP_K,
+      secondExpertPolicy: SecondExpertPolicy.RANDOM,
+      priority: RoutingPriority.BATCH_PRIORITIZED,
     },
-    losses: { zCoefficient: 0 },
+    losses: {
+      zCoefficient: 0,
+      fCounts: FCounts.ALL_K,
+      layerReduction: LayerReduction.POOLED,
+      vocabularyZCoefficient: 1e-4,
+      labelSmoothing: 0.1,
+    },
     dropout: 0,
+    expertDropout: 0.4,
     evaluation: { maxExamples: 0n, splits: ["test"], atStart: true, everySteps: 2n },
     checkpoints: { everySteps: 0n },
   });
@@ -233,9 +263,20 @@ test("what is set stays, zeros where zero means something included", () => {
     group: "sequence",
     routePadding: true,
     jitter: 0.01,
+    topK: 2,
+    gateNormalization: "top_k",
+    secondExpertPolicy: "random",
+    priority: "batch_prioritized",
   });
-  assert.equal(config.losses, { balanceCoefficient: 1e-2, zCoefficient: 0 });
-  assert.is(config.dropout, 0);
+  assert.equal(config.losses, {
+    balanceCoefficient: 1e-2,
+    zCoefficient: 0,
+    fCounts: "all_k",
+    layerReduction: "pooled",
+    vocabularyZCoefficient: 1e-4,
+    labelSmoothing: 0.1,
+  });
+  assert.equal([config.dropout, config.expertDropout], [0, 0.4]);
   assert.equal(policy, {
     steps: 10,
     evaluateEverySteps: 2,
@@ -246,6 +287,90 @@ test("what is set stays, zeros where zero means something included", () => {
   });
   const filled = fillRunSpec(spec, ["validation"]);
   assert.ok(equals(RunSpecSchema, filled, fillRunSpec(filled, ["validation"])), "filling twice changes nothing");
+});
+
+const algorithms = [
+  {
+    what: "Adafactor's defaults",
+    said: { case: "adafactor", value: {} },
+    meant: {
+      kind: "adafactor",
+      decayRate: 0.8,
+      clipThreshold: 1,
+      epsilon: 1e-30,
+      minParameterScale: 1e-3,
+      minDimensionToFactor: 128,
+      weightDecay: 0,
+    },
+  },
+  {
+    what: "an Adafactor said in full",
+    said: {
+      case: "adafactor",
+      value: {
+        decayRate: 0.5,
+        clipThreshold: 2,
+        epsilon: 1e-20,
+        minParameterScale: 0,
+        minDimensionToFactor: 1n,
+        weightDecay: 0.25,
+      },
+    },
+    meant: {
+      kind: "adafactor",
+      decayRate: 0.5,
+      clipThreshold: 2,
+      epsilon: 1e-20,
+      minParameterScale: 0,
+      minDimensionToFactor: 1,
+      weightDecay: 0.25,
+    },
+  },
+  {
+    what: "SGD's defaults",
+    said: { case: "sgd", value: {} },
+    meant: { kind: "sgd", momentum: 0, weightDecay: 0 },
+  },
+  {
+    what: "an SGD said in full",
+    said: { case: "sgd", value: { momentum: 0.9, weightDecay: 0.5 } },
+    meant: { kind: "sgd", momentum: 0.9, weightDecay: 0.5 },
+  },
+] as const;
+for (const { what, said, meant } of algorithms) {
+  test(`${what} reach the trainer through the wire`, () => {
+    const spec = create(RunSpecSchema, { ...required, optimizer: { algorithm: said } });
+    const filled = fromBinary(RunSpecSchema, toBinary(RunSpecSchema, fillRunSpec(spec, [])));
+    assert.equal(openRunToConfig(openRun(filled)).config.optimizer.algorithm, meant);
+    assert.ok(equals(RunSpecSchema, filled, fillRunSpec(filled, [])), "filling twice changes nothing");
+  });
+}
+
+test("a decoding is what was said, else the contract's default", () => {
+  const cases: [MessageInitShape<typeof GenerateSchema>["decoding"], Decoding][] = [
+    [undefined, { kind: "greedy" }],
+    [{ case: "greedy", value: {} }, { kind: "greedy" }],
+    [
+      { case: "sample", value: {} },
+      { kind: "sample", temperature: 1, topP: 1, seed: 0 },
+    ],
+    [
+      { case: "sample", value: { temperature: 0.5, topP: 0.25, seed: 4294967295n } },
+      { kind: "sample", temperature: 0.5, topP: 0.25, seed: 4294967295 },
+    ],
+    [
+      { case: "beam", value: {} },
+      { kind: "beam", beams: 4, lengthPenalty: 1 },
+    ],
+    [
+      { case: "beam", value: { beams: 1, lengthPenalty: 0 } },
+      { kind: "beam", beams: 1, lengthPenalty: 0 },
+    ],
+  ];
+  for (const [decoding, meant] of cases) {
+    const sent = fromBinary(GenerateSchema, toBinary(GenerateSchema, create(GenerateSchema, { decoding })));
+    assert.equal(decodingFromProto(sent.decoding), meant);
+  }
 });
 
 test("every split without a file is named", () => {
@@ -284,6 +409,9 @@ test("reports, metrics, evaluations and descriptions keep their numbers", () => 
   const step = { step: 4, loss: 1, totalLoss: 2, gradientNorm: 3, learningRate: 0.5, tokens: 30, stepSeconds: 0.5 };
   const metrics = metricsToProto({ ...step, layers });
   assert.is(metrics.tokensPerSecond, 60);
+  assert.equal([metrics.vocabularyZLoss, metrics.smoothedLoss], [undefined, undefined], "not measured is not zero");
+  const smoothed = metricsToProto({ ...step, layers, vocabularyZLoss: 0, smoothedLoss: 1.5 });
+  assert.equal([smoothed.vocabularyZLoss, smoothed.smoothedLoss], [0, 1.5]);
   assert.equal([metrics.step, metrics.loss, metrics.totalLoss, metrics.gradientNorm], [4n, 1, 2, 3]);
   assert.equal([metrics.layers[0].load, metrics.layers[0].dropped, metrics.layers[0].stack], [[0.75, 0.25], 2n, 2]);
 
@@ -309,6 +437,12 @@ test("reports, metrics, evaluations and descriptions keep their numbers", () => 
       [6, 128n, [FAKE_TENSOR.name]],
     ],
   );
+});
+
+test("a generation has a score only where there was a search", () => {
+  const common = { input: "a", text: "b", inputIds: [1], tokenIds: [2], routes: [] };
+  assert.is(generationToProto(common, 0, false).score, undefined);
+  assert.is(generationToProto({ ...common, score: -0.5 }, 0, false).score, -0.5);
 });
 
 test("seconds become durations to the nanosecond", () => {

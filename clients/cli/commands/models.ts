@@ -2,6 +2,7 @@
 
 import process from "node:process";
 import { text } from "node:stream/consumers";
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { Command } from "commander";
 import { ExportModelResponseSchema } from "../../../proto/gen/thaw/v1/checkpoint_service_pb.ts";
 import { EvaluationResultSchema } from "../../../proto/gen/thaw/v1/evaluation_pb.ts";
@@ -9,13 +10,14 @@ import { GenerationSchema, type Model, ModelOriginSchema, ModelSchema } from "..
 import {
   DeleteModelResponseSchema,
   DescribeModelResponseSchema,
+  type GenerateRequestSchema,
   ListModelsResponseSchema,
 } from "../../../proto/gen/thaw/v1/model_service_pb.ts";
 import { downloadFiles, uploadModel } from "../../typescript/index.ts";
 import { evaluationText } from "../events.ts";
 import { bytes, count, enumName, fields, id, metric, resource, table, time } from "../format.ts";
 import { allPages } from "../pages.ts";
-import { integer } from "../parse.ts";
+import { integer, real, smallInteger } from "../parse.ts";
 import { messageJson, note, print, type Session, show, UsageError, withSession } from "../session.ts";
 import { groupTable } from "./groups.ts";
 
@@ -30,6 +32,11 @@ interface NewModelFlags {
 interface GenerateFlags {
   readonly maxNewTokens?: bigint;
   readonly maxInputTokens?: bigint;
+  readonly temperature?: number;
+  readonly topP?: number;
+  readonly seed?: bigint;
+  readonly beams?: number;
+  readonly lengthPenalty?: number;
   readonly routes?: boolean;
 }
 
@@ -51,9 +58,14 @@ export function addModels(program: Command): void {
   models.command("describe <model>").description("what a model holds").action(withSession(describe));
   models
     .command("generate <model> [texts...]")
-    .description("greedy generation by a model or a run; without texts, one input per line of stdin")
+    .description("generation by a model or a run, greedy unless told; without texts, one input per line of stdin")
     .option("--max-new-tokens <n>", "tokens generated at most", integer)
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
+    .option("--temperature <x>", "draw each token, with this temperature", real)
+    .option("--top-p <x>", "draw each token, from the most probable ones that hold so much of the probability", real)
+    .option("--seed <n>", "draw each token, with this seed", integer)
+    .option("--beams <n>", "beam search with so many beams", smallInteger)
+    .option("--length-penalty <x>", "beam search; more favours longer texts", real)
     .option("--routes", "with --json: where the tokens went")
     .action(withSession(generate));
   models
@@ -154,6 +166,7 @@ async function generate(session: Session, model: string, texts: readonly string[
   const inputs = texts.length > 0 ? texts : lines(await text(process.stdin));
   if (inputs.length === 0) throw new UsageError("no input texts");
   const { maxNewTokens, maxInputTokens, routes: includeRoutes } = flags;
+  const decoding = decodingOf(flags);
   for (let at = 0; at < inputs.length; at += INPUTS_PER_CALL) {
     const request = {
       name: resource("models", model),
@@ -161,11 +174,23 @@ async function generate(session: Session, model: string, texts: readonly string[
       maxNewTokens,
       maxInputTokens,
       includeRoutes,
+      decoding,
     };
     for await (const { generation } of session.thaw.models.generate(request)) {
       print(session.json ? JSON.stringify(messageJson(GenerationSchema, generation!)) : generation!.text);
     }
   }
+  return undefined;
+}
+
+/** Greedy unless a flag of drawing or of beam search is there. @throws UsageError when there are both */
+function decodingOf(flags: GenerateFlags): MessageInitShape<typeof GenerateRequestSchema>["decoding"] {
+  const { temperature, topP, seed, beams, lengthPenalty } = flags;
+  const draws = [temperature, topP, seed].some((flag) => flag !== undefined);
+  const searches = [beams, lengthPenalty].some((flag) => flag !== undefined);
+  if (draws && searches) throw new UsageError("--temperature, --top-p and --seed do not go with beam search");
+  if (draws) return { case: "sample", value: { temperature, topP, seed } };
+  if (searches) return { case: "beam", value: { beams, lengthPenalty } };
   return undefined;
 }
 

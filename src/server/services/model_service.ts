@@ -25,6 +25,7 @@ import { ALLOWED, notFound, requireState, wrongState } from "../runs/states.ts";
 import { download } from "../storage/download.ts";
 import { discard, modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
 import { receiver } from "../storage/upload.ts";
+import { checkDecoding } from "../validation/decoding.ts";
 import {
   checkDisplayName,
   checkName,
@@ -164,6 +165,7 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
         problems.require(fits, `inputs[${index}]`, `must have 1 to ${MAX_INPUT_CHARACTERS} characters`);
       });
       checkRange(problems, "max_new_tokens", request.maxNewTokens, 0, MAX_NEW_TOKENS);
+      checkDecoding(problems, request.decoding);
       checkShape(problems, { batchSize: 0n, maxInputTokens: request.maxInputTokens, maxTargetTokens: 0n });
       if (parent && "run" in parent && request.maxInputTokens !== 0n) {
         problems.add("max_input_tokens", "must be unset for a run: its own holds");
@@ -175,8 +177,8 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
         maxInputTokens: request.maxInputTokens || 128n,
         maxTargetTokens: maxNewTokens,
       });
-      const { includeRoutes } = request;
-      const value = { target, inputs, maxNewTokens, includeRoutes };
+      const { includeRoutes, decoding } = request;
+      const value = { target, inputs, maxNewTokens, includeRoutes, decoding };
       try {
         for await (const { result } of gpu.stream({ case: "generate", value }, signal)) {
           if (result.case !== "generation") throw new Error(`Generate answered with ${result.case}`);

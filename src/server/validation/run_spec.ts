@@ -1,14 +1,30 @@
 // What a run may be told. Field paths are the caller's; references are looked up by the caller of this module.
 
-import type { CapacityRule, RoutingOptions } from "../../../proto/gen/thaw/v1/routing_pb.ts";
-import { type OptimizerOptions, type RunSpec, ScheduleKindSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import {
+  type CapacityRule,
+  GateNormalizationSchema,
+  RoutingGroupSchema,
+  type RoutingOptions,
+  RoutingPrioritySchema,
+  SecondExpertPolicySchema,
+} from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import {
+  FCountsSchema,
+  LayerReductionSchema,
+  type LossOptions,
+  type OptimizerOptions,
+  type RunSpec,
+  ScheduleKindSchema,
+} from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { checkpointIn } from "../ids.ts";
+import { fraction, nonNegative, positive } from "./numbers.ts";
 import { checkPlan, knownEnum } from "./plan.ts";
 import { checkName, checkRange, type Problems } from "./problems.ts";
 
 const MAX_STEPS = 2 ** 40;
 const MAX_BATCH_SIZE = 65536;
 const MAX_TOKENS = 65536;
+const MAX_TOP_K = 16;
 const MAX_SPLITS = 16;
 export const SPLIT_NAME = /^[a-z0-9_]{1,64}$/;
 
@@ -36,9 +52,9 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   if (spec.trainable) checkPlan(problems, spec.trainable, `${field}.trainable`, false);
   if (spec.optimizer) checkOptimizer(problems, spec.optimizer, `${field}.optimizer`);
   if (spec.routing) checkRouting(problems, spec.routing, `${field}.routing`);
-  nonNegative(problems, `${field}.losses.balance_coefficient`, spec.losses?.balanceCoefficient);
-  nonNegative(problems, `${field}.losses.z_coefficient`, spec.losses?.zCoefficient);
+  if (spec.losses) checkLosses(problems, spec.losses, `${field}.losses`);
   fraction(problems, `${field}.dropout`, spec.dropout);
+  fraction(problems, `${field}.expert_dropout`, spec.expertDropout);
   const { evaluation, checkpoints } = spec;
   if (evaluation) {
     checkRange(problems, `${field}.evaluation.every_steps`, evaluation.everySteps, 0, MAX_STEPS);
@@ -57,23 +73,51 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
 function checkOptimizer(problems: Problems, optimizer: OptimizerOptions, field: string): void {
   positive(problems, `${field}.learning_rate`, optimizer.learningRate);
   nonNegative(problems, `${field}.max_gradient_norm`, optimizer.maxGradientNorm);
-  if (optimizer.algorithm.case === "adamw") {
-    const { beta1, beta2, epsilon, weightDecay } = optimizer.algorithm.value;
-    fraction(problems, `${field}.adamw.beta1`, beta1);
-    fraction(problems, `${field}.adamw.beta2`, beta2);
-    positive(problems, `${field}.adamw.epsilon`, epsilon);
-    nonNegative(problems, `${field}.adamw.weight_decay`, weightDecay);
-  }
+  checkAlgorithm(problems, optimizer.algorithm, field);
   if (!optimizer.schedule) return;
   knownEnum(problems, `${field}.schedule.kind`, ScheduleKindSchema, optimizer.schedule.kind);
   checkRange(problems, `${field}.schedule.warmup_steps`, optimizer.schedule.warmupSteps, 0, MAX_STEPS);
 }
 
+function checkAlgorithm(problems: Problems, algorithm: OptimizerOptions["algorithm"], optimizer: string): void {
+  if (algorithm.case === undefined) return;
+  const field = `${optimizer}.${algorithm.case}`;
+  nonNegative(problems, `${field}.weight_decay`, algorithm.value.weightDecay);
+  if (algorithm.case === "adamw") {
+    const { beta1, beta2, epsilon } = algorithm.value;
+    fraction(problems, `${field}.beta1`, beta1);
+    fraction(problems, `${field}.beta2`, beta2);
+    positive(problems, `${field}.epsilon`, epsilon);
+  } else if (algorithm.case === "adafactor") {
+    const { decayRate, clipThreshold, epsilon, minParameterScale, minDimensionToFactor } = algorithm.value;
+    positive(problems, `${field}.decay_rate`, decayRate);
+    positive(problems, `${field}.clip_threshold`, clipThreshold);
+    positive(problems, `${field}.epsilon`, epsilon);
+    nonNegative(problems, `${field}.min_parameter_scale`, minParameterScale);
+    checkRange(problems, `${field}.min_dimension_to_factor`, minDimensionToFactor ?? 1n, 1, 2 ** 31 - 1);
+  } else {
+    fraction(problems, `${field}.momentum`, algorithm.value.momentum);
+  }
+}
+
 function checkRouting(problems: Problems, routing: RoutingOptions, field: string): void {
   checkCapacity(problems, routing.trainCapacity, `${field}.train_capacity`);
   checkCapacity(problems, routing.evalCapacity, `${field}.eval_capacity`);
-  problems.require(routing.group >= 0 && routing.group <= 2, `${field}.group`, "is not a known value");
+  knownEnum(problems, `${field}.group`, RoutingGroupSchema, routing.group);
   fraction(problems, `${field}.jitter`, routing.jitter);
+  checkRange(problems, `${field}.top_k`, routing.topK, 0, MAX_TOP_K);
+  knownEnum(problems, `${field}.gate_normalization`, GateNormalizationSchema, routing.gateNormalization);
+  knownEnum(problems, `${field}.second_expert_policy`, SecondExpertPolicySchema, routing.secondExpertPolicy);
+  knownEnum(problems, `${field}.priority`, RoutingPrioritySchema, routing.priority);
+}
+
+function checkLosses(problems: Problems, losses: LossOptions, field: string): void {
+  nonNegative(problems, `${field}.balance_coefficient`, losses.balanceCoefficient);
+  nonNegative(problems, `${field}.z_coefficient`, losses.zCoefficient);
+  knownEnum(problems, `${field}.f_counts`, FCountsSchema, losses.fCounts);
+  knownEnum(problems, `${field}.layer_reduction`, LayerReductionSchema, losses.layerReduction);
+  nonNegative(problems, `${field}.vocabulary_z_coefficient`, losses.vocabularyZCoefficient);
+  fraction(problems, `${field}.label_smoothing`, losses.labelSmoothing);
 }
 
 function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, field: string): void {
@@ -81,18 +125,4 @@ function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, f
   if (rule?.case === "factor") positive(problems, `${field}.factor.factor`, rule.value.factor);
   if (rule?.case === "factorK") positive(problems, `${field}.factor_k.factor`, rule.value.factor);
   if (rule?.case === "fixed") checkRange(problems, `${field}.fixed.slots`, rule.value.slots, 1, 2 ** 31 - 1);
-}
-
-// NaN fails every one of these.
-function positive(problems: Problems, field: string, value: number | undefined): void {
-  const valid = value === undefined || (value > 0 && value < Number.POSITIVE_INFINITY);
-  if (!valid) problems.add(field, `is ${value}; must be above 0`);
-}
-function nonNegative(problems: Problems, field: string, value: number | undefined): void {
-  const valid = value === undefined || (value >= 0 && value < Number.POSITIVE_INFINITY);
-  if (!valid) problems.add(field, `is ${value}; must be at least 0`);
-}
-function fraction(problems: Problems, field: string, value: number | undefined): void {
-  const valid = value === undefined || (value >= 0 && value < 1);
-  if (!valid) problems.add(field, `is ${value}; must be in [0, 1)`);
 }

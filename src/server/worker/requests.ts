@@ -4,6 +4,7 @@ import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import type * as proto from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { type ReplySchema, RunOpenedSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type {
+  Decoding,
   Engine,
   Generation,
   ModelDescription,
@@ -15,6 +16,7 @@ import type {
 import { type ActiveRun, openActiveRun, type RunUpdateBody } from "./active_run.ts";
 import { fillDirectory } from "./checkpoint_directory.ts";
 import { checkpointStep } from "./checkpoint_step.ts";
+import { decodingFromProto } from "./convert/decoding.ts";
 import { evaluationToProto } from "./convert/metrics.ts";
 import { descriptionToProto, generationToProto } from "./convert/model.ts";
 import { planFromProto, planToProto } from "./convert/plan.ts";
@@ -184,12 +186,14 @@ async function generate(state: WorkerState, request: proto.Generate, { reply, ca
   const { run, model } = targetOf(state, request.target);
   const batchSize = run ? run.batchSize : Number(model.batchSize);
   const maxNewTokens = Number(request.maxNewTokens);
+  const decoding = decodingFromProto(request.decoding);
   await withTarget(state, request.target, async (training) => {
     const listener = training.onRoutes;
     try {
       for (let first = 0; first < inputs.length && !cancelled(); first += batchSize) {
         training.onRoutes = listener && ((batch) => listener(shifted(batch, first)));
-        const generations = await training.generate(inputs.slice(first, first + batchSize), { maxNewTokens });
+        const options = { maxNewTokens, decoding: decodingAt(decoding, first) };
+        const generations = await training.generate(inputs.slice(first, first + batchSize), options);
         generations.forEach((generation, i) => {
           const index = first + i;
           const value = generationToProto(withShiftedRoutes(generation, first), index, includeRoutes);
@@ -201,6 +205,10 @@ async function generate(state: WorkerState, request: proto.Generate, { reply, ca
     }
   });
 }
+
+/** The trainer draws by seed and place in the batch: without a seed for each batch, equal inputs would be answered alike. */
+const decodingAt = (decoding: Decoding, first: number): Decoding =>
+  decoding.kind === "sample" ? { ...decoding, seed: (decoding.seed + first) % 2 ** 32 } : decoding;
 
 /** Example ids count from the first input of the request. */
 const shifted = (batch: RouteBatch, by: number): RouteBatch =>

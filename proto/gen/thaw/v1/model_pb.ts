@@ -18,7 +18,7 @@ import type { JsonObject, Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/model.proto.
  */
 export const file_thaw_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("ChN0aGF3L3YxL21vZGVsLnByb3RvEgd0aGF3LnYxIs4BCgVNb2RlbBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRISCgptb2RlbF90eXBlGAMgASgJEhIKCnBhcmFtZXRlcnMYBCABKAMSEgoKc2l6ZV9ieXRlcxgFIAEoAxIkCgZvcmlnaW4YBiABKA4yFC50aGF3LnYxLk1vZGVsT3JpZ2luEg4KBnNvdXJjZRgHIAEoCRIvCgtjcmVhdGVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAigwEKEE1vZGVsRGVzY3JpcHRpb24SEgoKbW9kZWxfdHlwZRgBIAEoCRISCgpwYXJhbWV0ZXJzGAIgASgDEicKBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSHgoGZ3JvdXBzGAQgAygLMg4udGhhdy52MS5Hcm91cCKUAQoKR2VuZXJhdGlvbhITCgtpbnB1dF9pbmRleBgBIAEoAxINCgVpbnB1dBgCIAEoCRIMCgR0ZXh0GAMgASgJEhcKD2lucHV0X3Rva2VuX2lkcxgEIAMoBRIRCgl0b2tlbl9pZHMYBSADKAUSKAoGcm91dGVzGAYgAygLMhgudGhhdy52MS5Bc3NpZ25tZW50U2xpY2UqegoLTW9kZWxPcmlnaW4SHAoYTU9ERUxfT1JJR0lOX1VOU1BFQ0lGSUVEEAASFwoTTU9ERUxfT1JJR0lOX0xPQURFRBABEhkKFU1PREVMX09SSUdJTl9VUExPQURFRBACEhkKFU1PREVMX09SSUdJTl9FWFBPUlRFRBADYgZwcm90bzM", [file_google_protobuf_struct, file_google_protobuf_timestamp, file_thaw_v1_group, file_thaw_v1_routing]);
+  fileDesc("ChN0aGF3L3YxL21vZGVsLnByb3RvEgd0aGF3LnYxIs4BCgVNb2RlbBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRISCgptb2RlbF90eXBlGAMgASgJEhIKCnBhcmFtZXRlcnMYBCABKAMSEgoKc2l6ZV9ieXRlcxgFIAEoAxIkCgZvcmlnaW4YBiABKA4yFC50aGF3LnYxLk1vZGVsT3JpZ2luEg4KBnNvdXJjZRgHIAEoCRIvCgtjcmVhdGVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAigwEKEE1vZGVsRGVzY3JpcHRpb24SEgoKbW9kZWxfdHlwZRgBIAEoCRISCgpwYXJhbWV0ZXJzGAIgASgDEicKBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSHgoGZ3JvdXBzGAQgAygLMg4udGhhdy52MS5Hcm91cCIQCg5HcmVlZHlEZWNvZGluZyJmCg5TYW1wbGVEZWNvZGluZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESDAoEc2VlZBgDIAEoA0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wIk0KDEJlYW1EZWNvZGluZxINCgViZWFtcxgBIAEoBRIbCg5sZW5ndGhfcGVuYWx0eRgCIAEoAUgAiAEBQhEKD19sZW5ndGhfcGVuYWx0eSKyAQoKR2VuZXJhdGlvbhITCgtpbnB1dF9pbmRleBgBIAEoAxINCgVpbnB1dBgCIAEoCRIMCgR0ZXh0GAMgASgJEhcKD2lucHV0X3Rva2VuX2lkcxgEIAMoBRIRCgl0b2tlbl9pZHMYBSADKAUSKAoGcm91dGVzGAYgAygLMhgudGhhdy52MS5Bc3NpZ25tZW50U2xpY2USEgoFc2NvcmUYByABKAFIAIgBAUIICgZfc2NvcmUqegoLTW9kZWxPcmlnaW4SHAoYTU9ERUxfT1JJR0lOX1VOU1BFQ0lGSUVEEAASFwoTTU9ERUxfT1JJR0lOX0xPQURFRBABEhkKFU1PREVMX09SSUdJTl9VUExPQURFRBACEhkKFU1PREVMX09SSUdJTl9FWFBPUlRFRBADYgZwcm90bzM", [file_google_protobuf_struct, file_google_protobuf_timestamp, file_thaw_v1_group, file_thaw_v1_routing]);
 
 /**
  * A Hugging Face model directory known to the server.
@@ -133,6 +133,84 @@ export const ModelDescriptionSchema: GenMessage<ModelDescription> = /*@__PURE__*
   messageDesc(file_thaw_v1_model, 1);
 
 /**
+ * Takes the most probable token, the one of the lower id among equals.
+ *
+ * @generated from message thaw.v1.GreedyDecoding
+ */
+export type GreedyDecoding = Message<"thaw.v1.GreedyDecoding"> & {
+};
+
+/**
+ * Describes the message thaw.v1.GreedyDecoding.
+ * Use `create(GreedyDecodingSchema)` to create a new message.
+ */
+export const GreedyDecodingSchema: GenMessage<GreedyDecoding> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_model, 2);
+
+/**
+ * Draws each token from softmax(logits / temperature).
+ *
+ * @generated from message thaw.v1.SampleDecoding
+ */
+export type SampleDecoding = Message<"thaw.v1.SampleDecoding"> & {
+  /**
+   * Divides the logits, above 0. Default: 1.
+   *
+   * @generated from field: optional double temperature = 1;
+   */
+  temperature?: number | undefined;
+
+  /**
+   * Draws from the fewest most probable tokens that hold so much of the probability, in (0, 1]. Default: 1, from all.
+   *
+   * @generated from field: optional double top_p = 2;
+   */
+  topP?: number | undefined;
+
+  /**
+   * Seeds the draws; in [0, 2^32). Default: 0.
+   *
+   * @generated from field: int64 seed = 3;
+   */
+  seed: bigint;
+};
+
+/**
+ * Describes the message thaw.v1.SampleDecoding.
+ * Use `create(SampleDecodingSchema)` to create a new message.
+ */
+export const SampleDecodingSchema: GenMessage<SampleDecoding> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_model, 3);
+
+/**
+ * Beam search. The score of a sequence is its log-probability, in nats, over length^length_penalty.
+ *
+ * @generated from message thaw.v1.BeamDecoding
+ */
+export type BeamDecoding = Message<"thaw.v1.BeamDecoding"> & {
+  /**
+   * Sequences kept for each input, 1 to 16. Default: 4.
+   *
+   * @generated from field: int32 beams = 1;
+   */
+  beams: number;
+
+  /**
+   * Exponent of the length, at least 0; more favours longer sequences. Default: 1.
+   *
+   * @generated from field: optional double length_penalty = 2;
+   */
+  lengthPenalty?: number | undefined;
+};
+
+/**
+ * Describes the message thaw.v1.BeamDecoding.
+ * Use `create(BeamDecodingSchema)` to create a new message.
+ */
+export const BeamDecodingSchema: GenMessage<BeamDecoding> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_model, 4);
+
+/**
  * A finished generation for one input.
  *
  * @generated from message thaw.v1.Generation
@@ -179,6 +257,13 @@ export type Generation = Message<"thaw.v1.Generation"> & {
    * @generated from field: repeated thaw.v1.AssignmentSlice routes = 6;
    */
   routes: AssignmentSlice[];
+
+  /**
+   * The score of the sequence in beam search; unset otherwise.
+   *
+   * @generated from field: optional double score = 7;
+   */
+  score?: number | undefined;
 };
 
 /**
@@ -186,7 +271,7 @@ export type Generation = Message<"thaw.v1.Generation"> & {
  * Use `create(GenerationSchema)` to create a new message.
  */
 export const GenerationSchema: GenMessage<Generation> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_model, 2);
+  messageDesc(file_thaw_v1_model, 5);
 
 /**
  * Where a model came from.

@@ -10,7 +10,7 @@ import type { EvaluationResult } from "./evaluation_pb.ts";
 import { file_thaw_v1_evaluation } from "./evaluation_pb.ts";
 import type { FileHeader, UploadEnd } from "./file_pb.ts";
 import { file_thaw_v1_file } from "./file_pb.ts";
-import type { Generation, Model, ModelDescription } from "./model_pb.ts";
+import type { BeamDecoding, Generation, GreedyDecoding, Model, ModelDescription, SampleDecoding } from "./model_pb.ts";
 import { file_thaw_v1_model } from "./model_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/model_service.proto.
  */
 export const file_thaw_v1_model_service: GenFile = /*@__PURE__*/
-  fileDesc("Cht0aGF3L3YxL21vZGVsX3NlcnZpY2UucHJvdG8SB3RoYXcudjEiYQoQTG9hZE1vZGVsUmVxdWVzdBIRCglkaXJlY3RvcnkYASABKAkSEAoIbW9kZWxfaWQYAiABKAkSFAoMZGlzcGxheV9uYW1lGAMgASgJEhIKCnJlcXVlc3RfaWQYBCABKAkiMgoRTG9hZE1vZGVsUmVzcG9uc2USHQoFbW9kZWwYASABKAsyDi50aGF3LnYxLk1vZGVsIkkKC01vZGVsSGVhZGVyEhAKCG1vZGVsX2lkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJIpsBChJVcGxvYWRNb2RlbFJlcXVlc3QSJQoFbW9kZWwYASABKAsyFC50aGF3LnYxLk1vZGVsSGVhZGVySAASIwoEZmlsZRgCIAEoCzITLnRoYXcudjEuRmlsZUhlYWRlckgAEg4KBGRhdGEYAyABKAxIABIhCgNlbmQYBCABKAsyEi50aGF3LnYxLlVwbG9hZEVuZEgAQgYKBHBhcnQiNAoTVXBsb2FkTW9kZWxSZXNwb25zZRIdCgVtb2RlbBgBIAEoCzIOLnRoYXcudjEuTW9kZWwiJAoURG93bmxvYWRNb2RlbFJlcXVlc3QSDAoEbmFtZRgBIAEoCSJUChVEb3dubG9hZE1vZGVsUmVzcG9uc2USIwoEZmlsZRgBIAEoCzITLnRoYXcudjEuRmlsZUhlYWRlckgAEg4KBGRhdGEYAiABKAxIAEIGCgRwYXJ0IjoKEUxpc3RNb2RlbHNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIk0KEkxpc3RNb2RlbHNSZXNwb25zZRIeCgZtb2RlbHMYASADKAsyDi50aGF3LnYxLk1vZGVsEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIkChREZXNjcmliZU1vZGVsUmVxdWVzdBIMCgRuYW1lGAEgASgJImYKFURlc2NyaWJlTW9kZWxSZXNwb25zZRIdCgVtb2RlbBgBIAEoCzIOLnRoYXcudjEuTW9kZWwSLgoLZGVzY3JpcHRpb24YAiABKAsyGS50aGF3LnYxLk1vZGVsRGVzY3JpcHRpb24iNgoSRGVsZXRlTW9kZWxSZXF1ZXN0EgwKBG5hbWUYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCSIVChNEZWxldGVNb2RlbFJlc3BvbnNlInkKD0dlbmVyYXRlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg4KBmlucHV0cxgCIAMoCRIWCg5tYXhfbmV3X3Rva2VucxgDIAEoAxIYChBtYXhfaW5wdXRfdG9rZW5zGAQgASgDEhYKDmluY2x1ZGVfcm91dGVzGAUgASgIIjsKEEdlbmVyYXRlUmVzcG9uc2USJwoKZ2VuZXJhdGlvbhgBIAEoCzITLnRoYXcudjEuR2VuZXJhdGlvbiK0AQoPRXZhbHVhdGVSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHZGF0YXNldBgCIAEoCRINCgVzcGxpdBgDIAEoCRIZCgxtYXhfZXhhbXBsZXMYBCABKANIAIgBARISCgpiYXRjaF9zaXplGAUgASgDEhgKEG1heF9pbnB1dF90b2tlbnMYBiABKAMSGQoRbWF4X3RhcmdldF90b2tlbnMYByABKANCDwoNX21heF9leGFtcGxlcyI9ChBFdmFsdWF0ZVJlc3BvbnNlEikKBnJlc3VsdBgBIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdDLVBAoMTW9kZWxTZXJ2aWNlEkIKCUxvYWRNb2RlbBIZLnRoYXcudjEuTG9hZE1vZGVsUmVxdWVzdBoaLnRoYXcudjEuTG9hZE1vZGVsUmVzcG9uc2USSgoLVXBsb2FkTW9kZWwSGy50aGF3LnYxLlVwbG9hZE1vZGVsUmVxdWVzdBocLnRoYXcudjEuVXBsb2FkTW9kZWxSZXNwb25zZSgBElAKDURvd25sb2FkTW9kZWwSHS50aGF3LnYxLkRvd25sb2FkTW9kZWxSZXF1ZXN0Gh4udGhhdy52MS5Eb3dubG9hZE1vZGVsUmVzcG9uc2UwARJFCgpMaXN0TW9kZWxzEhoudGhhdy52MS5MaXN0TW9kZWxzUmVxdWVzdBobLnRoYXcudjEuTGlzdE1vZGVsc1Jlc3BvbnNlEk4KDURlc2NyaWJlTW9kZWwSHS50aGF3LnYxLkRlc2NyaWJlTW9kZWxSZXF1ZXN0Gh4udGhhdy52MS5EZXNjcmliZU1vZGVsUmVzcG9uc2USSAoLRGVsZXRlTW9kZWwSGy50aGF3LnYxLkRlbGV0ZU1vZGVsUmVxdWVzdBocLnRoYXcudjEuRGVsZXRlTW9kZWxSZXNwb25zZRJBCghHZW5lcmF0ZRIYLnRoYXcudjEuR2VuZXJhdGVSZXF1ZXN0GhkudGhhdy52MS5HZW5lcmF0ZVJlc3BvbnNlMAESPwoIRXZhbHVhdGUSGC50aGF3LnYxLkV2YWx1YXRlUmVxdWVzdBoZLnRoYXcudjEuRXZhbHVhdGVSZXNwb25zZWIGcHJvdG8z", [file_thaw_v1_evaluation, file_thaw_v1_file, file_thaw_v1_model]);
+  fileDesc("Cht0aGF3L3YxL21vZGVsX3NlcnZpY2UucHJvdG8SB3RoYXcudjEiYQoQTG9hZE1vZGVsUmVxdWVzdBIRCglkaXJlY3RvcnkYASABKAkSEAoIbW9kZWxfaWQYAiABKAkSFAoMZGlzcGxheV9uYW1lGAMgASgJEhIKCnJlcXVlc3RfaWQYBCABKAkiMgoRTG9hZE1vZGVsUmVzcG9uc2USHQoFbW9kZWwYASABKAsyDi50aGF3LnYxLk1vZGVsIkkKC01vZGVsSGVhZGVyEhAKCG1vZGVsX2lkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJIpsBChJVcGxvYWRNb2RlbFJlcXVlc3QSJQoFbW9kZWwYASABKAsyFC50aGF3LnYxLk1vZGVsSGVhZGVySAASIwoEZmlsZRgCIAEoCzITLnRoYXcudjEuRmlsZUhlYWRlckgAEg4KBGRhdGEYAyABKAxIABIhCgNlbmQYBCABKAsyEi50aGF3LnYxLlVwbG9hZEVuZEgAQgYKBHBhcnQiNAoTVXBsb2FkTW9kZWxSZXNwb25zZRIdCgVtb2RlbBgBIAEoCzIOLnRoYXcudjEuTW9kZWwiJAoURG93bmxvYWRNb2RlbFJlcXVlc3QSDAoEbmFtZRgBIAEoCSJUChVEb3dubG9hZE1vZGVsUmVzcG9uc2USIwoEZmlsZRgBIAEoCzITLnRoYXcudjEuRmlsZUhlYWRlckgAEg4KBGRhdGEYAiABKAxIAEIGCgRwYXJ0IjoKEUxpc3RNb2RlbHNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIk0KEkxpc3RNb2RlbHNSZXNwb25zZRIeCgZtb2RlbHMYASADKAsyDi50aGF3LnYxLk1vZGVsEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIkChREZXNjcmliZU1vZGVsUmVxdWVzdBIMCgRuYW1lGAEgASgJImYKFURlc2NyaWJlTW9kZWxSZXNwb25zZRIdCgVtb2RlbBgBIAEoCzIOLnRoYXcudjEuTW9kZWwSLgoLZGVzY3JpcHRpb24YAiABKAsyGS50aGF3LnYxLk1vZGVsRGVzY3JpcHRpb24iNgoSRGVsZXRlTW9kZWxSZXF1ZXN0EgwKBG5hbWUYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCSIVChNEZWxldGVNb2RlbFJlc3BvbnNlIoICCg9HZW5lcmF0ZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRIOCgZpbnB1dHMYAiADKAkSFgoObWF4X25ld190b2tlbnMYAyABKAMSGAoQbWF4X2lucHV0X3Rva2VucxgEIAEoAxIWCg5pbmNsdWRlX3JvdXRlcxgFIAEoCBIpCgZncmVlZHkYBiABKAsyFy50aGF3LnYxLkdyZWVkeURlY29kaW5nSAASKQoGc2FtcGxlGAcgASgLMhcudGhhdy52MS5TYW1wbGVEZWNvZGluZ0gAEiUKBGJlYW0YCCABKAsyFS50aGF3LnYxLkJlYW1EZWNvZGluZ0gAQgoKCGRlY29kaW5nIjsKEEdlbmVyYXRlUmVzcG9uc2USJwoKZ2VuZXJhdGlvbhgBIAEoCzITLnRoYXcudjEuR2VuZXJhdGlvbiK0AQoPRXZhbHVhdGVSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHZGF0YXNldBgCIAEoCRINCgVzcGxpdBgDIAEoCRIZCgxtYXhfZXhhbXBsZXMYBCABKANIAIgBARISCgpiYXRjaF9zaXplGAUgASgDEhgKEG1heF9pbnB1dF90b2tlbnMYBiABKAMSGQoRbWF4X3RhcmdldF90b2tlbnMYByABKANCDwoNX21heF9leGFtcGxlcyI9ChBFdmFsdWF0ZVJlc3BvbnNlEikKBnJlc3VsdBgBIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdDLVBAoMTW9kZWxTZXJ2aWNlEkIKCUxvYWRNb2RlbBIZLnRoYXcudjEuTG9hZE1vZGVsUmVxdWVzdBoaLnRoYXcudjEuTG9hZE1vZGVsUmVzcG9uc2USSgoLVXBsb2FkTW9kZWwSGy50aGF3LnYxLlVwbG9hZE1vZGVsUmVxdWVzdBocLnRoYXcudjEuVXBsb2FkTW9kZWxSZXNwb25zZSgBElAKDURvd25sb2FkTW9kZWwSHS50aGF3LnYxLkRvd25sb2FkTW9kZWxSZXF1ZXN0Gh4udGhhdy52MS5Eb3dubG9hZE1vZGVsUmVzcG9uc2UwARJFCgpMaXN0TW9kZWxzEhoudGhhdy52MS5MaXN0TW9kZWxzUmVxdWVzdBobLnRoYXcudjEuTGlzdE1vZGVsc1Jlc3BvbnNlEk4KDURlc2NyaWJlTW9kZWwSHS50aGF3LnYxLkRlc2NyaWJlTW9kZWxSZXF1ZXN0Gh4udGhhdy52MS5EZXNjcmliZU1vZGVsUmVzcG9uc2USSAoLRGVsZXRlTW9kZWwSGy50aGF3LnYxLkRlbGV0ZU1vZGVsUmVxdWVzdBocLnRoYXcudjEuRGVsZXRlTW9kZWxSZXNwb25zZRJBCghHZW5lcmF0ZRIYLnRoYXcudjEuR2VuZXJhdGVSZXF1ZXN0GhkudGhhdy52MS5HZW5lcmF0ZVJlc3BvbnNlMAESPwoIRXZhbHVhdGUSGC50aGF3LnYxLkV2YWx1YXRlUmVxdWVzdBoZLnRoYXcudjEuRXZhbHVhdGVSZXNwb25zZWIGcHJvdG8z", [file_thaw_v1_evaluation, file_thaw_v1_file, file_thaw_v1_model]);
 
 /**
  * Registers a directory.
@@ -438,6 +438,37 @@ export type GenerateRequest = Message<"thaw.v1.GenerateRequest"> & {
    * @generated from field: bool include_routes = 5;
    */
   includeRoutes: boolean;
+
+  /**
+   * How the next token is chosen. Unset: greedy.
+   *
+   * @generated from oneof thaw.v1.GenerateRequest.decoding
+   */
+  decoding: {
+    /**
+     * The most probable token.
+     *
+     * @generated from field: thaw.v1.GreedyDecoding greedy = 6;
+     */
+    value: GreedyDecoding;
+    case: "greedy";
+  } | {
+    /**
+     * A draw.
+     *
+     * @generated from field: thaw.v1.SampleDecoding sample = 7;
+     */
+    value: SampleDecoding;
+    case: "sample";
+  } | {
+    /**
+     * Beam search.
+     *
+     * @generated from field: thaw.v1.BeamDecoding beam = 8;
+     */
+    value: BeamDecoding;
+    case: "beam";
+  } | { case: undefined; value?: undefined };
 };
 
 /**
@@ -620,7 +651,7 @@ export const ModelService: GenService<{
     output: typeof DeleteModelResponseSchema;
   },
   /**
-   * Greedy generation. One message per input, in order, as they finish.
+   * Generates. One message per input, in order, as they finish.
    *
    * @generated from rpc thaw.v1.ModelService.Generate
    */

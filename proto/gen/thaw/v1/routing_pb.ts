@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/routing.proto.
  */
 export const file_thaw_v1_routing: GenFile = /*@__PURE__*/
-  fileDesc("ChV0aGF3L3YxL3JvdXRpbmcucHJvdG8SB3RoYXcudjEiCgoIRHJvcGxlc3MiIAoOQ2FwYWNpdHlGYWN0b3ISDgoGZmFjdG9yGAEgASgBIh4KDUZpeGVkQ2FwYWNpdHkSDQoFc2xvdHMYASABKAMivgEKDENhcGFjaXR5UnVsZRIlCghkcm9wbGVzcxgBIAEoCzIRLnRoYXcudjEuRHJvcGxlc3NIABIpCgZmYWN0b3IYAiABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASKwoIZmFjdG9yX2sYAyABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASJwoFZml4ZWQYBCABKAsyFi50aGF3LnYxLkZpeGVkQ2FwYWNpdHlIAEIGCgRydWxlIroBCg5Sb3V0aW5nT3B0aW9ucxItCg50cmFpbl9jYXBhY2l0eRgBIAEoCzIVLnRoYXcudjEuQ2FwYWNpdHlSdWxlEiwKDWV2YWxfY2FwYWNpdHkYAiABKAsyFS50aGF3LnYxLkNhcGFjaXR5UnVsZRIkCgVncm91cBgDIAEoDjIVLnRoYXcudjEuUm91dGluZ0dyb3VwEhUKDXJvdXRlX3BhZGRpbmcYBCABKAgSDgoGaml0dGVyGAUgASgBIpwBChJSb3V0ZXJMYXllck1ldHJpY3MSHQoFc3RhY2sYASABKA4yDi50aGF3LnYxLlN0YWNrEg0KBWxheWVyGAIgASgFEhQKDGJhbGFuY2VfbG9zcxgDIAEoARIOCgZ6X2xvc3MYBCABKAESDAoEbG9hZBgFIAMoARIPCgdkcm9wcGVkGAYgASgDEhMKC2Fzc2lnbm1lbnRzGAcgASgDIrgBCgtSb3V0ZUZpbHRlchIeCgZzdGFja3MYASADKA4yDi50aGF3LnYxLlN0YWNrEg4KBmxheWVycxgCIAMoBRIPCgdleHBlcnRzGAMgAygFEhMKC2V4YW1wbGVfaWRzGAQgAygDEiUKB3NvdXJjZXMYBSADKA4yFC50aGF3LnYxLlJvdXRlU291cmNlEhoKDXNhbXBsaW5nX3JhdGUYBiABKAFIAIgBAUIQCg5fc2FtcGxpbmdfcmF0ZSK3AgoPQXNzaWdubWVudFNsaWNlEiQKBnNvdXJjZRgBIAEoDjIULnRoYXcudjEuUm91dGVTb3VyY2USDAoEc3RlcBgCIAEoAxIdCgVzdGFjaxgDIAEoDjIOLnRoYXcudjEuU3RhY2sSDQoFbGF5ZXIYBCABKAUSFAoMZXhwZXJ0X2NvdW50GAUgASgFEg0KBXRvcF9rGAYgASgFEhMKC3Rva2VuX2NvdW50GAcgASgDEhMKC2V4YW1wbGVfaWRzGAggASgMEhEKCXBvc2l0aW9ucxgJIAEoDBIRCgl0b2tlbl9pZHMYCiABKAwSFwoPZXhwZXJ0X2lkX2J5dGVzGAsgASgFEhIKCmV4cGVydF9pZHMYDCABKAwSDQoFZ2F0ZXMYDSABKAwSEQoJa2VwdF9iaXRzGA4gASgMItABChNSb3V0aW5nTGF5ZXJTdW1tYXJ5Eh0KBXN0YWNrGAEgASgOMg4udGhhdy52MS5TdGFjaxINCgVsYXllchgCIAEoBRITCgthc3NpZ25tZW50cxgDIAEoAxIPCgdkcm9wcGVkGAQgASgDEgwKBGxvYWQYBSADKAESGQoRbG9hZF9lbnRyb3B5X25hdHMYBiABKAESFgoObG9hZF9pbWJhbGFuY2UYByABKAESFQoNY29fYWN0aXZhdGlvbhgIIAMoARINCgVkcmlmdBgJIAEoASpiCgxSb3V0aW5nR3JvdXASHQoZUk9VVElOR19HUk9VUF9VTlNQRUNJRklFRBAAEhcKE1JPVVRJTkdfR1JPVVBfQkFUQ0gQARIaChZST1VUSU5HX0dST1VQX1NFUVVFTkNFEAIqgAEKC1JvdXRlU291cmNlEhwKGFJPVVRFX1NPVVJDRV9VTlNQRUNJRklFRBAAEhkKFVJPVVRFX1NPVVJDRV9UUkFJTklORxABEhsKF1JPVVRFX1NPVVJDRV9FVkFMVUFUSU9OEAISGwoXUk9VVEVfU09VUkNFX0dFTkVSQVRJT04QA2IGcHJvdG8z", [file_thaw_v1_group]);
+  fileDesc("ChV0aGF3L3YxL3JvdXRpbmcucHJvdG8SB3RoYXcudjEiCgoIRHJvcGxlc3MiIAoOQ2FwYWNpdHlGYWN0b3ISDgoGZmFjdG9yGAEgASgBIh4KDUZpeGVkQ2FwYWNpdHkSDQoFc2xvdHMYASABKAMivgEKDENhcGFjaXR5UnVsZRIlCghkcm9wbGVzcxgBIAEoCzIRLnRoYXcudjEuRHJvcGxlc3NIABIpCgZmYWN0b3IYAiABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASKwoIZmFjdG9yX2sYAyABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASJwoFZml4ZWQYBCABKAsyFi50aGF3LnYxLkZpeGVkQ2FwYWNpdHlIAEIGCgRydWxlIugCCg5Sb3V0aW5nT3B0aW9ucxItCg50cmFpbl9jYXBhY2l0eRgBIAEoCzIVLnRoYXcudjEuQ2FwYWNpdHlSdWxlEiwKDWV2YWxfY2FwYWNpdHkYAiABKAsyFS50aGF3LnYxLkNhcGFjaXR5UnVsZRIkCgVncm91cBgDIAEoDjIVLnRoYXcudjEuUm91dGluZ0dyb3VwEhUKDXJvdXRlX3BhZGRpbmcYBCABKAgSDgoGaml0dGVyGAUgASgBEg0KBXRvcF9rGAYgASgFEjYKEmdhdGVfbm9ybWFsaXphdGlvbhgHIAEoDjIaLnRoYXcudjEuR2F0ZU5vcm1hbGl6YXRpb24SOQoUc2Vjb25kX2V4cGVydF9wb2xpY3kYCCABKA4yGy50aGF3LnYxLlNlY29uZEV4cGVydFBvbGljeRIqCghwcmlvcml0eRgJIAEoDjIYLnRoYXcudjEuUm91dGluZ1ByaW9yaXR5IpwBChJSb3V0ZXJMYXllck1ldHJpY3MSHQoFc3RhY2sYASABKA4yDi50aGF3LnYxLlN0YWNrEg0KBWxheWVyGAIgASgFEhQKDGJhbGFuY2VfbG9zcxgDIAEoARIOCgZ6X2xvc3MYBCABKAESDAoEbG9hZBgFIAMoARIPCgdkcm9wcGVkGAYgASgDEhMKC2Fzc2lnbm1lbnRzGAcgASgDIrgBCgtSb3V0ZUZpbHRlchIeCgZzdGFja3MYASADKA4yDi50aGF3LnYxLlN0YWNrEg4KBmxheWVycxgCIAMoBRIPCgdleHBlcnRzGAMgAygFEhMKC2V4YW1wbGVfaWRzGAQgAygDEiUKB3NvdXJjZXMYBSADKA4yFC50aGF3LnYxLlJvdXRlU291cmNlEhoKDXNhbXBsaW5nX3JhdGUYBiABKAFIAIgBAUIQCg5fc2FtcGxpbmdfcmF0ZSK3AgoPQXNzaWdubWVudFNsaWNlEiQKBnNvdXJjZRgBIAEoDjIULnRoYXcudjEuUm91dGVTb3VyY2USDAoEc3RlcBgCIAEoAxIdCgVzdGFjaxgDIAEoDjIOLnRoYXcudjEuU3RhY2sSDQoFbGF5ZXIYBCABKAUSFAoMZXhwZXJ0X2NvdW50GAUgASgFEg0KBXRvcF9rGAYgASgFEhMKC3Rva2VuX2NvdW50GAcgASgDEhMKC2V4YW1wbGVfaWRzGAggASgMEhEKCXBvc2l0aW9ucxgJIAEoDBIRCgl0b2tlbl9pZHMYCiABKAwSFwoPZXhwZXJ0X2lkX2J5dGVzGAsgASgFEhIKCmV4cGVydF9pZHMYDCABKAwSDQoFZ2F0ZXMYDSABKAwSEQoJa2VwdF9iaXRzGA4gASgMItABChNSb3V0aW5nTGF5ZXJTdW1tYXJ5Eh0KBXN0YWNrGAEgASgOMg4udGhhdy52MS5TdGFjaxINCgVsYXllchgCIAEoBRITCgthc3NpZ25tZW50cxgDIAEoAxIPCgdkcm9wcGVkGAQgASgDEgwKBGxvYWQYBSADKAESGQoRbG9hZF9lbnRyb3B5X25hdHMYBiABKAESFgoObG9hZF9pbWJhbGFuY2UYByABKAESFQoNY29fYWN0aXZhdGlvbhgIIAMoARINCgVkcmlmdBgJIAEoASpiCgxSb3V0aW5nR3JvdXASHQoZUk9VVElOR19HUk9VUF9VTlNQRUNJRklFRBAAEhcKE1JPVVRJTkdfR1JPVVBfQkFUQ0gQARIaChZST1VUSU5HX0dST1VQX1NFUVVFTkNFEAIqcgoRR2F0ZU5vcm1hbGl6YXRpb24SIgoeR0FURV9OT1JNQUxJWkFUSU9OX1VOU1BFQ0lGSUVEEAASGwoXR0FURV9OT1JNQUxJWkFUSU9OX05PTkUQARIcChhHQVRFX05PUk1BTElaQVRJT05fVE9QX0sQAip8ChJTZWNvbmRFeHBlcnRQb2xpY3kSJAogU0VDT05EX0VYUEVSVF9QT0xJQ1lfVU5TUEVDSUZJRUQQABIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9BTFdBWVMQARIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9SQU5ET00QAip6Cg9Sb3V0aW5nUHJpb3JpdHkSIAocUk9VVElOR19QUklPUklUWV9VTlNQRUNJRklFRBAAEh0KGVJPVVRJTkdfUFJJT1JJVFlfUE9TSVRJT04QARImCiJST1VUSU5HX1BSSU9SSVRZX0JBVENIX1BSSU9SSVRJWkVEEAIqgAEKC1JvdXRlU291cmNlEhwKGFJPVVRFX1NPVVJDRV9VTlNQRUNJRklFRBAAEhkKFVJPVVRFX1NPVVJDRV9UUkFJTklORxABEhsKF1JPVVRFX1NPVVJDRV9FVkFMVUFUSU9OEAISGwoXUk9VVEVfU09VUkNFX0dFTkVSQVRJT04QA2IGcHJvdG8z", [file_thaw_v1_group]);
 
 /**
  * Every token keeps all of its chosen experts; nothing is dropped.
@@ -127,7 +127,7 @@ export const CapacityRuleSchema: GenMessage<CapacityRule> = /*@__PURE__*/
   messageDesc(file_thaw_v1_routing, 3);
 
 /**
- * How a run routes. `top_k` and the number of experts are the model's.
+ * How a run routes. The number of experts is the model's.
  *
  * @generated from message thaw.v1.RoutingOptions
  */
@@ -166,6 +166,34 @@ export type RoutingOptions = Message<"thaw.v1.RoutingOptions"> & {
    * @generated from field: double jitter = 5;
    */
   jitter: number;
+
+  /**
+   * Experts per token, at most the model's experts. Default: 0, the model's.
+   *
+   * @generated from field: int32 top_k = 6;
+   */
+  topK: number;
+
+  /**
+   * Gates of the chosen experts. Default: the model's.
+   *
+   * @generated from field: thaw.v1.GateNormalization gate_normalization = 7;
+   */
+  gateNormalization: GateNormalization;
+
+  /**
+   * Choices after the first. Default: always used.
+   *
+   * @generated from field: thaw.v1.SecondExpertPolicy second_expert_policy = 8;
+   */
+  secondExpertPolicy: SecondExpertPolicy;
+
+  /**
+   * Who takes a slot first. Default: by position.
+   *
+   * @generated from field: thaw.v1.RoutingPriority priority = 9;
+   */
+  priority: RoutingPriority;
 };
 
 /**
@@ -527,6 +555,130 @@ export const RoutingGroupSchema: GenEnum<RoutingGroup> = /*@__PURE__*/
   enumDesc(file_thaw_v1_routing, 0);
 
 /**
+ * Whether the gates of a token's chosen experts are divided by their sum.
+ *
+ * @generated from enum thaw.v1.GateNormalization
+ */
+export const GateNormalization = {
+  /**
+   * The default: as the model says.
+   *
+   * @generated from enum value: GATE_NORMALIZATION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * They stay the router's probabilities.
+   *
+   * @generated from enum value: GATE_NORMALIZATION_NONE = 1;
+   */
+  NONE: 1,
+
+  /**
+   * They sum to 1 over the chosen experts.
+   *
+   * @generated from enum value: GATE_NORMALIZATION_TOP_K = 2;
+   */
+  TOP_K: 2,
+} as const;
+
+/**
+ * Whether the gates of a token's chosen experts are divided by their sum.
+ *
+ * @generated from enum thaw.v1.GateNormalization
+ */
+export type GateNormalization = (typeof GateNormalization)[keyof typeof GateNormalization] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.GateNormalization.
+ */
+export const GateNormalizationSchema: GenEnum<GateNormalization> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_routing, 1);
+
+/**
+ * Whether a token uses its choices after the first.
+ *
+ * @generated from enum thaw.v1.SecondExpertPolicy
+ */
+export const SecondExpertPolicy = {
+  /**
+   * The default: always.
+   *
+   * @generated from enum value: SECOND_EXPERT_POLICY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Always.
+   *
+   * @generated from enum value: SECOND_EXPERT_POLICY_ALWAYS = 1;
+   */
+  ALWAYS: 1,
+
+  /**
+   * With probability min(1, gate / 0.2), in training only (ST-MoE, appendix D).
+   *
+   * @generated from enum value: SECOND_EXPERT_POLICY_RANDOM = 2;
+   */
+  RANDOM: 2,
+} as const;
+
+/**
+ * Whether a token uses its choices after the first.
+ *
+ * @generated from enum thaw.v1.SecondExpertPolicy
+ */
+export type SecondExpertPolicy = (typeof SecondExpertPolicy)[keyof typeof SecondExpertPolicy] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.SecondExpertPolicy.
+ */
+export const SecondExpertPolicySchema: GenEnum<SecondExpertPolicy> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_routing, 2);
+
+/**
+ * Who takes an expert's slots first. All first choices come before any second choice.
+ *
+ * @generated from enum thaw.v1.RoutingPriority
+ */
+export const RoutingPriority = {
+  /**
+   * The default: position.
+   *
+   * @generated from enum value: ROUTING_PRIORITY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Tokens in order.
+   *
+   * @generated from enum value: ROUTING_PRIORITY_POSITION = 1;
+   */
+  POSITION: 1,
+
+  /**
+   * Tokens by descending probability of their first choice, in the encoder; a decoder would see its future, so it routes by
+   * position all the same. Refused for a model without a sparse encoder layer.
+   *
+   * @generated from enum value: ROUTING_PRIORITY_BATCH_PRIORITIZED = 2;
+   */
+  BATCH_PRIORITIZED: 2,
+} as const;
+
+/**
+ * Who takes an expert's slots first. All first choices come before any second choice.
+ *
+ * @generated from enum thaw.v1.RoutingPriority
+ */
+export type RoutingPriority = (typeof RoutingPriority)[keyof typeof RoutingPriority] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.RoutingPriority.
+ */
+export const RoutingPrioritySchema: GenEnum<RoutingPriority> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_routing, 3);
+
+/**
  * Where a forward pass came from.
  *
  * @generated from enum thaw.v1.RouteSource
@@ -572,5 +724,5 @@ export type RouteSource = (typeof RouteSource)[keyof typeof RouteSource] | Unkno
  * Describes the enum thaw.v1.RouteSource.
  */
 export const RouteSourceSchema: GenEnum<RouteSource> = /*@__PURE__*/
-  enumDesc(file_thaw_v1_routing, 1);
+  enumDesc(file_thaw_v1_routing, 4);
 

@@ -24,7 +24,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/run.proto.
  */
 export const file_thaw_v1_run: GenFile = /*@__PURE__*/
-  fileDesc("ChF0aGF3L3YxL3J1bi5wcm90bxIHdGhhdy52MSKRAQoFQWRhbVcSEgoFYmV0YTEYASABKAFIAIgBARISCgViZXRhMhgCIAEoAUgBiAEBEhQKB2Vwc2lsb24YAyABKAFIAogBARIZCgx3ZWlnaHRfZGVjYXkYBCABKAFIA4gBAUIICgZfYmV0YTFCCAoGX2JldGEyQgoKCF9lcHNpbG9uQg8KDV93ZWlnaHRfZGVjYXkiRQoIU2NoZWR1bGUSIwoEa2luZBgBIAEoDjIVLnRoYXcudjEuU2NoZWR1bGVLaW5kEhQKDHdhcm11cF9zdGVwcxgCIAEoAyLJAQoQT3B0aW1pemVyT3B0aW9ucxIfCgVhZGFtdxgBIAEoCzIOLnRoYXcudjEuQWRhbVdIABIaCg1sZWFybmluZ19yYXRlGAIgASgBSAGIAQESHgoRbWF4X2dyYWRpZW50X25vcm0YAyABKAFIAogBARIjCghzY2hlZHVsZRgEIAEoCzIRLnRoYXcudjEuU2NoZWR1bGVCCwoJYWxnb3JpdGhtQhAKDl9sZWFybmluZ19yYXRlQhQKEl9tYXhfZ3JhZGllbnRfbm9ybSJ1CgtMb3NzT3B0aW9ucxIgChNiYWxhbmNlX2NvZWZmaWNpZW50GAEgASgBSACIAQESGgoNel9jb2VmZmljaWVudBgCIAEoAUgBiAEBQhYKFF9iYWxhbmNlX2NvZWZmaWNpZW50QhAKDl96X2NvZWZmaWNpZW50InUKEEV2YWx1YXRpb25Qb2xpY3kSEwoLZXZlcnlfc3RlcHMYASABKAMSGQoMbWF4X2V4YW1wbGVzGAIgASgDSACIAQESDgoGc3BsaXRzGAMgAygJEhAKCGF0X3N0YXJ0GAQgASgIQg8KDV9tYXhfZXhhbXBsZXMiYgoQQ2hlY2twb2ludFBvbGljeRIYCgtldmVyeV9zdGVwcxgBIAEoA0gAiAEBEhYKCWtlZXBfbGFzdBgCIAEoA0gBiAEBQg4KDF9ldmVyeV9zdGVwc0IMCgpfa2VlcF9sYXN0ItUDCgdSdW5TcGVjEg0KBW1vZGVsGAEgASgJEg8KB2RhdGFzZXQYAiABKAkSDQoFc3RlcHMYAyABKAMSEgoKYmF0Y2hfc2l6ZRgEIAEoAxIYChBtYXhfaW5wdXRfdG9rZW5zGAUgASgDEhkKEW1heF90YXJnZXRfdG9rZW5zGAYgASgDEgwKBHNlZWQYByABKAMSKQoJdHJhaW5hYmxlGAggASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEiwKCW9wdGltaXplchgJIAEoCzIZLnRoYXcudjEuT3B0aW1pemVyT3B0aW9ucxIoCgdyb3V0aW5nGAogASgLMhcudGhhdy52MS5Sb3V0aW5nT3B0aW9ucxIkCgZsb3NzZXMYCyABKAsyFC50aGF3LnYxLkxvc3NPcHRpb25zEhQKB2Ryb3BvdXQYDCABKAFIAIgBARItCgpldmFsdWF0aW9uGA0gASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUG9saWN5Ei4KC2NoZWNrcG9pbnRzGA4gASgLMhkudGhhdy52MS5DaGVja3BvaW50UG9saWN5EhoKEmluaXRpYWxfY2hlY2twb2ludBgPIAEoCUIKCghfZHJvcG91dCL/BAoDUnVuEgwKBG5hbWUYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEigKBmxhYmVscxgDIAMoCzIYLnRoYXcudjEuUnVuLkxhYmVsc0VudHJ5Eh4KBHNwZWMYBCABKAsyEC50aGF3LnYxLlJ1blNwZWMSIAoFc3RhdGUYBSABKA4yES50aGF3LnYxLlJ1blN0YXRlEiEKBWVycm9yGAYgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMSDAoEc3RlcBgHIAEoAxIpCgl0cmFpbmFibGUYCCABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SHwoEY29zdBgJIAEoCzIRLnRoYXcudjEuUGxhbkNvc3QSJQoHbWV0cmljcxgKIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3MSIQoEZGF0YRgLIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydBIZChFsYXRlc3RfY2hlY2twb2ludBgMIAEoCRIQCghyZXZpc2lvbhgNIAEoAxIWCg5xdWV1ZV9wb3NpdGlvbhgOIAEoAxIQCghyZXN0YXJ0cxgPIAEoAxIvCgtjcmVhdGVfdGltZRgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRfdGltZRgRIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYEiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBGV0YWcYEyABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASqdAQoMU2NoZWR1bGVLaW5kEh0KGVNDSEVEVUxFX0tJTkRfVU5TUEVDSUZJRUQQABIaChZTQ0hFRFVMRV9LSU5EX0NPTlNUQU5UEAESGAoUU0NIRURVTEVfS0lORF9MSU5FQVIQAhIeChpTQ0hFRFVMRV9LSU5EX0lOVkVSU0VfU1FSVBADEhgKFFNDSEVEVUxFX0tJTkRfQ09TSU5FEARiBnByb3RvMw", [file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
+  fileDesc("ChF0aGF3L3YxL3J1bi5wcm90bxIHdGhhdy52MSKRAQoFQWRhbVcSEgoFYmV0YTEYASABKAFIAIgBARISCgViZXRhMhgCIAEoAUgBiAEBEhQKB2Vwc2lsb24YAyABKAFIAogBARIZCgx3ZWlnaHRfZGVjYXkYBCABKAFIA4gBAUIICgZfYmV0YTFCCAoGX2JldGEyQgoKCF9lcHNpbG9uQg8KDV93ZWlnaHRfZGVjYXkirQIKCUFkYWZhY3RvchIXCgpkZWNheV9yYXRlGAEgASgBSACIAQESGwoOY2xpcF90aHJlc2hvbGQYAiABKAFIAYgBARIUCgdlcHNpbG9uGAMgASgBSAKIAQESIAoTbWluX3BhcmFtZXRlcl9zY2FsZRgEIAEoAUgDiAEBEiQKF21pbl9kaW1lbnNpb25fdG9fZmFjdG9yGAUgASgDSASIAQESGQoMd2VpZ2h0X2RlY2F5GAYgASgBSAWIAQFCDQoLX2RlY2F5X3JhdGVCEQoPX2NsaXBfdGhyZXNob2xkQgoKCF9lcHNpbG9uQhYKFF9taW5fcGFyYW1ldGVyX3NjYWxlQhoKGF9taW5fZGltZW5zaW9uX3RvX2ZhY3RvckIPCg1fd2VpZ2h0X2RlY2F5IlUKA1NnZBIVCghtb21lbnR1bRgBIAEoAUgAiAEBEhkKDHdlaWdodF9kZWNheRgCIAEoAUgBiAEBQgsKCV9tb21lbnR1bUIPCg1fd2VpZ2h0X2RlY2F5IkUKCFNjaGVkdWxlEiMKBGtpbmQYASABKA4yFS50aGF3LnYxLlNjaGVkdWxlS2luZBIUCgx3YXJtdXBfc3RlcHMYAiABKAMijwIKEE9wdGltaXplck9wdGlvbnMSHwoFYWRhbXcYASABKAsyDi50aGF3LnYxLkFkYW1XSAASJwoJYWRhZmFjdG9yGAUgASgLMhIudGhhdy52MS5BZGFmYWN0b3JIABIbCgNzZ2QYBiABKAsyDC50aGF3LnYxLlNnZEgAEhoKDWxlYXJuaW5nX3JhdGUYAiABKAFIAYgBARIeChFtYXhfZ3JhZGllbnRfbm9ybRgDIAEoAUgCiAEBEiMKCHNjaGVkdWxlGAQgASgLMhEudGhhdy52MS5TY2hlZHVsZUILCglhbGdvcml0aG1CEAoOX2xlYXJuaW5nX3JhdGVCFAoSX21heF9ncmFkaWVudF9ub3JtIsECCgtMb3NzT3B0aW9ucxIgChNiYWxhbmNlX2NvZWZmaWNpZW50GAEgASgBSACIAQESGgoNel9jb2VmZmljaWVudBgCIAEoAUgBiAEBEiIKCGZfY291bnRzGAMgASgOMhAudGhhdy52MS5GQ291bnRzEjAKD2xheWVyX3JlZHVjdGlvbhgEIAEoDjIXLnRoYXcudjEuTGF5ZXJSZWR1Y3Rpb24SJQoYdm9jYWJ1bGFyeV96X2NvZWZmaWNpZW50GAUgASgBSAKIAQESHAoPbGFiZWxfc21vb3RoaW5nGAYgASgBSAOIAQFCFgoUX2JhbGFuY2VfY29lZmZpY2llbnRCEAoOX3pfY29lZmZpY2llbnRCGwoZX3ZvY2FidWxhcnlfel9jb2VmZmljaWVudEISChBfbGFiZWxfc21vb3RoaW5nInUKEEV2YWx1YXRpb25Qb2xpY3kSEwoLZXZlcnlfc3RlcHMYASABKAMSGQoMbWF4X2V4YW1wbGVzGAIgASgDSACIAQESDgoGc3BsaXRzGAMgAygJEhAKCGF0X3N0YXJ0GAQgASgIQg8KDV9tYXhfZXhhbXBsZXMiYgoQQ2hlY2twb2ludFBvbGljeRIYCgtldmVyeV9zdGVwcxgBIAEoA0gAiAEBEhYKCWtlZXBfbGFzdBgCIAEoA0gBiAEBQg4KDF9ldmVyeV9zdGVwc0IMCgpfa2VlcF9sYXN0IoUECgdSdW5TcGVjEg0KBW1vZGVsGAEgASgJEg8KB2RhdGFzZXQYAiABKAkSDQoFc3RlcHMYAyABKAMSEgoKYmF0Y2hfc2l6ZRgEIAEoAxIYChBtYXhfaW5wdXRfdG9rZW5zGAUgASgDEhkKEW1heF90YXJnZXRfdG9rZW5zGAYgASgDEgwKBHNlZWQYByABKAMSKQoJdHJhaW5hYmxlGAggASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEiwKCW9wdGltaXplchgJIAEoCzIZLnRoYXcudjEuT3B0aW1pemVyT3B0aW9ucxIoCgdyb3V0aW5nGAogASgLMhcudGhhdy52MS5Sb3V0aW5nT3B0aW9ucxIkCgZsb3NzZXMYCyABKAsyFC50aGF3LnYxLkxvc3NPcHRpb25zEhQKB2Ryb3BvdXQYDCABKAFIAIgBARItCgpldmFsdWF0aW9uGA0gASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUG9saWN5Ei4KC2NoZWNrcG9pbnRzGA4gASgLMhkudGhhdy52MS5DaGVja3BvaW50UG9saWN5EhoKEmluaXRpYWxfY2hlY2twb2ludBgPIAEoCRIbCg5leHBlcnRfZHJvcG91dBgQIAEoAUgBiAEBQgoKCF9kcm9wb3V0QhEKD19leHBlcnRfZHJvcG91dCL/BAoDUnVuEgwKBG5hbWUYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEigKBmxhYmVscxgDIAMoCzIYLnRoYXcudjEuUnVuLkxhYmVsc0VudHJ5Eh4KBHNwZWMYBCABKAsyEC50aGF3LnYxLlJ1blNwZWMSIAoFc3RhdGUYBSABKA4yES50aGF3LnYxLlJ1blN0YXRlEiEKBWVycm9yGAYgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMSDAoEc3RlcBgHIAEoAxIpCgl0cmFpbmFibGUYCCABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SHwoEY29zdBgJIAEoCzIRLnRoYXcudjEuUGxhbkNvc3QSJQoHbWV0cmljcxgKIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3MSIQoEZGF0YRgLIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydBIZChFsYXRlc3RfY2hlY2twb2ludBgMIAEoCRIQCghyZXZpc2lvbhgNIAEoAxIWCg5xdWV1ZV9wb3NpdGlvbhgOIAEoAxIQCghyZXN0YXJ0cxgPIAEoAxIvCgtjcmVhdGVfdGltZRgQIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKc3RhcnRfdGltZRgRIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYEiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBGV0YWcYEyABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASqdAQoMU2NoZWR1bGVLaW5kEh0KGVNDSEVEVUxFX0tJTkRfVU5TUEVDSUZJRUQQABIaChZTQ0hFRFVMRV9LSU5EX0NPTlNUQU5UEAESGAoUU0NIRURVTEVfS0lORF9MSU5FQVIQAhIeChpTQ0hFRFVMRV9LSU5EX0lOVkVSU0VfU1FSVBADEhgKFFNDSEVEVUxFX0tJTkRfQ09TSU5FEAQqSgoHRkNvdW50cxIYChRGX0NPVU5UU19VTlNQRUNJRklFRBAAEhEKDUZfQ09VTlRTX1RPUDEQARISCg5GX0NPVU5UU19BTExfSxACKoABCg5MYXllclJlZHVjdGlvbhIfChtMQVlFUl9SRURVQ1RJT05fVU5TUEVDSUZJRUQQABIXChNMQVlFUl9SRURVQ1RJT05fU1VNEAESGAoUTEFZRVJfUkVEVUNUSU9OX01FQU4QAhIaChZMQVlFUl9SRURVQ1RJT05fUE9PTEVEEANiBnByb3RvMw", [file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
 
 /**
  * AdamW: Adam with decoupled weight decay.
@@ -69,6 +69,90 @@ export const AdamWSchema: GenMessage<AdamW> = /*@__PURE__*/
   messageDesc(file_thaw_v1_run, 0);
 
 /**
+ * Adafactor (Shazeer and Stern 2018) without first moment. Every expert counts as a tensor of its own.
+ *
+ * @generated from message thaw.v1.Adafactor
+ */
+export type Adafactor = Message<"thaw.v1.Adafactor"> & {
+  /**
+   * The second moment decays with 1 - step^-decay_rate; above 0. Default: 0.8.
+   *
+   * @generated from field: optional double decay_rate = 1;
+   */
+  decayRate?: number | undefined;
+
+  /**
+   * Largest root mean square of an update before the learning rate, above 0. Default: 1.
+   *
+   * @generated from field: optional double clip_threshold = 2;
+   */
+  clipThreshold?: number | undefined;
+
+  /**
+   * Added to squared gradients, above 0. Default: 1e-30.
+   *
+   * @generated from field: optional double epsilon = 3;
+   */
+  epsilon?: number | undefined;
+
+  /**
+   * A step is scaled by the root mean square of its parameter, or by this where that is less; at least 0. Default: 1e-3.
+   *
+   * @generated from field: optional double min_parameter_scale = 4;
+   */
+  minParameterScale?: number | undefined;
+
+  /**
+   * Second moments are factored where both dimensions have at least so many entries; at least 1. Default: 128.
+   *
+   * @generated from field: optional int64 min_dimension_to_factor = 5;
+   */
+  minDimensionToFactor?: bigint | undefined;
+
+  /**
+   * Decoupled decay, at least 0. Default: 0.
+   *
+   * @generated from field: optional double weight_decay = 6;
+   */
+  weightDecay?: number | undefined;
+};
+
+/**
+ * Describes the message thaw.v1.Adafactor.
+ * Use `create(AdafactorSchema)` to create a new message.
+ */
+export const AdafactorSchema: GenMessage<Adafactor> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_run, 1);
+
+/**
+ * Stochastic gradient descent.
+ *
+ * @generated from message thaw.v1.Sgd
+ */
+export type Sgd = Message<"thaw.v1.Sgd"> & {
+  /**
+   * Decay of the velocity, in [0, 1); 0 keeps no state. Default: 0.
+   *
+   * @generated from field: optional double momentum = 1;
+   */
+  momentum?: number | undefined;
+
+  /**
+   * Decoupled decay, at least 0. Default: 0.
+   *
+   * @generated from field: optional double weight_decay = 2;
+   */
+  weightDecay?: number | undefined;
+};
+
+/**
+ * Describes the message thaw.v1.Sgd.
+ * Use `create(SgdSchema)` to create a new message.
+ */
+export const SgdSchema: GenMessage<Sgd> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_run, 2);
+
+/**
  * A learning rate schedule with linear warm-up.
  *
  * @generated from message thaw.v1.Schedule
@@ -94,7 +178,7 @@ export type Schedule = Message<"thaw.v1.Schedule"> & {
  * Use `create(ScheduleSchema)` to create a new message.
  */
 export const ScheduleSchema: GenMessage<Schedule> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 1);
+  messageDesc(file_thaw_v1_run, 3);
 
 /**
  * How the trainable parameters are updated.
@@ -115,6 +199,22 @@ export type OptimizerOptions = Message<"thaw.v1.OptimizerOptions"> & {
      */
     value: AdamW;
     case: "adamw";
+  } | {
+    /**
+     * Adafactor.
+     *
+     * @generated from field: thaw.v1.Adafactor adafactor = 5;
+     */
+    value: Adafactor;
+    case: "adafactor";
+  } | {
+    /**
+     * Stochastic gradient descent.
+     *
+     * @generated from field: thaw.v1.Sgd sgd = 6;
+     */
+    value: Sgd;
+    case: "sgd";
   } | { case: undefined; value?: undefined };
 
   /**
@@ -144,10 +244,10 @@ export type OptimizerOptions = Message<"thaw.v1.OptimizerOptions"> & {
  * Use `create(OptimizerOptionsSchema)` to create a new message.
  */
 export const OptimizerOptionsSchema: GenMessage<OptimizerOptions> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 2);
+  messageDesc(file_thaw_v1_run, 4);
 
 /**
- * Coefficients of the router losses, added to the cross-entropy.
+ * What is minimised: the cross-entropy, and losses of the routers and of the vocabulary logits added to it.
  *
  * @generated from message thaw.v1.LossOptions
  */
@@ -165,6 +265,34 @@ export type LossOptions = Message<"thaw.v1.LossOptions"> & {
    * @generated from field: optional double z_coefficient = 2;
    */
   zCoefficient?: number | undefined;
+
+  /**
+   * What the load-balancing loss counts. Default: the first choice of each token.
+   *
+   * @generated from field: thaw.v1.FCounts f_counts = 3;
+   */
+  fCounts: FCounts;
+
+  /**
+   * How the layers' router losses add up. Default: sum.
+   *
+   * @generated from field: thaw.v1.LayerReduction layer_reduction = 4;
+   */
+  layerReduction: LayerReduction;
+
+  /**
+   * Of the mean squared log-sum-exp of the vocabulary logits, at least 0; 0 turns it off. Default: 0.
+   *
+   * @generated from field: optional double vocabulary_z_coefficient = 5;
+   */
+  vocabularyZCoefficient?: number | undefined;
+
+  /**
+   * Probability mass of a target token spread evenly over the vocabulary, in [0, 1). Default: 0.
+   *
+   * @generated from field: optional double label_smoothing = 6;
+   */
+  labelSmoothing?: number | undefined;
 };
 
 /**
@@ -172,7 +300,7 @@ export type LossOptions = Message<"thaw.v1.LossOptions"> & {
  * Use `create(LossOptionsSchema)` to create a new message.
  */
 export const LossOptionsSchema: GenMessage<LossOptions> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 3);
+  messageDesc(file_thaw_v1_run, 5);
 
 /**
  * When a run evaluates.
@@ -214,7 +342,7 @@ export type EvaluationPolicy = Message<"thaw.v1.EvaluationPolicy"> & {
  * Use `create(EvaluationPolicySchema)` to create a new message.
  */
 export const EvaluationPolicySchema: GenMessage<EvaluationPolicy> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 4);
+  messageDesc(file_thaw_v1_run, 6);
 
 /**
  * When a run writes checkpoints. After the last step it always does.
@@ -242,7 +370,7 @@ export type CheckpointPolicy = Message<"thaw.v1.CheckpointPolicy"> & {
  * Use `create(CheckpointPolicySchema)` to create a new message.
  */
 export const CheckpointPolicySchema: GenMessage<CheckpointPolicy> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 5);
+  messageDesc(file_thaw_v1_run, 7);
 
 /**
  * Everything that defines a run. Get and List return it with every default filled in.
@@ -321,7 +449,7 @@ export type RunSpec = Message<"thaw.v1.RunSpec"> & {
   routing?: RoutingOptions | undefined;
 
   /**
-   * Router losses.
+   * Losses.
    *
    * @generated from field: thaw.v1.LossOptions losses = 11;
    */
@@ -355,6 +483,13 @@ export type RunSpec = Message<"thaw.v1.RunSpec"> & {
    * @generated from field: string initial_checkpoint = 15;
    */
   initialCheckpoint: string;
+
+  /**
+   * Dropout rate of the experts' hidden activation, in [0, 1). Default: `dropout`.
+   *
+   * @generated from field: optional double expert_dropout = 16;
+   */
+  expertDropout?: number | undefined;
 };
 
 /**
@@ -362,7 +497,7 @@ export type RunSpec = Message<"thaw.v1.RunSpec"> & {
  * Use `create(RunSpecSchema)` to create a new message.
  */
 export const RunSpecSchema: GenMessage<RunSpec> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 6);
+  messageDesc(file_thaw_v1_run, 8);
 
 /**
  * A fine-tuning run: a resource with a life, not a call.
@@ -509,7 +644,7 @@ export type Run = Message<"thaw.v1.Run"> & {
  * Use `create(RunSchema)` to create a new message.
  */
 export const RunSchema: GenMessage<Run> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 7);
+  messageDesc(file_thaw_v1_run, 9);
 
 /**
  * The learning rate over the steps, as a factor of `learning_rate`.
@@ -565,4 +700,93 @@ export type ScheduleKind = (typeof ScheduleKind)[keyof typeof ScheduleKind] | Un
  */
 export const ScheduleKindSchema: GenEnum<ScheduleKind> = /*@__PURE__*/
   enumDesc(file_thaw_v1_run, 0);
+
+/**
+ * What the load-balancing loss counts as an expert's share f of the tokens.
+ *
+ * @generated from enum thaw.v1.FCounts
+ */
+export const FCounts = {
+  /**
+   * The default: top-1.
+   *
+   * @generated from enum value: F_COUNTS_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * The first choice of each token, as in the papers.
+   *
+   * @generated from enum value: F_COUNTS_TOP1 = 1;
+   */
+  TOP1: 1,
+
+  /**
+   * Every choice of each token.
+   *
+   * @generated from enum value: F_COUNTS_ALL_K = 2;
+   */
+  ALL_K: 2,
+} as const;
+
+/**
+ * What the load-balancing loss counts as an expert's share f of the tokens.
+ *
+ * @generated from enum thaw.v1.FCounts
+ */
+export type FCounts = (typeof FCounts)[keyof typeof FCounts] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.FCounts.
+ */
+export const FCountsSchema: GenEnum<FCounts> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_run, 1);
+
+/**
+ * How the router losses of the sparse layers become one.
+ *
+ * @generated from enum thaw.v1.LayerReduction
+ */
+export const LayerReduction = {
+  /**
+   * The default: sum.
+   *
+   * @generated from enum value: LAYER_REDUCTION_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Their sum.
+   *
+   * @generated from enum value: LAYER_REDUCTION_SUM = 1;
+   */
+  SUM: 1,
+
+  /**
+   * Their mean.
+   *
+   * @generated from enum value: LAYER_REDUCTION_MEAN = 2;
+   */
+  MEAN: 2,
+
+  /**
+   * One loss of the tokens of all layers.
+   *
+   * @generated from enum value: LAYER_REDUCTION_POOLED = 3;
+   */
+  POOLED: 3,
+} as const;
+
+/**
+ * How the router losses of the sparse layers become one.
+ *
+ * @generated from enum thaw.v1.LayerReduction
+ */
+export type LayerReduction = (typeof LayerReduction)[keyof typeof LayerReduction] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.LayerReduction.
+ */
+export const LayerReductionSchema: GenEnum<LayerReduction> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_run, 2);
 

@@ -6,6 +6,7 @@ import * as routing from "../../../../proto/gen/thaw/v1/routing_pb.ts";
 import * as run from "../../../../proto/gen/thaw/v1/run_pb.ts";
 import {
   InputError,
+  type LossOptions,
   type OptimizerOptions,
   type OptimizerStatePolicy,
   type ParameterKind,
@@ -79,6 +80,38 @@ export const schedule: EnumCodec<OptimizerOptions["schedule"], run.ScheduleKind>
 export const routingGroup: EnumCodec<RoutingOptions["group"], routing.RoutingGroup> = codec({
   batch: routing.RoutingGroup.BATCH,
   sequence: routing.RoutingGroup.SEQUENCE,
+});
+
+export const gateNormalization: EnumCodec<
+  NonNullable<RoutingOptions["gateNormalization"]>,
+  routing.GateNormalization
+> = codec({
+  none: routing.GateNormalization.NONE,
+  top_k: routing.GateNormalization.TOP_K,
+});
+
+export const secondExpertPolicy: EnumCodec<
+  NonNullable<RoutingOptions["secondExpertPolicy"]>,
+  routing.SecondExpertPolicy
+> = codec({
+  always: routing.SecondExpertPolicy.ALWAYS,
+  random: routing.SecondExpertPolicy.RANDOM,
+});
+
+export const routingPriority: EnumCodec<NonNullable<RoutingOptions["priority"]>, routing.RoutingPriority> = codec({
+  position: routing.RoutingPriority.POSITION,
+  batch_prioritized: routing.RoutingPriority.BATCH_PRIORITIZED,
+});
+
+export const fCounts: EnumCodec<NonNullable<LossOptions["fCounts"]>, run.FCounts> = codec({
+  top1: run.FCounts.TOP1,
+  all_k: run.FCounts.ALL_K,
+});
+
+export const layerReduction: EnumCodec<NonNullable<LossOptions["layerReduction"]>, run.LayerReduction> = codec({
+  sum: run.LayerReduction.SUM,
+  mean: run.LayerReduction.MEAN,
+  pooled: run.LayerReduction.POOLED,
 });
 
 export const routeSource: EnumCodec<RouteSource, routing.RouteSource> = codec({

@@ -13,6 +13,8 @@ export function metricsToProto(m: StepMetrics): event.StepMetrics {
     step: count(m.step),
     loss: m.loss,
     totalLoss: m.totalLoss,
+    vocabularyZLoss: m.vocabularyZLoss,
+    smoothedLoss: m.smoothedLoss,
     gradientNorm: m.gradientNorm,
     learningRate: m.learningRate,
     tokens: count(m.tokens),

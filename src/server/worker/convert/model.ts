@@ -32,6 +32,7 @@ export function generationToProto(g: Generation, index: number, includeRoutes: b
     text: g.text,
     inputTokenIds: [...g.inputIds],
     tokenIds: [...g.tokenIds],
+    score: g.score,
     routes: includeRoutes ? g.routes.map((batch) => routesToProto(batch, { tokenIds: true, gates: true })) : [],
   });
 }

@@ -7,6 +7,8 @@ import type { OpenRun } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts"
 import {
   type CapacityRule,
   InputError,
+  type LossOptions,
+  type OptimizerAlgorithm,
   type OptimizerOptions,
   type Problem,
   type RoutingOptions,
@@ -72,25 +74,53 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
 }
 
 /** How a run of this specification routes, loses and updates. */
-export function trainingOptions(spec: FilledRunSpec): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout"> {
+export function trainingOptions(
+  spec: FilledRunSpec,
+): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout" | "expertDropout"> {
   return {
     optimizer: optimizerOptions(spec),
     routing: routingOptions(spec),
-    losses: { balanceCoefficient: spec.losses.balanceCoefficient, zCoefficient: spec.losses.zCoefficient },
+    losses: lossOptions(spec),
     dropout: spec.dropout,
+    expertDropout: spec.expertDropout,
   };
 }
 
-function optimizerOptions({ optimizer }: FilledRunSpec): OptimizerOptions {
-  if (optimizer.algorithm.case !== "adamw") throw new Error("fillRunSpec chooses AdamW");
-  const { beta1, beta2, epsilon, weightDecay } = optimizer.algorithm.value;
-  return {
-    algorithm: { kind: "adamw", beta1: beta1!, beta2: beta2!, epsilon: epsilon!, weightDecay: weightDecay! },
-    learningRate: optimizer.learningRate,
-    maxGradientNorm: optimizer.maxGradientNorm,
-    schedule: enums.schedule.fromProto(optimizer.schedule!.kind, "spec.optimizer.schedule.kind"),
-    warmupSteps: Number(optimizer.schedule!.warmupSteps),
-  };
+const optimizerOptions = ({ optimizer }: FilledRunSpec): OptimizerOptions => ({
+  algorithm: optimizerAlgorithm(optimizer.algorithm),
+  learningRate: optimizer.learningRate,
+  maxGradientNorm: optimizer.maxGradientNorm,
+  schedule: enums.schedule.fromProto(optimizer.schedule!.kind, "spec.optimizer.schedule.kind"),
+  warmupSteps: Number(optimizer.schedule!.warmupSteps),
+});
+
+/** @param algorithm with every field filled in */
+function optimizerAlgorithm(algorithm: FilledRunSpec["optimizer"]["algorithm"]): OptimizerAlgorithm {
+  switch (algorithm.case) {
+    case "adamw": {
+      const { beta1, beta2, epsilon, weightDecay } = algorithm.value;
+      return { kind: "adamw", beta1: beta1!, beta2: beta2!, epsilon: epsilon!, weightDecay: weightDecay! };
+    }
+    case "adafactor": {
+      const { decayRate, clipThreshold, epsilon, minParameterScale, minDimensionToFactor, weightDecay } =
+        algorithm.value;
+      return {
+        kind: "adafactor",
+        decayRate: decayRate!,
+        clipThreshold: clipThreshold!,
+        epsilon: epsilon!,
+        minParameterScale: minParameterScale!,
+        minDimensionToFactor: Number(minDimensionToFactor),
+        weightDecay: weightDecay!,
+      };
+    }
+    case "sgd": {
+      const { momentum, weightDecay } = algorithm.value;
+      return { kind: "sgd", momentum: momentum!, weightDecay: weightDecay! };
+    }
+    case undefined:
+      throw new Error("fillRunSpec chooses an algorithm");
+  }
 }
 
 const routingOptions = ({ routing }: FilledRunSpec): RoutingOptions => ({
@@ -99,6 +129,24 @@ const routingOptions = ({ routing }: FilledRunSpec): RoutingOptions => ({
   group: enums.routingGroup.fromProto(routing.group, "spec.routing.group"),
   routePadding: routing.routePadding,
   jitter: routing.jitter,
+  topK: routing.topK || undefined,
+  gateNormalization: routing.gateNormalization
+    ? enums.gateNormalization.fromProto(routing.gateNormalization, "spec.routing.gate_normalization")
+    : undefined,
+  secondExpertPolicy: enums.secondExpertPolicy.fromProto(
+    routing.secondExpertPolicy,
+    "spec.routing.second_expert_policy",
+  ),
+  priority: enums.routingPriority.fromProto(routing.priority, "spec.routing.priority"),
+});
+
+const lossOptions = ({ losses }: FilledRunSpec): LossOptions => ({
+  balanceCoefficient: losses.balanceCoefficient,
+  zCoefficient: losses.zCoefficient,
+  fCounts: enums.fCounts.fromProto(losses.fCounts, "spec.losses.f_counts"),
+  layerReduction: enums.layerReduction.fromProto(losses.layerReduction, "spec.losses.layer_reduction"),
+  vocabularyZCoefficient: losses.vocabularyZCoefficient,
+  labelSmoothing: losses.labelSmoothing,
 });
 
 function capacityRule(rule: ProtoCapacityRule | undefined): CapacityRule {

@@ -1,7 +1,7 @@
 // A run's specification with every default of the contract filled in. Defaults stand in the comments of run.proto,
 // routing.proto and group.proto; this file is the only place where they are numbers.
 
-import { clone, create } from "@bufbuild/protobuf";
+import { clone, create, type MessageInitShape } from "@bufbuild/protobuf";
 import {
   OptimizerStatePolicy,
   Preset,
@@ -15,12 +15,16 @@ import {
   RoutingGroup,
   type RoutingOptions,
   RoutingOptionsSchema,
+  RoutingPriority,
+  SecondExpertPolicy,
 } from "../../../../proto/gen/thaw/v1/routing_pb.ts";
 import {
   type CheckpointPolicy,
   CheckpointPolicySchema,
   type EvaluationPolicy,
   EvaluationPolicySchema,
+  FCounts,
+  LayerReduction,
   type LossOptions,
   LossOptionsSchema,
   type OptimizerOptions,
@@ -38,8 +42,10 @@ export interface FilledRunSpec extends RunSpec {
   trainable: TrainablePlan;
   optimizer: OptimizerOptions & { learningRate: number; maxGradientNorm: number };
   routing: RoutingOptions;
-  losses: LossOptions & { balanceCoefficient: number; zCoefficient: number };
+  losses: LossOptions &
+    Required<Pick<LossOptions, "balanceCoefficient" | "zCoefficient" | "vocabularyZCoefficient" | "labelSmoothing">>;
   dropout: number;
+  expertDropout: number;
   evaluation: EvaluationPolicy & { maxExamples: bigint };
   checkpoints: CheckpointPolicy & { everySteps: bigint; keepLast: bigint };
 }
@@ -60,8 +66,13 @@ export function fillRunSpec(spec: RunSpec, splits: readonly string[]): FilledRun
   filled.losses = create(LossOptionsSchema, {
     balanceCoefficient: losses?.balanceCoefficient ?? 1e-2,
     zCoefficient: losses?.zCoefficient ?? 1e-3,
+    fCounts: losses?.fCounts || FCounts.TOP1,
+    layerReduction: losses?.layerReduction || LayerReduction.SUM,
+    vocabularyZCoefficient: losses?.vocabularyZCoefficient ?? 0,
+    labelSmoothing: losses?.labelSmoothing ?? 0,
   });
   filled.dropout ??= 0.1;
+  filled.expertDropout ??= filled.dropout;
   filled.evaluation = create(EvaluationPolicySchema, {
     everySteps: evaluation?.everySteps,
     maxExamples: evaluation?.maxExamples ?? 256n,
@@ -85,17 +96,8 @@ function fillPlan(plan: TrainablePlan | undefined): TrainablePlan {
 }
 
 function fillOptimizer(options: OptimizerOptions | undefined): OptimizerOptions {
-  const adamw = options?.algorithm.case === "adamw" ? options.algorithm.value : undefined;
   return create(OptimizerOptionsSchema, {
-    algorithm: {
-      case: "adamw",
-      value: {
-        beta1: adamw?.beta1 ?? 0.9,
-        beta2: adamw?.beta2 ?? 0.999,
-        epsilon: adamw?.epsilon ?? 1e-8,
-        weightDecay: adamw?.weightDecay ?? 0,
-      },
-    },
+    algorithm: fillAlgorithm(options?.algorithm),
     learningRate: options?.learningRate ?? 1e-3,
     maxGradientNorm: options?.maxGradientNorm ?? 1,
     schedule: {
@@ -105,11 +107,44 @@ function fillOptimizer(options: OptimizerOptions | undefined): OptimizerOptions 
   });
 }
 
+function fillAlgorithm(
+  algorithm: OptimizerOptions["algorithm"] | undefined,
+): MessageInitShape<typeof OptimizerOptionsSchema>["algorithm"] {
+  switch (algorithm?.case) {
+    case "adafactor": {
+      const { value } = algorithm;
+      return {
+        case: "adafactor",
+        value: {
+          decayRate: value.decayRate ?? 0.8,
+          clipThreshold: value.clipThreshold ?? 1,
+          epsilon: value.epsilon ?? 1e-30,
+          minParameterScale: value.minParameterScale ?? 1e-3,
+          minDimensionToFactor: value.minDimensionToFactor ?? 128n,
+          weightDecay: value.weightDecay ?? 0,
+        },
+      };
+    }
+    case "sgd": {
+      const { momentum = 0, weightDecay = 0 } = algorithm.value;
+      return { case: "sgd", value: { momentum, weightDecay } };
+    }
+    case "adamw":
+    case undefined: {
+      const { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0 } = algorithm?.value ?? {};
+      return { case: "adamw", value: { beta1, beta2, epsilon, weightDecay } };
+    }
+  }
+}
+
+/** The number of choices and the gate normalisation stay unset: they are the model's. */
 function fillRouting(options: RoutingOptions | undefined): RoutingOptions {
   const filled = options ? clone(RoutingOptionsSchema, options) : create(RoutingOptionsSchema);
   filled.trainCapacity = fillCapacity(options?.trainCapacity);
   filled.evalCapacity = fillCapacity(options?.evalCapacity);
   filled.group ||= RoutingGroup.BATCH;
+  filled.secondExpertPolicy ||= SecondExpertPolicy.ALWAYS;
+  filled.priority ||= RoutingPriority.POSITION;
   return filled;
 }
 
