@@ -26,12 +26,24 @@ const COMPANIONS = [
 
 /** Contents of training.json. */
 interface TrainingState {
-  readonly format: 1;
+  /** 1 had AdamW alone, and did not say `tensors`. */
+  readonly format: 1 | 2;
   readonly step: number;
   readonly plan: TrainablePlan;
-  /** Parameter → the entries with state, their update counts, and whether they train or are kept for a thaw. */
-  readonly state: Readonly<Record<string, readonly { entry: number; updates: number; trainable: boolean }[]>>;
+  /** Parameter → the entries with state. */
+  readonly state: Readonly<Record<string, readonly EntryRecord[]>>;
 }
+
+interface EntryRecord {
+  readonly entry: number;
+  readonly updates: number;
+  /** Whether it trains, or is kept for a thaw. */
+  readonly trainable: boolean;
+  /** Names of its state tensors; `NAME.ENTRY.PARAMETER` in optimizer.safetensors. */
+  readonly tensors?: readonly string[];
+}
+
+const FORMAT_1_TENSORS = ["m", "v"];
 
 /** Writes config.json, model.safetensors (f32) and the tokenizer into an empty directory. Returns bytes of weights. */
 export async function writeModel(source: OpenModel, memory: DeviceMemory, directory: string): Promise<number> {
@@ -64,11 +76,11 @@ export async function writeTrainingState(
   plan: TrainablePlan,
   optimizer: OptimizerState,
 ): Promise<number> {
-  const state: Record<string, { entry: number; updates: number; trainable: boolean }[]> = {};
+  const state: Record<string, EntryRecord[]> = {};
   const tensors: WritableTensor[] = [];
   const add = (name: string, entry: number, s: EntryState, trainable: boolean) => {
     state[name] ??= [];
-    state[name].push({ entry, updates: s.updates, trainable });
+    state[name].push({ entry, updates: s.updates, trainable, tensors: [...s.tensors.keys()] });
     for (const [kind, data] of s.tensors)
       tensors.push({ name: `${kind}.${entry}.${name}`, dtype: "F32", shape: [data.length], data });
   };
@@ -78,7 +90,7 @@ export async function writeTrainingState(
   }
   for (const [name, entries] of optimizer.kept) for (const [entry, s] of entries) add(name, entry, s, false);
   const bytes = await writeSafetensors(join(directory, "optimizer.safetensors"), tensors);
-  const training: TrainingState = { format: 1, step, plan, state };
+  const training: TrainingState = { format: 2, step, plan, state };
   await writeFileDurably(join(directory, "training.json"), `${JSON.stringify(training, null, 1)}\n`);
   return bytes;
 }
@@ -93,20 +105,16 @@ export async function readTrainingState(
   } catch {
     throw inputError("training.json", ["is missing or not JSON: this directory is not a checkpoint of a run"]);
   }
-  if (training.format !== 1) throw inputError("training.json", [`format ${training.format} is not known, 1 is`]);
+  if (training.format !== 1 && training.format !== 2)
+    throw inputError("training.json", [`format ${training.format} is not known, 1 and 2 are`]);
   const file = await openSafetensors(join(directory, "optimizer.safetensors"));
   try {
-    const kinds = new Map<string, string[]>();
-    for (const key of file.tensors.keys()) {
-      const [kind, entryKey] = splitOnce(key);
-      kinds.set(entryKey, [...(kinds.get(entryKey) ?? []), kind]);
-    }
     const state: HostState = new Map();
     for (const [name, entries] of Object.entries(training.state)) {
       const held = new Map<number, EntryState>();
-      for (const { entry, updates } of entries) {
+      for (const { entry, updates, tensors: kinds = FORMAT_1_TENSORS } of entries) {
         const tensors = new Map<string, Float32Array<ArrayBuffer>>();
-        for (const kind of kinds.get(`${entry}.${name}`) ?? [])
+        for (const kind of kinds)
           tensors.set(kind, (await file.read(`${kind}.${entry}.${name}`)) as Float32Array<ArrayBuffer>);
         held.set(entry, { tensors, updates });
       }
@@ -116,10 +124,4 @@ export async function readTrainingState(
   } finally {
     await file.close();
   }
-}
-
-/** `m.0.shared.weight` → `m` and `0.shared.weight`: the name of the state tensor, and whose it is. */
-function splitOnce(key: string): [string, string] {
-  const dot = key.indexOf(".");
-  return [key.slice(0, dot), key.slice(dot + 1)];
 }

@@ -7,7 +7,7 @@
 
 import { elements, type Tensor, tensorBytes } from "../graph/graph.ts";
 import { type OptimizerEntry, optimizerScalars } from "../graph/ops/optimizer.ts";
-import type { OptimizerOptions, OptimizerStatePolicy, TrainableReport } from "../types.ts";
+import { InputError, type OptimizerOptions, type OptimizerStatePolicy, type TrainableReport } from "../types.ts";
 import type { DeviceMemory } from "./device_memory.ts";
 
 /** State of one entry (an expert, or a whole parameter as entry 0). */
@@ -21,13 +21,37 @@ export interface EntryState {
 /** Parameter name → entry → state. */
 export type HostState = Map<string, Map<number, EntryState>>;
 
-/** What a change of plan does to the state of each parameter; a parameter can stand in several lists. */
+/**
+ * Refuses host state that another algorithm, or the same one set otherwise, has left.
+ * @throws InputError naming the first parameter whose state it is
+ */
+function checkState(entries: readonly OptimizerEntry[], kept: HostState): void {
+  const sizes = (tensors: readonly (readonly [string, number])[]) =>
+    tensors.map(([name, size]) => `${name} [${size}]`).join(", ") || "none";
+  for (const entry of entries) {
+    const wanted = sizes(entry.state.map(({ name, tensor }) => [name, slotSize(entry, tensor)]));
+    const name = entry.parameter.name;
+    for (const slot of entry.slots) {
+      const state = kept.get(name)?.get(slot);
+      const held = state ? sizes([...state.tensors].map(([kind, data]) => [kind, data.length])) : wanted;
+      if (held === wanted) continue;
+      const message = `the state of ${name} is ${held}, this optimizer's is ${wanted}: it is another optimizer's state`;
+      throw new InputError([{ field: "optimizer.algorithm", message }]);
+    }
+  }
+}
+
+/**
+ * What a change of plan does to the state of each parameter; a parameter can stand in several lists.
+ * @throws InputError when the host keeps state of another optimizer for what thaws
+ */
 export function planStateChange(
   before: readonly OptimizerEntry[],
   after: readonly OptimizerEntry[],
   kept: HostState,
   policy: OptimizerStatePolicy,
 ): TrainableReport["state"] {
+  checkState(after, kept);
   const state = { restored: [] as string[], fresh: [] as string[], kept: [] as string[], dropped: [] as string[] };
   const slotsOf = (entries: readonly OptimizerEntry[]) => new Map(entries.map((e) => [e.parameter.name, e.slots]));
   const old = slotsOf(before);
@@ -62,8 +86,12 @@ export class OptimizerState {
     return this.#entries;
   }
 
-  /** Makes the device hold state for `entries` and for nothing else. */
+  /**
+   * Makes the device hold state for `entries` and for nothing else.
+   * @throws InputError when the host keeps state of another optimizer for them; nothing is changed then
+   */
   async change(entries: readonly OptimizerEntry[], policy: OptimizerStatePolicy): Promise<void> {
+    checkState(entries, this.kept);
     const next = new Map(entries.map((e) => [e.parameter.name, e]));
     for (const old of this.#entries) {
       const name = old.parameter.name;
