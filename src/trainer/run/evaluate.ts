@@ -3,7 +3,7 @@
 import { type Batch, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
 import type { EncodedExample } from "../data/dataset.ts";
 import type { EvaluationResult, RouterLayerMetrics } from "../types.ts";
-import { encodeFile, lengthsOf } from "./data.ts";
+import { lengthsOf } from "./data.ts";
 import { decodeBatch } from "./generate.ts";
 import type { Run } from "./run.ts";
 import { layerMetrics, mergeLayerMetrics } from "./telemetry.ts";
@@ -11,7 +11,7 @@ import { layerMetrics, mergeLayerMetrics } from "./telemetry.ts";
 /** Evaluates the first `maxExamples` examples (0 = all) of a JSONL file. */
 export async function evaluate(run: Run, file: string, split: string, maxExamples: number): Promise<EvaluationResult> {
   const started = performance.now();
-  const data = await encodeFile(run.source, file, run.config);
+  const data = await run.dataset(file);
   const examples = maxExamples > 0 ? data.examples.slice(0, maxExamples) : data.examples;
   const { encoder, decoder, lengths } = await run.inference(lengthsOf({ examples }, run.config));
   const { padTokenId, decoderStartTokenId } = run.source.model;

@@ -4,10 +4,12 @@
 // step may be asked for while one is in flight. A change of the freeze plan waits for the steps in flight, plans anew,
 // and records anew; parameters and the optimizer state of what goes on training stay where they are.
 
+import { stat } from "node:fs/promises";
 import type { Device } from "../../kernels/device/device.ts";
 import { OutOfMemoryError } from "../../kernels/device/errors.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
 import type { Batch, TrainingBatches } from "../data/batches.ts";
+import type { EncodedDataset } from "../data/dataset.ts";
 import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { InferenceGraph } from "../model/family.ts";
 import { type OpenModel, readParameter } from "../model/open.ts";
@@ -27,6 +29,7 @@ import {
 } from "../types.ts";
 import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
+import { encodeFile } from "./data.ts";
 import { Decoder } from "./decoder.ts";
 import { DeviceMemory } from "./device_memory.ts";
 import { evaluate } from "./evaluate.ts";
@@ -85,6 +88,7 @@ export class Run implements TrainingRun {
   #arrived: Promise<unknown> = Promise.resolve();
   #lastArrival = 0;
   #secondsPerFlop: number | undefined;
+  readonly #datasets = new Map<string, { readonly version: string; readonly data: EncodedDataset }>();
 
   private constructor(device: Device, source: OpenModel, config: RunSettings, options: OpenOptions) {
     this.device = device;
@@ -332,6 +336,17 @@ export class Run implements TrainingRun {
     const inputs = [...this.#memory.inputs].filter(([name]) => DECODER_INPUTS.includes(name));
     const lent = { parameters: this.#memory.parameters, inputs: new Map(inputs) };
     return Decoder.open(this.device, source.model, plan, lent);
+  }
+
+  /** A data file as token ids; read again only when the file has changed. @throws InputError with line numbers */
+  async dataset(file: string): Promise<EncodedDataset> {
+    const { size, mtimeMs } = await stat(file);
+    const version = `${size} ${mtimeMs}`;
+    const known = this.#datasets.get(file);
+    if (known?.version === version) return known.data;
+    const data = await encodeFile(this.source, file, this.config);
+    this.#datasets.set(file, { version, data });
+    return data;
   }
 
   upload(batch: Batch, part?: "decoder"): void {
