@@ -6,6 +6,7 @@ import process from "node:process";
 import { openDevice } from "../src/kernels/device/open.ts";
 import { ensureGpuEnvironment } from "../src/kernels/device/relaunch.ts";
 import { modelParity } from "../src/trainer/parity/model_parity.ts";
+import { optimizerParity } from "../src/trainer/parity/optimizer_parity.ts";
 import { routingParity } from "../src/trainer/parity/routing_parity.ts";
 import { ErrorTable, formatTable } from "../src/trainer/parity/table.ts";
 
@@ -29,9 +30,10 @@ try {
   const device = await openDevice();
   if (await exists(join(directory, "routing.safetensors"))) await routingParity(device, directory, table);
   else if (await exists(join(directory, "expected.safetensors"))) await modelParity(device, directory, table);
+  else if (await exists(join(directory, "trajectory.safetensors"))) await optimizerParity(device, directory, table);
   else
     throw new Error(
-      "this is neither a model fixture (expected.safetensors) nor a routing fixture (routing.safetensors)",
+      "this is no fixture: a model has expected.safetensors, routing routing.safetensors, an optimizer trajectory.safetensors",
     );
 } catch (error) {
   failure = (error as Error).message;
