@@ -42,6 +42,7 @@ export interface RunFlags extends PlanFlags, OptimizerFlags {
   readonly dataset?: string;
   readonly steps?: bigint;
   readonly batchSize?: bigint;
+  readonly accumulationSteps?: bigint;
   readonly maxInputTokens?: bigint;
   readonly maxTargetTokens?: bigint;
   readonly seed?: bigint;
@@ -75,7 +76,8 @@ export function runFlags(command: Command): Command {
     .option("--model <name>", "the model to start from")
     .option("--dataset <name>", "the data")
     .option("--steps <n>", "optimizer steps", integer)
-    .option("--batch-size <n>", "examples per step", integer)
+    .option("--batch-size <n>", "examples per batch", integer)
+    .option("--accumulation-steps <n>", "batches per optimizer step", integer)
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
     .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
     .option("--seed <n>", "seeds data order and dropout", integer);
@@ -114,6 +116,7 @@ export async function createRunRequest(flags: RunFlags) {
   assign(spec, {
     steps: flags.steps,
     batchSize: flags.batchSize,
+    accumulationSteps: flags.accumulationSteps,
     maxInputTokens: flags.maxInputTokens,
     maxTargetTokens: flags.maxTargetTokens,
     seed: flags.seed,

@@ -204,6 +204,7 @@ test("a bare specification becomes the documented defaults", () => {
     },
     dropout: 0.1,
     expertDropout: 0.1,
+    accumulationSteps: 1,
   });
   assert.equal(policy, {
     steps: 10,
@@ -246,6 +247,7 @@ test("what is set stays, zeros where zero means something included", () => {
     },
     dropout: 0,
     expertDropout: 0.4,
+    accumulationSteps: 3n,
     evaluation: { maxExamples: 0n, splits: ["test"], atStart: true, everySteps: 2n },
     checkpoints: { everySteps: 0n },
   });
@@ -276,7 +278,7 @@ test("what is set stays, zeros where zero means something included", () => {
     vocabularyZCoefficient: 1e-4,
     labelSmoothing: 0.1,
   });
-  assert.equal([config.dropout, config.expertDropout], [0, 0.4]);
+  assert.equal([config.dropout, config.expertDropout, config.accumulationSteps], [0, 0.4, 3]);
   assert.equal(policy, {
     steps: 10,
     evaluateEverySteps: 2,

@@ -25,6 +25,7 @@ const MAX_STEPS = 2 ** 40;
 const MAX_BATCH_SIZE = 65536;
 const MAX_TOKENS = 65536;
 const MAX_TOP_K = 16;
+const MAX_ACCUMULATION_STEPS = 4096;
 const MAX_SPLITS = 16;
 export const SPLIT_NAME = /^[a-z0-9_]{1,64}$/;
 
@@ -48,6 +49,7 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   checkName(problems, "datasets", spec.dataset, `${field}.dataset`);
   checkRange(problems, `${field}.steps`, spec.steps, 1, MAX_STEPS);
   checkShape(problems, spec, `${field}.`);
+  checkRange(problems, `${field}.accumulation_steps`, spec.accumulationSteps, 0, MAX_ACCUMULATION_STEPS);
   checkRange(problems, `${field}.seed`, spec.seed, 0, 2 ** 32 - 1);
   if (spec.trainable) checkPlan(problems, spec.trainable, `${field}.trainable`, false);
   if (spec.optimizer) checkOptimizer(problems, spec.optimizer, `${field}.optimizer`);

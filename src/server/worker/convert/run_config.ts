@@ -76,13 +76,14 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
 /** How a run of this specification routes, loses and updates. */
 export function trainingOptions(
   spec: FilledRunSpec,
-): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout" | "expertDropout"> {
+): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"> {
   return {
     optimizer: optimizerOptions(spec),
     routing: routingOptions(spec),
     losses: lossOptions(spec),
     dropout: spec.dropout,
     expertDropout: spec.expertDropout,
+    accumulationSteps: Number(spec.accumulationSteps),
   };
 }
 

@@ -58,6 +58,7 @@ export function fillRunSpec(spec: RunSpec, splits: readonly string[]): FilledRun
   const filled = clone(RunSpecSchema, spec);
   const { evaluation, checkpoints, losses } = spec;
   filled.batchSize ||= 16n;
+  filled.accumulationSteps ||= 1n;
   filled.maxInputTokens ||= 128n;
   filled.maxTargetTokens ||= 32n;
   filled.trainable = fillPlan(spec.trainable);
