@@ -7,12 +7,12 @@ import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, type MessageInitShape, toJson } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
-import { ScheduleKind } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { OptimizerOptionsSchema, RunSpecSchema, ScheduleKind } from "../../proto/gen/thaw/v1/run_pb.ts";
 import {
   type CreateRunRequest,
   ListRunsResponseSchema,
@@ -188,6 +188,78 @@ test("a run is created from a file with the flags on top, and only what was said
   assert.is(sent?.optimizer?.algorithm.case, undefined);
   assert.is(sent?.trainable?.selection?.preset, Preset.MOE);
   assert.equal([sent?.losses, sent?.evaluation, sent?.checkpoints], [undefined, undefined, undefined]);
+});
+
+test("a run's optimizer, routing and losses come from flags, and a flag that the optimizer lacks is refused", async () => {
+  const requests: CreateRunRequest[] = [];
+  const server = await fakeServer({
+    runs: {
+      createRun(request) {
+        requests.push(request);
+        return { run: { name: "runs/made", state: RunState.QUEUED } };
+      },
+    },
+  });
+  const create = (flags: string) =>
+    thaw(server.address, ["runs", "create", "--spec", "-", ...flags.split(" ")], {
+      input: JSON.stringify({ optimizer: { adamw: { beta1: 0.5 } }, losses: { zCoefficient: 0 } }),
+    });
+  const routing = "--top-k 2 --gate-normalization top_k --second-expert-policy random --priority batch_prioritized";
+  const losses = "--f-counts all_k --layer-reduction mean --vocabulary-z-coefficient 1e-4 --label-smoothing 0.1";
+  const adafactor = "--optimizer adafactor --decay-rate 0.7 --min-dimension-to-factor 16 --weight-decay 0.5";
+  const made = await create(`${adafactor} ${routing} ${losses} --expert-dropout 0.4`);
+  assert.is(made.code, 0, made.stderr);
+  const [{ spec }] = requests;
+  const json = spec && (toJson(RunSpecSchema, spec) as Record<string, unknown>);
+  assert.equal(json, {
+    expertDropout: 0.4,
+    optimizer: { adafactor: { decayRate: 0.7, minDimensionToFactor: "16", weightDecay: 0.5 } },
+    routing: {
+      topK: 2,
+      gateNormalization: "GATE_NORMALIZATION_TOP_K",
+      secondExpertPolicy: "SECOND_EXPERT_POLICY_RANDOM",
+      priority: "ROUTING_PRIORITY_BATCH_PRIORITIZED",
+    },
+    losses: {
+      zCoefficient: 0,
+      fCounts: "F_COUNTS_ALL_K",
+      layerReduction: "LAYER_REDUCTION_MEAN",
+      vocabularyZCoefficient: 1e-4,
+      labelSmoothing: 0.1,
+    },
+  });
+  const kept = await create("--beta2 0.9");
+  assert.is(kept.code, 0, kept.stderr);
+  assert.equal(requests[1].spec?.optimizer && toJson(OptimizerOptionsSchema, requests[1].spec.optimizer), {
+    adamw: { beta1: 0.5, beta2: 0.9 },
+  });
+  const other = await create("--momentum 0.9");
+  assert.is(other.code, 2);
+  assert.match(other.stderr, /--momentum is not of adamw; --optimizer sgd has it/);
+  assert.is(requests.length, 2);
+});
+
+test("generation draws or searches as the flags say, never both", async () => {
+  const asked: unknown[] = [];
+  const server = await fakeServer({
+    models: {
+      async *generate({ decoding }) {
+        const { $typeName, ...value } = decoding.value ?? { $typeName: undefined };
+        asked.push({ case: decoding.case, ...value });
+        yield { generation: { text: "out" } };
+      },
+    },
+  });
+  const ask = (flags: string) => thaw(server.address, ["models", "generate", "m", "in", ...flags.split(" ")]);
+  assert.is((await ask("--max-new-tokens 4")).stdout, "out\n");
+  assert.is((await ask("--temperature 0.5 --top-p 0.9 --seed 7")).code, 0);
+  assert.is((await ask("--beams 3 --length-penalty 0")).code, 0);
+  assert.is((await ask("--beams 3 --seed 7")).code, 2);
+  assert.equal(asked, [
+    { case: undefined },
+    { case: "sample", temperature: 0.5, topP: 0.9, seed: 7n },
+    { case: "beam", beams: 3, lengthPenalty: 0 },
+  ]);
 });
 
 test("a piped watch prints a line per event, resumes by itself, and its exit code is the run's", async () => {

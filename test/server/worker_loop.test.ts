@@ -245,7 +245,13 @@ scenario("generation streams batch by batch, also during a run", {}, async ({ en
   const inputs = ["a", "b", "c"];
   const id = client.send({
     case: "generate",
-    value: { target, inputs, maxNewTokens: 4n, includeRoutes: true },
+    value: {
+      target,
+      inputs,
+      maxNewTokens: 4n,
+      includeRoutes: true,
+      decoding: { case: "sample", value: { topP: 0.5, seed: 4294967295n } },
+    },
   });
   await client.reply(id);
   const replies = client.messages.flatMap(({ message: m }) =>
@@ -265,6 +271,11 @@ scenario("generation streams batch by batch, also during a run", {}, async ({ en
     engine.calls.filter((call) => call.startsWith("generate")),
     ["generate a b", "generate c"],
   );
+  const drawn = { kind: "sample", temperature: 1, topP: 0.5 };
+  assert.equal(engine.generations, [
+    { maxNewTokens: 4, decoding: { ...drawn, seed: 4294967295 } },
+    { maxNewTokens: 4, decoding: { ...drawn, seed: 1 } },
+  ]);
 });
 
 scenario("a model stays open for the next question, until a run needs its place", {}, async (started) => {

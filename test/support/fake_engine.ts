@@ -7,6 +7,7 @@ import type { HostModels } from "../../src/server/worker/requests.ts";
 import {
   type Engine,
   type EvaluationResult,
+  type GenerateOptions,
   type Generation,
   InputError,
   type MatchedTensor,
@@ -34,6 +35,8 @@ export interface FakeEngine extends Engine {
   /** Every call in order, e.g. `step 3`, `evaluate validation 256 at 4`. */
   readonly calls: string[];
   readonly configs: RunConfig[];
+  /** How each batch was to be generated. */
+  readonly generations: GenerateOptions[];
   /** Most steps that were in flight together. */
   readonly mostInFlight: () => number;
 }
@@ -96,6 +99,7 @@ const EVERYTHING: TrainablePlan = {
 export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const calls: string[] = [];
   const configs: RunConfig[] = [];
+  const generations: GenerateOptions[] = [];
   let mostInFlight = 0;
 
   function openRun(startStep: number, batchSize: number, startPlan: TrainablePlan): TrainingRun {
@@ -162,8 +166,9 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
           const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: 0.25, accuracy: 0.25 };
           return { step, split, examples: 5, ...scores, layers: [], seconds: 0.125 };
         }),
-      generate: (inputs) =>
+      generate: (inputs, generateOptions) =>
         alone(`generate ${inputs.join(" ")}`, async () => {
+          generations.push(generateOptions);
           if (inputs.length > batchSize) throw new Error("more inputs than a batch holds");
           await options.beforeInference?.();
           return inputs.map((input, i): Generation => {
@@ -189,6 +194,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   return {
     calls,
     configs,
+    generations,
     mostInFlight: () => mostInFlight,
     async openRun(config, resumeFrom) {
       calls.push(resumeFrom === undefined ? "openRun" : "openRun resumed");

@@ -48,6 +48,7 @@ import {
   type Problems,
   pageOf,
 } from "../validation/problems.ts";
+import { checkRoutes } from "../validation/routing.ts";
 import { checkRunSpec } from "../validation/run_spec.ts";
 import { fillRunSpec } from "../worker/convert/run_spec.ts";
 import { runStreams } from "./run_streams.ts";
@@ -250,6 +251,7 @@ async function completeSpec(core: Core, spec: RunSpec): Promise<RunSpec & Requir
     filled.evaluation.splits.forEach((split, index) => {
       problems.require(splits.includes(split), `spec.evaluation.splits[${index}]`, `${spec.dataset} has no such split`);
     });
+    checkRoutes(problems, filled.routing, model.description, "spec.routing");
   });
   checkMatches(filled.trainable, model.description, "spec.trainable");
   if (spec.initialCheckpoint) await checkInitialCheckpoint(core, spec);
