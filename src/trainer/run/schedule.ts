@@ -1,4 +1,6 @@
-// Learning-rate schedules (moe-spec section 5), all with linear warm-up.
+// Learning-rate schedules (moe-spec section 5). All rise linearly for `warmupSteps` steps, the last of which has the full
+// rate; linear and cosine would reach 0 at the step after the last, the inverse square root is T5's,
+// rate · sqrt(warm-up / n) at the n-th step, and knows no end.
 
 import type { OptimizerOptions } from "../types.ts";
 
@@ -15,6 +17,6 @@ export function learningRate(o: OptimizerOptions, step: number, steps: number): 
     case "cosine":
       return o.learningRate * 0.5 * (1 + Math.cos(Math.PI * progress));
     case "inverse_sqrt":
-      return o.learningRate * Math.sqrt(Math.max(1, warmup) / Math.max(1, step + 1));
+      return o.learningRate * Math.sqrt(Math.max(1, warmup) / (step + 1));
   }
 }
