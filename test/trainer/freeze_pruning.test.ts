@@ -7,7 +7,7 @@ import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { resolveTrainable, type TrainableSet } from "../../src/trainer/groups.ts";
 import type { TrainingGraph } from "../../src/trainer/model/family.ts";
 import { modelOf } from "../../src/trainer/model/open.ts";
-import { PRESETS, type Selector, type TrainableSelection } from "../../src/trainer/types.ts";
+import { type OptimizerAlgorithm, PRESETS, type Selector, type TrainableSelection } from "../../src/trainer/types.ts";
 import { TINY_CONFIG } from "../support/tiny_model.ts";
 
 const model = modelOf(TINY_CONFIG);
@@ -30,7 +30,7 @@ const options = {
   accumulationSteps: 1,
 } as const;
 
-const algorithm = { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01 } as const;
+const ADAMW = { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01 } as const;
 
 interface Built {
   trainable: TrainableSet;
@@ -38,7 +38,11 @@ interface Built {
   lowered: LoweredGraph;
 }
 
-function build(selection: Partial<TrainableSelection>, changes: Partial<typeof options> = {}): Built {
+function build(
+  selection: Partial<TrainableSelection>,
+  changes: Partial<typeof options> = {},
+  algorithm: OptimizerAlgorithm = ADAMW,
+): Built {
   const trainable = resolveTrainable(model.parameters, { add: [], remove: [], ...selection });
   const training = model.trainingGraph("software", trainable, { ...options, ...changes }, algorithm);
   return { trainable, training, lowered: lowerGraph(training.graph, 256) };
@@ -115,7 +119,7 @@ test("training only the decoder sends no gradient into the encoder, and keeps no
 test("training the head alone has no backward dispatch but the head's own", () => {
   const untied = modelOf({ ...TINY_CONFIG, tie_word_embeddings: false });
   const trainable = resolveTrainable(untied.parameters, { add: [selector({ kinds: ["head"] })], remove: [] });
-  const built = untied.trainingGraph("software", trainable, options, algorithm);
+  const built = untied.trainingGraph("software", trainable, options, ADAMW);
   assert.is(built.graph.nodes.filter((n) => n.phase === "backward").length, 0);
   assert.equal([...lowerGraph(built.graph, 256).weightGradientDispatches.keys()], ["lm_head.weight"]);
 });
@@ -138,6 +142,40 @@ test("an expert's gradient and state are compact over the trainable experts", ()
   }
   const whole = build({ add: [selector({ kinds: ["expert"] })] });
   assert.is(some.lowered.memory.bytes.optimizer * 2, whole.lowered.memory.bytes.optimizer);
+});
+
+test("each optimizer remembers what it needs of trainable entries, and no more", () => {
+  const adafactor = {
+    kind: "adafactor",
+    decayRate: 0.8,
+    clipThreshold: 1,
+    epsilon: 1e-30,
+    minParameterScale: 1e-3,
+    minDimensionToFactor: 12,
+    weightDecay: 0,
+  } as const;
+  // wi of two experts is [2, 20, 12], the router [4, 12].
+  const wi = "encoder.block.1.layer.1.mlp.experts.wi.weight";
+  const router = "encoder.block.1.layer.1.mlp.router.classifier.weight";
+  const moments = { [wi]: [2, 20, 12], [router]: [1, 4, 12] };
+  const cases: [OptimizerAlgorithm, Record<string, readonly number[]>][] = [
+    [ADAMW, Object.fromEntries(Object.entries(moments).flatMap(([n, d]) => ["m", "v"].map((k) => [`${k}.${n}`, d])))],
+    [adafactor, { [`row.${wi}`]: [2, 20], [`column.${wi}`]: [2, 12], [`v.${router}`]: [1, 4, 12] }],
+    [
+      { kind: "sgd", momentum: 0.9, weightDecay: 0 },
+      { [`m.${wi}`]: [2, 20, 12], [`m.${router}`]: [1, 4, 12] },
+    ],
+    [{ kind: "sgd", momentum: 0, weightDecay: 0 }, {}],
+  ];
+  const add = [selector({ kinds: ["expert"], experts: [1, 3] }), selector({ kinds: ["router"] })];
+  for (const [algorithm, expected] of cases) {
+    const { training, lowered } = build({ add }, {}, algorithm);
+    const state = training.graph.tensors.filter((t) => t.role === "optimizer");
+    const here = state.filter((t) => t.parameter!.name === wi || t.parameter!.name === router);
+    assert.equal(Object.fromEntries(here.map((t) => [t.name, t.shape])), expected, algorithm.kind);
+    const elements = state.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
+    assert.is(lowered.memory.bytes.optimizer, 4 * elements);
+  }
 });
 
 test("tensors alive at the same time never share a slot", () => {
