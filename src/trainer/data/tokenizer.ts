@@ -1,11 +1,13 @@
 // Text to token ids and back, by the tokenizer a model directory brings in Hugging Face form (`tokenizer.json` and
 // `tokenizer_config.json`). The work is done by Hugging Face's own JavaScript implementation; this module narrows it to
-// what the trainer needs and settles two of its defaults.
+// what the trainer needs and settles two of its defaults. A directory may ask for plain bytes instead
+// (byte_tokenizer.ts).
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 import { inputError } from "../formats/problems.ts";
+import { byteTokenizer } from "./byte_tokenizer.ts";
 
 export interface Tokenizer {
   /** Token ids; with `special`, also what the tokenizer adds around a text (T5: `</s>` at the end). */
@@ -40,8 +42,8 @@ async function readJson(directory: string, name: string): Promise<Record<string,
  */
 export async function loadTokenizer(directory: string): Promise<Tokenizer | undefined> {
   const definition = await readJson(directory, "tokenizer.json");
-  if (!definition) return undefined;
   const config = (await readJson(directory, "tokenizer_config.json")) ?? {};
+  if (!definition) return config.tokenizer_class === "ByT5Tokenizer" ? byteTokenizer(config) : undefined;
   let tokenizer: HuggingFaceTokenizer;
   try {
     tokenizer = new HuggingFaceTokenizer(definition, config);
