@@ -1,9 +1,9 @@
 // Optimizer state across freezes and thaws, expert by expert.
 //
 // An algorithm remembers some named tensors of each parameter (AdamW: m and v), on the device compact over its trainable
-// entries. When the freeze plan changes, entries
-// that go on training keep their state, entries that freeze move to the host (`keep`) or are forgotten (`drop`), and
-// entries that thaw get back what the host holds, or start from zero with their own step count.
+// entries. When the freeze plan changes, entries that go on training keep their state, entries that freeze move to the
+// host (`keep`) or are forgotten (`drop`), and entries that thaw get back what the host holds, or start from zero with
+// their own step count.
 
 import { elements, type Tensor, tensorBytes } from "../graph/graph.ts";
 import { type OptimizerEntry, optimizerScalars } from "../graph/ops/optimizer.ts";
@@ -154,7 +154,10 @@ export class OptimizerState {
     }));
   }
 
-  /** Counts one update of every trainable entry and returns what the optimizer's kernels read, [rows, 4]. */
+  /**
+   * Counts one update of every trainable entry and returns what the optimizer's kernels read, [rows, 4]. A step that the
+   * kernels skip, because its gradient is not finite, counts too: the host learns of it only after the next is submitted.
+   */
   nextScalars({ algorithm }: OptimizerOptions, learningRate: number): Float32Array<ArrayBuffer> {
     const rows = this.#entries.reduce((n, e) => n + e.slots.length, 0);
     const scalars = new Float32Array(rows * 4);

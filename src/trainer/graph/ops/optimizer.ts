@@ -60,18 +60,18 @@ export function optimizerNodes(
     const parameter = g.parameters.get(name)!;
     const spec = parameter.parameter!;
     const slots = parameter.slots ?? Array.from({ length: spec.experts ?? 1 }, (_, e) => e);
-    const state = stateShapes(algorithm, keyShape(spec)).map(
-      ([kind, shape]): StateTensor => ({
-        name: kind,
-        tensor: g.tensor({
-          name: `${kind}.${name}`,
-          shape: [slots.length, ...shape],
-          role: "optimizer",
-          parameter: spec,
-          slots,
-        }),
-      }),
-    );
+    const declare = (kind: string, shape: readonly number[]) =>
+      g.tensor({
+        name: `${kind}.${name}`,
+        shape: [slots.length, ...shape],
+        role: "optimizer",
+        parameter: spec,
+        slots,
+      });
+    const state = stateShapes(algorithm, keyShape(spec)).map(([kind, shape]) => ({
+      name: kind,
+      tensor: declare(kind, shape),
+    }));
     entries.push({ parameter, gradient, state, slots, scalarOffset: rows });
     rows += slots.length;
   }
