@@ -79,6 +79,11 @@ function eventText({ event }: RunEvent): string {
     }
     case "checkpoint":
       return `checkpoint ${event.value.name} (${bytes(event.value.sizeBytes)})`;
+    case "overfitting": {
+      const { validationLoss, trainLoss, bestValue, bestStep, stops } = event.value;
+      const losses = `train loss ${trainLoss === undefined ? "–" : figure(trainLoss)}, ${event.value.split} ${figure(validationLoss)}`;
+      return `overfitting watch: ${losses}; best ${figure(bestValue)} at step ${bestStep}${stops ? "; the run ends" : ""}`;
+    }
     case "warning":
       return `warning ${event.value.reason}: ${event.value.message}`;
     case "data": {

@@ -18,12 +18,15 @@ import {
 } from "../../proto/gen/thaw/v1/routing_pb.ts";
 import {
   CheckpointPolicySchema,
+  type EvaluationMetric,
+  EvaluationMetricSchema,
   EvaluationPolicySchema,
   type FCounts,
   FCountsSchema,
   type LayerReduction,
   LayerReductionSchema,
   LossOptionsSchema,
+  OverfittingWatchSchema,
   type RunSpec,
   RunSpecSchema,
 } from "../../proto/gen/thaw/v1/run_pb.ts";
@@ -62,6 +65,9 @@ export interface RunFlags extends PlanFlags, OptimizerFlags {
   readonly evaluateExamples?: bigint;
   readonly evaluateSplits?: string[];
   readonly evaluateAtStart?: boolean;
+  readonly watchOverfitting?: EvaluationMetric;
+  readonly patience?: bigint;
+  readonly keepBest?: boolean;
   readonly checkpointEvery?: bigint;
   readonly fromCheckpoint?: string;
 }
@@ -102,6 +108,13 @@ export function runFlags(command: Command): Command {
     .option("--evaluate-examples <n>", "examples of each split at most; 0 means all", integer)
     .option("--evaluate-splits <names>", "splits, separated by commas", (names: string) => names.split(","))
     .option("--evaluate-at-start", "also before the first step")
+    .option(
+      "--watch-overfitting <metric>",
+      "report train and validation at every evaluation; best by loss, token_accuracy, exact_match or accuracy",
+      enumValue(EvaluationMetricSchema),
+    )
+    .option("--patience <n>", "with the watch: end after so many evaluations without improvement", integer)
+    .option("--keep-best", "with the watch: keep a checkpoint of the best evaluation")
     .option("--checkpoint-every <n>", "steps between checkpoints; 0 only after the last", integer)
     .option("--from-checkpoint <name>", "start from the parameters of runs/{run}/checkpoints/{checkpoint}");
 }
@@ -141,7 +154,10 @@ export async function createRunRequest(flags: RunFlags) {
     splits: flags.evaluateSplits,
     atStart: flags.evaluateAtStart,
   };
-  if (assign(evaluation, told)) spec.evaluation = evaluation;
+  const watch = evaluation.overfitting ?? create(OverfittingWatchSchema);
+  const { watchOverfitting: metric, patience, keepBest } = flags;
+  if (assign(watch, { metric, patience, keepBest })) evaluation.overfitting = watch;
+  if (assign(evaluation, told) || evaluation.overfitting) spec.evaluation = evaluation;
   const checkpoints = spec.checkpoints ?? create(CheckpointPolicySchema);
   if (assign(checkpoints, { everySteps: flags.checkpointEvery })) spec.checkpoints = checkpoints;
 

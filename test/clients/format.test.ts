@@ -83,6 +83,13 @@ test("every kind of event is one line", () => {
     [{ case: "checkpoint", value: { name: "runs/a/checkpoints/b", sizeBytes: 1024n } as never }, /b \(1\.0 KiB\)$/],
     [{ case: "warning", value: { reason: "SLOW", message: "very" } as never }, /warning SLOW: very$/],
     [{ case: "data", value: { examples: 2490n, truncatedInputs: 3n } as never }, /2,490 examples, 3 inputs/],
+    [
+      {
+        case: "overfitting",
+        value: { split: "test", trainLoss: 0.25, validationLoss: 0.5, bestValue: 0.5, stops: true } as never,
+      },
+      /train loss 0.25, test 0.5; best 0.5 at step .*; the run ends$/,
+    ],
     [{ case: "trainable", value: { report: { effectiveStep: 50n } } as never }, /trains everything from step 50$/],
   ];
   for (const [content, expected] of cases) {

@@ -7,8 +7,9 @@ import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { CheckpointReason } from "../../proto/gen/thaw/v1/checkpoint_pb.ts";
+import { OverfittingReportSchema } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
-import type { RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { EvaluationMetric, type RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { FromWorkerSchema, type RunUpdate } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError } from "../../src/kernels/device/errors.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
@@ -121,6 +122,70 @@ scenario("the policy's checkpoints and evaluations fall on their steps", {}, asy
   const saved = JSON.parse(await readFile(join(written[0].directory, "training.json"), "utf8"));
   assert.is(saved.step, 3);
 });
+
+const reports = (client: { updates(): RunUpdate[] }) =>
+  client.updates().flatMap(({ update }) => (update.case === "overfitting" ? [update.value] : []));
+
+scenario(
+  "the overfitting watch reports both losses, keeps the best and ends the run when its patience does",
+  { score: (step) => [0, 0.5, 0.8, 0.8, 0.7, 0.9][step], loss: (step) => 1 / step },
+  async ({ client, open }) => {
+    const overfitting = { metric: EvaluationMetric.ACCURACY, patience: 2n, keepBest: true };
+    await client.reply(open({ steps: 9n, evaluation: { everySteps: 1n, splits: ["validation"], overfitting } }));
+    await client.update("finished");
+    assert.equal(
+      reports(client).map((r) => [Number(r.step), r.trainLoss, r.bestValue, Number(r.bestStep), r.stops]),
+      [
+        [1, 1, 0.5, 1, false],
+        [2, 1 / 2, 0.8, 2, false],
+        [3, 1 / 3, 0.8, 2, false],
+        [4, 1 / 4, 0.8, 2, true],
+      ],
+    );
+    assert.ok(reports(client).every((r) => r.gap === r.validationLoss - r.trainLoss!));
+    assert.equal(
+      client
+        .updates()
+        .map(say)
+        .filter((line) => line.startsWith("checkpoint") || line.startsWith("finished")),
+      [
+        `checkpoint ${CheckpointReason.BEST} at 1`,
+        `checkpoint ${CheckpointReason.BEST} at 2`,
+        `checkpoint ${CheckpointReason.FINAL} at 4`,
+        "finished at 4",
+      ],
+    );
+  },
+);
+
+for (const [what, known, expected] of [
+  [
+    "a best before the checkpoint stands",
+    { step: 2n, bestStep: 1n, bestValue: 0.9, evaluationsSinceBest: 1n },
+    [0.9, 1],
+  ],
+  ["a best at the checkpoint is found again", { step: 2n, bestStep: 2n, bestValue: 0.9 }, [0.8, 2]],
+] as const)
+  scenario(
+    `the watch of a run that goes on: ${what}`,
+    { score: (step) => [0, 0.5, 0.8, 0.6, 0.6, 0.6][step] },
+    async ({ client, open, folder }) => {
+      const checkpoint = join(folder, "step-2");
+      await mkdir(checkpoint);
+      const plan = { selection: { preset: "all", add: [], remove: [] }, optimizerState: "keep", routerLosses: "keep" };
+      await writeFile(join(checkpoint, "training.json"), JSON.stringify({ step: 2, plan }));
+      const overfitting = { metric: EvaluationMetric.ACCURACY };
+      await client.reply(
+        open(
+          { evaluation: { everySteps: 1n, splits: ["validation"], overfitting } },
+          { resumeDirectory: checkpoint, overfitting: create(OverfittingReportSchema, known) },
+        ),
+      );
+      await client.update("finished");
+      const last = reports(client).at(-1)!;
+      assert.equal([last.bestValue, Number(last.bestStep)], [...expected]);
+    },
+  );
 
 scenario("a resumed run goes on under its checkpoint's plan", {}, async ({ engine, client, open, folder }) => {
   const plan = { selection: { preset: "moe", add: [], remove: [] }, optimizerState: "drop", routerLosses: "keep" };

@@ -23,6 +23,8 @@ import {
 export interface FakeEngineOptions {
   /** Loss of a step, counted from 1. Default: 1 / step. */
   readonly loss?: (step: number) => number;
+  /** Share of examples right in an evaluation at a step. Default: 0.25. */
+  readonly score?: (step: number) => number;
   /** Called before each step; what it throws, the step fails with. It may wait. */
   readonly beforeStep?: (step: number) => void | Promise<void>;
   /** Called before each evaluation and generation; it may wait. */
@@ -163,7 +165,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       evaluate: (_file, split, maxExamples) =>
         alone(`evaluate ${split} ${maxExamples} at ${step}`, async (): Promise<EvaluationResult> => {
           await options.beforeInference?.();
-          const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: 0.25, accuracy: 0.25 };
+          const score = options.score?.(step) ?? 0.25;
+          const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: score, accuracy: score };
           return { step, split, examples: 5, ...scores, layers: [], seconds: 0.125 };
         }),
       generate: (inputs, generateOptions) =>

@@ -57,8 +57,9 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
 
   async function retain(run: string, keep: number): Promise<void> {
     const kept = await registry.checkpoints(run, { before: undefined, limit: ALL });
-    const old = kept.filter(({ item }) => BY_POLICY.includes(item.checkpoint.reason)).slice(Math.max(keep, 1));
-    for (const { item } of old) {
+    const byPolicy = kept.filter(({ item }) => BY_POLICY.includes(item.checkpoint.reason));
+    const best = kept.filter(({ item }) => item.checkpoint.reason === CheckpointReason.BEST);
+    for (const { item } of [...byPolicy.slice(Math.max(keep, 1)), ...best.slice(1)]) {
       await registry.deleteCheckpoint(run, basename(item.checkpoint.name));
       await discard(directoryOf(run, item.directory));
     }

@@ -139,6 +139,9 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       case "evaluation":
       case "warning":
         return append(update);
+      case "overfitting":
+        live.run.overfitting = update.value;
+        return append(update);
       case "trainable":
         live.run.trainable = update.value.plan;
         live.run.cost = update.value.report?.after;
@@ -184,6 +187,15 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     }
   }
 
+  /** The directory of a run's checkpoint; "" for no checkpoint. */
+  async function directoryOf(name: string): Promise<string> {
+    if (name === "") return "";
+    const ids = checkpointIn(name)!;
+    const found = await registry.checkpoint(ids.run, ids.checkpoint);
+    if (!found) throw notFound(name);
+    return checkpoints.directoryOf(ids.run, found.directory);
+  }
+
   /** Everything the worker needs to open the run. @throws RpcError when something it starts from is gone */
   async function openRequest(): Promise<MessageInitShape<typeof OpenRunSchema>> {
     const { run } = live;
@@ -195,22 +207,19 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     const datasetId = idIn("datasets", spec.dataset)!;
     const splits = ["train", ...(spec.evaluation?.splits ?? [])];
     const newest = await checkpoints.newest(idIn("runs", run.name)!);
-    let initialDirectory = "";
-    if (!newest && spec.initialCheckpoint) {
-      const ids = checkpointIn(spec.initialCheckpoint)!;
-      const initial = await registry.checkpoint(ids.run, ids.checkpoint);
-      if (!initial) throw notFound(spec.initialCheckpoint);
-      initialDirectory = checkpoints.directoryOf(ids.run, initial.directory);
-    }
+    const first = !newest;
+    const resumeDirectory = first ? await directoryOf(run.sourceCheckpoint) : newest.directory;
+    const initialDirectory = first ? await directoryOf(spec.initialCheckpoint) : "";
     return {
       run: run.name,
       spec: create(RunSpecSchema, { ...spec, trainable: run.trainable }),
       modelDirectory: modelDirectory(layout, model.directory),
       splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
-      resumeDirectory: newest?.directory ?? "",
+      resumeDirectory,
       initialDirectory,
       checkpointsDirectory: temporaryDirectory(layout),
       paused: true,
+      overfitting: newest && run.overfitting,
     };
   }
 
@@ -281,9 +290,10 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         return end(RunState.FAILED, refusal(status.INTERNAL, "GPU_PROCESS_ENDED", message));
       }
       const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
-      live.run.step = newest?.checkpoint.step ?? 0n;
-      const from = newest ? `${newest.checkpoint.name}, step ${newest.checkpoint.step}` : "the beginning, step 0";
-      const message = `the GPU process ended (${how}); the run goes on from ${from}, and later steps are repeated`;
+      live.run.step = newest?.checkpoint.step ?? live.run.startStep;
+      const from = newest?.checkpoint.name ?? (live.run.sourceCheckpoint || "the beginning");
+      const place = `${from}, step ${live.run.step}`;
+      const message = `the GPU process ended (${how}); the run goes on from ${place}, and later steps are repeated`;
       append({ case: "warning", value: { reason: "GPU_PROCESS_RESTARTED", message } });
       if (live.wanted === "pause") changeState(runLog, live, RunState.PAUSING);
       await runLog.flush();

@@ -9,6 +9,7 @@ import {
   SecondExpertPolicySchema,
 } from "../../../proto/gen/thaw/v1/routing_pb.ts";
 import {
+  EvaluationMetricSchema,
   FCountsSchema,
   LayerReductionSchema,
   type LossOptions,
@@ -61,6 +62,13 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   if (evaluation) {
     checkRange(problems, `${field}.evaluation.every_steps`, evaluation.everySteps, 0, MAX_STEPS);
     checkRange(problems, `${field}.evaluation.max_examples`, evaluation.maxExamples ?? 0n, 0, MAX_STEPS);
+    const { overfitting } = evaluation;
+    if (overfitting) {
+      const path = `${field}.evaluation.overfitting`;
+      knownEnum(problems, `${path}.metric`, EvaluationMetricSchema, overfitting.metric);
+      nonNegative(problems, `${path}.min_improvement`, overfitting.minImprovement);
+      checkRange(problems, `${path}.patience`, overfitting.patience, 0, MAX_STEPS);
+    }
     problems.require(evaluation.splits.length <= MAX_SPLITS, `${field}.evaluation.splits`, `more than ${MAX_SPLITS}`);
     evaluation.splits.slice(0, MAX_SPLITS).forEach((split, index) => {
       problems.require(SPLIT_NAME.test(split), `${field}.evaluation.splits[${index}]`, "must be [a-z0-9_]+");

@@ -8,11 +8,18 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import type { OpenRun, RunUpdateSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import { type Engine, InputError, type StepMetrics, type TrainingRun } from "../../trainer/types.ts";
+import {
+  type Engine,
+  type EvaluationResult,
+  InputError,
+  type StepMetrics,
+  type TrainingRun,
+} from "../../trainer/types.ts";
 import { newCheckpointDirectory, sweepPartialCheckpoints } from "./checkpoint_directory.ts";
 import { evaluationToProto, metricsToProto } from "./convert/metrics.ts";
 import { openRunToConfig, type RunPolicy } from "./convert/run_config.ts";
 import { count, durationOf } from "./convert/scalars.ts";
+import { watchOverfitting } from "./overfitting.ts";
 import type { RouteSubscription } from "./route_subscription.ts";
 
 const STEPS_IN_FLIGHT = 2;
@@ -54,18 +61,22 @@ export async function openActiveRun(
   let asked = training.step;
   let arrived = training.step;
   let finished = false;
+  /** The step after which the run ends. */
+  let last = policy.steps;
+  const watch = policy.overfitting && watchOverfitting(policy.overfitting, open.overfitting, asked);
+  if (open.overfitting?.stops && Number(open.overfitting.step) <= asked) last = asked;
   let failure: { readonly error: unknown } | undefined;
   const inFlight: Promise<void>[] = [];
   const tasks: Task[] = [];
-  if (asked >= policy.steps) planTasks();
+  if (asked >= last) planTasks();
   else if (asked > 0 ? evaluationDue(policy, asked) : policy.evaluateAtStart) tasks.push(...evaluations(policy));
 
   /** What the policy wants after step `asked`. */
   function planTasks(): void {
-    const last = asked >= policy.steps;
-    if (last) tasks.push({ checkpoint: CheckpointReason.FINAL });
+    const ends = asked >= last;
+    if (ends) tasks.push({ checkpoint: CheckpointReason.FINAL });
     else if (isMultiple(asked, policy.checkpointEverySteps)) tasks.push({ checkpoint: CheckpointReason.POLICY });
-    if (last || evaluationDue(policy, asked)) tasks.push(...evaluations(policy));
+    if (ends || evaluationDue(policy, asked)) tasks.push(...evaluations(policy));
   }
 
   function launch(): void {
@@ -85,6 +96,7 @@ export async function openActiveRun(
       if (failure) return;
       arrived = metrics.step;
       send(arrived, { case: "metrics", value: metricsToProto(metrics) });
+      watch?.trained(metrics.loss);
       checkFinite(metrics);
     } catch (error) {
       failure ??= { error };
@@ -111,7 +123,19 @@ export async function openActiveRun(
     } else {
       const result = await training.evaluate(task.file, task.split, policy.evaluateExamples);
       send(asked, { case: "evaluation", value: evaluationToProto(result) });
+      if (task === policy.evaluateSplits[0]) judge(result);
     }
+  }
+
+  /** What the watched split's evaluation means for the run. */
+  function judge(result: EvaluationResult): void {
+    if (!watch) return;
+    const { report, improved } = watch.evaluated(result);
+    send(asked, { case: "overfitting", value: report });
+    if (improved && policy.overfitting?.keepBest) tasks.unshift({ checkpoint: CheckpointReason.BEST });
+    if (!report.stops || asked >= last) return;
+    last = asked;
+    tasks.push({ checkpoint: CheckpointReason.FINAL });
   }
 
   const run: ActiveRun = {
@@ -128,7 +152,7 @@ export async function openActiveRun(
     },
     async advance() {
       if (failure) throw failure.error;
-      if (tasks.length > 0 || asked >= policy.steps) {
+      if (tasks.length > 0 || asked >= last) {
         await settle();
         const task = tasks.shift();
         if (task) return perform(task);

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/checkpoint.proto.
  */
 export const file_thaw_v1_checkpoint: GenFile = /*@__PURE__*/
-  fileDesc("Chh0aGF3L3YxL2NoZWNrcG9pbnQucHJvdG8SB3RoYXcudjEimAEKCkNoZWNrcG9pbnQSDAoEbmFtZRgBIAEoCRIMCgRzdGVwGAIgASgDEhIKCnNpemVfYnl0ZXMYAyABKAMSKQoGcmVhc29uGAQgASgOMhkudGhhdy52MS5DaGVja3BvaW50UmVhc29uEi8KC2NyZWF0ZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCq0AQoQQ2hlY2twb2ludFJlYXNvbhIhCh1DSEVDS1BPSU5UX1JFQVNPTl9VTlNQRUNJRklFRBAAEhwKGENIRUNLUE9JTlRfUkVBU09OX1BPTElDWRABEh8KG0NIRUNLUE9JTlRfUkVBU09OX1JFUVVFU1RFRBACEhsKF0NIRUNLUE9JTlRfUkVBU09OX0ZJTkFMEAMSIQodQ0hFQ0tQT0lOVF9SRUFTT05fSU5URVJSVVBURUQQBGIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("Chh0aGF3L3YxL2NoZWNrcG9pbnQucHJvdG8SB3RoYXcudjEimAEKCkNoZWNrcG9pbnQSDAoEbmFtZRgBIAEoCRIMCgRzdGVwGAIgASgDEhIKCnNpemVfYnl0ZXMYAyABKAMSKQoGcmVhc29uGAQgASgOMhkudGhhdy52MS5DaGVja3BvaW50UmVhc29uEi8KC2NyZWF0ZV90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCrQAQoQQ2hlY2twb2ludFJlYXNvbhIhCh1DSEVDS1BPSU5UX1JFQVNPTl9VTlNQRUNJRklFRBAAEhwKGENIRUNLUE9JTlRfUkVBU09OX1BPTElDWRABEh8KG0NIRUNLUE9JTlRfUkVBU09OX1JFUVVFU1RFRBACEhsKF0NIRUNLUE9JTlRfUkVBU09OX0ZJTkFMEAMSIQodQ0hFQ0tQT0lOVF9SRUFTT05fSU5URVJSVVBURUQQBBIaChZDSEVDS1BPSU5UX1JFQVNPTl9CRVNUEAViBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * Parameters, optimizer state, freeze plan and data position after a step.
@@ -105,6 +105,13 @@ export const CheckpointReason = {
    * @generated from enum value: CHECKPOINT_REASON_INTERRUPTED = 4;
    */
   INTERRUPTED: 4,
+
+  /**
+   * By the overfitting watch, the best evaluation so far; deleted when a better one is written.
+   *
+   * @generated from enum value: CHECKPOINT_REASON_BEST = 5;
+   */
+  BEST: 5,
 } as const;
 
 /**

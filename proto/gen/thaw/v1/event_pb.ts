@@ -26,7 +26,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/event.proto.
  */
 export const file_thaw_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChN0aGF3L3YxL2V2ZW50LnByb3RvEgd0aGF3LnYxInEKDFN0YXRlQ2hhbmdlZBIfCgRmcm9tGAEgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIdCgJ0bxgCIAEoDjIRLnRoYXcudjEuUnVuU3RhdGUSIQoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1cyLZAgoLU3RlcE1ldHJpY3MSDAoEc3RlcBgBIAEoAxIMCgRsb3NzGAIgASgBEhIKCnRvdGFsX2xvc3MYAyABKAESFQoNZ3JhZGllbnRfbm9ybRgEIAEoARIVCg1sZWFybmluZ19yYXRlGAUgASgBEg4KBnRva2VucxgGIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgHIAEoARIwCg1zdGVwX2R1cmF0aW9uGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKBmxheWVycxgJIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEh4KEXZvY2FidWxhcnlfel9sb3NzGAogASgBSACIAQESGgoNc21vb3RoZWRfbG9zcxgLIAEoAUgBiAEBQhQKEl92b2NhYnVsYXJ5X3pfbG9zc0IQCg5fc21vb3RoZWRfbG9zcyJiChBUcmFpbmFibGVDaGFuZ2VkEiQKBHBsYW4YASABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKAoGcmVwb3J0GAIgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnQiKgoHV2FybmluZxIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgpEYXRhUmVwb3J0EhAKCGV4YW1wbGVzGAEgASgDEhgKEHRydW5jYXRlZF9pbnB1dHMYAiABKAMSGQoRdHJ1bmNhdGVkX3RhcmdldHMYAyABKAMihAMKCFJ1bkV2ZW50EhAKCHJldmlzaW9uGAEgASgDEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHN0ZXAYAyABKAMSJgoFc3RhdGUYBCABKAsyFS50aGF3LnYxLlN0YXRlQ2hhbmdlZEgAEicKB21ldHJpY3MYBSABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzSAASLwoKZXZhbHVhdGlvbhgGIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEi4KCXRyYWluYWJsZRgHIAEoCzIZLnRoYXcudjEuVHJhaW5hYmxlQ2hhbmdlZEgAEikKCmNoZWNrcG9pbnQYCCABKAsyEy50aGF3LnYxLkNoZWNrcG9pbnRIABIjCgd3YXJuaW5nGAkgASgLMhAudGhhdy52MS5XYXJuaW5nSAASIwoEZGF0YRgKIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydEgAQgcKBWV2ZW50IjIKDVJ1bkV2ZW50QmF0Y2gSIQoGZXZlbnRzGAEgAygLMhEudGhhdy52MS5SdW5FdmVudCIhCg1XYXRjaFByb2dyZXNzEhAKCHJldmlzaW9uGAEgASgDYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
+  fileDesc("ChN0aGF3L3YxL2V2ZW50LnByb3RvEgd0aGF3LnYxInEKDFN0YXRlQ2hhbmdlZBIfCgRmcm9tGAEgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIdCgJ0bxgCIAEoDjIRLnRoYXcudjEuUnVuU3RhdGUSIQoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1cyLZAgoLU3RlcE1ldHJpY3MSDAoEc3RlcBgBIAEoAxIMCgRsb3NzGAIgASgBEhIKCnRvdGFsX2xvc3MYAyABKAESFQoNZ3JhZGllbnRfbm9ybRgEIAEoARIVCg1sZWFybmluZ19yYXRlGAUgASgBEg4KBnRva2VucxgGIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgHIAEoARIwCg1zdGVwX2R1cmF0aW9uGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKBmxheWVycxgJIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEh4KEXZvY2FidWxhcnlfel9sb3NzGAogASgBSACIAQESGgoNc21vb3RoZWRfbG9zcxgLIAEoAUgBiAEBQhQKEl92b2NhYnVsYXJ5X3pfbG9zc0IQCg5fc21vb3RoZWRfbG9zcyJiChBUcmFpbmFibGVDaGFuZ2VkEiQKBHBsYW4YASABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKAoGcmVwb3J0GAIgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnQiKgoHV2FybmluZxIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgpEYXRhUmVwb3J0EhAKCGV4YW1wbGVzGAEgASgDEhgKEHRydW5jYXRlZF9pbnB1dHMYAiABKAMSGQoRdHJ1bmNhdGVkX3RhcmdldHMYAyABKAMi4QEKEU92ZXJmaXR0aW5nUmVwb3J0EgwKBHN0ZXAYASABKAMSDQoFc3BsaXQYAiABKAkSFwoKdHJhaW5fbG9zcxgDIAEoAUgAiAEBEhcKD3ZhbGlkYXRpb25fbG9zcxgEIAEoARIQCgNnYXAYBSABKAFIAYgBARISCgpiZXN0X3ZhbHVlGAYgASgBEhEKCWJlc3Rfc3RlcBgHIAEoAxIeChZldmFsdWF0aW9uc19zaW5jZV9iZXN0GAggASgDEg0KBXN0b3BzGAkgASgIQg0KC190cmFpbl9sb3NzQgYKBF9nYXAitwMKCFJ1bkV2ZW50EhAKCHJldmlzaW9uGAEgASgDEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHN0ZXAYAyABKAMSJgoFc3RhdGUYBCABKAsyFS50aGF3LnYxLlN0YXRlQ2hhbmdlZEgAEicKB21ldHJpY3MYBSABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzSAASLwoKZXZhbHVhdGlvbhgGIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEi4KCXRyYWluYWJsZRgHIAEoCzIZLnRoYXcudjEuVHJhaW5hYmxlQ2hhbmdlZEgAEikKCmNoZWNrcG9pbnQYCCABKAsyEy50aGF3LnYxLkNoZWNrcG9pbnRIABIjCgd3YXJuaW5nGAkgASgLMhAudGhhdy52MS5XYXJuaW5nSAASIwoEZGF0YRgKIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydEgAEjEKC292ZXJmaXR0aW5nGAsgASgLMhoudGhhdy52MS5PdmVyZml0dGluZ1JlcG9ydEgAQgcKBWV2ZW50IjIKDVJ1bkV2ZW50QmF0Y2gSIQoGZXZlbnRzGAEgAygLMhEudGhhdy52MS5SdW5FdmVudCIhCg1XYXRjaFByb2dyZXNzEhAKCHJldmlzaW9uGAEgASgDYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
 
 /**
  * The run changed its state.
@@ -246,6 +246,83 @@ export const DataReportSchema: GenMessage<DataReport> = /*@__PURE__*/
   messageDesc(file_thaw_v1_event, 4);
 
 /**
+ * What the overfitting watch saw at an evaluation.
+ *
+ * @generated from message thaw.v1.OverfittingReport
+ */
+export type OverfittingReport = Message<"thaw.v1.OverfittingReport"> & {
+  /**
+   * Optimizer steps completed.
+   *
+   * @generated from field: int64 step = 1;
+   */
+  step: bigint;
+
+  /**
+   * The split that is watched.
+   *
+   * @generated from field: string split = 2;
+   */
+  split: string;
+
+  /**
+   * Mean cross-entropy of the training steps since the evaluation before, dropout on; unset when there were none.
+   *
+   * @generated from field: optional double train_loss = 3;
+   */
+  trainLoss?: number | undefined;
+
+  /**
+   * Cross-entropy of the split.
+   *
+   * @generated from field: double validation_loss = 4;
+   */
+  validationLoss: number;
+
+  /**
+   * `validation_loss` less `train_loss`: it grows when the run overfits.
+   *
+   * @generated from field: optional double gap = 5;
+   */
+  gap?: number | undefined;
+
+  /**
+   * The best value of the watched metric so far.
+   *
+   * @generated from field: double best_value = 6;
+   */
+  bestValue: number;
+
+  /**
+   * The step it was seen at.
+   *
+   * @generated from field: int64 best_step = 7;
+   */
+  bestStep: bigint;
+
+  /**
+   * Evaluations since then; 0 when this one is the best.
+   *
+   * @generated from field: int64 evaluations_since_best = 8;
+   */
+  evaluationsSinceBest: bigint;
+
+  /**
+   * Whether the run ends here, its patience at an end.
+   *
+   * @generated from field: bool stops = 9;
+   */
+  stops: boolean;
+};
+
+/**
+ * Describes the message thaw.v1.OverfittingReport.
+ * Use `create(OverfittingReportSchema)` to create a new message.
+ */
+export const OverfittingReportSchema: GenMessage<OverfittingReport> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_event, 5);
+
+/**
  * One entry of the watch log.
  *
  * @generated from message thaw.v1.RunEvent
@@ -333,6 +410,14 @@ export type RunEvent = Message<"thaw.v1.RunEvent"> & {
      */
     value: DataReport;
     case: "data";
+  } | {
+    /**
+     * The overfitting watch, after an evaluation.
+     *
+     * @generated from field: thaw.v1.OverfittingReport overfitting = 11;
+     */
+    value: OverfittingReport;
+    case: "overfitting";
   } | { case: undefined; value?: undefined };
 };
 
@@ -341,7 +426,7 @@ export type RunEvent = Message<"thaw.v1.RunEvent"> & {
  * Use `create(RunEventSchema)` to create a new message.
  */
 export const RunEventSchema: GenMessage<RunEvent> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 5);
+  messageDesc(file_thaw_v1_event, 6);
 
 /**
  * Events in ascending, gap-free order.
@@ -362,7 +447,7 @@ export type RunEventBatch = Message<"thaw.v1.RunEventBatch"> & {
  * Use `create(RunEventBatchSchema)` to create a new message.
  */
 export const RunEventBatchSchema: GenMessage<RunEventBatch> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 6);
+  messageDesc(file_thaw_v1_event, 7);
 
 /**
  * A promise in place of events.
@@ -383,5 +468,5 @@ export type WatchProgress = Message<"thaw.v1.WatchProgress"> & {
  * Use `create(WatchProgressSchema)` to create a new message.
  */
 export const WatchProgressSchema: GenMessage<WatchProgress> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 7);
+  messageDesc(file_thaw_v1_event, 8);
 

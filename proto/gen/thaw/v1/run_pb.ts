@@ -10,7 +10,7 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Status } from "../../google/rpc/status_pb.ts";
 import { file_google_rpc_status } from "../../google/rpc/status_pb.ts";
-import type { DataReport, StepMetrics } from "./event_pb.ts";
+import type { DataReport, OverfittingReport, StepMetrics } from "./event_pb.ts";
 import { file_thaw_v1_event } from "./event_pb.ts";
 import type { PlanCost, TrainablePlan } from "./group_pb.ts";
 import { file_thaw_v1_group } from "./group_pb.ts";
@@ -24,7 +24,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/run.proto.
  */
 export const file_thaw_v1_run: GenFile = /*@__PURE__*/
-  fileDesc("ChF0aGF3L3YxL3J1bi5wcm90bxIHdGhhdy52MSKRAQoFQWRhbVcSEgoFYmV0YTEYASABKAFIAIgBARISCgViZXRhMhgCIAEoAUgBiAEBEhQKB2Vwc2lsb24YAyABKAFIAogBARIZCgx3ZWlnaHRfZGVjYXkYBCABKAFIA4gBAUIICgZfYmV0YTFCCAoGX2JldGEyQgoKCF9lcHNpbG9uQg8KDV93ZWlnaHRfZGVjYXkirQIKCUFkYWZhY3RvchIXCgpkZWNheV9yYXRlGAEgASgBSACIAQESGwoOY2xpcF90aHJlc2hvbGQYAiABKAFIAYgBARIUCgdlcHNpbG9uGAMgASgBSAKIAQESIAoTbWluX3BhcmFtZXRlcl9zY2FsZRgEIAEoAUgDiAEBEiQKF21pbl9kaW1lbnNpb25fdG9fZmFjdG9yGAUgASgDSASIAQESGQoMd2VpZ2h0X2RlY2F5GAYgASgBSAWIAQFCDQoLX2RlY2F5X3JhdGVCEQoPX2NsaXBfdGhyZXNob2xkQgoKCF9lcHNpbG9uQhYKFF9taW5fcGFyYW1ldGVyX3NjYWxlQhoKGF9taW5fZGltZW5zaW9uX3RvX2ZhY3RvckIPCg1fd2VpZ2h0X2RlY2F5IlUKA1NnZBIVCghtb21lbnR1bRgBIAEoAUgAiAEBEhkKDHdlaWdodF9kZWNheRgCIAEoAUgBiAEBQgsKCV9tb21lbnR1bUIPCg1fd2VpZ2h0X2RlY2F5IkUKCFNjaGVkdWxlEiMKBGtpbmQYASABKA4yFS50aGF3LnYxLlNjaGVkdWxlS2luZBIUCgx3YXJtdXBfc3RlcHMYAiABKAMijwIKEE9wdGltaXplck9wdGlvbnMSHwoFYWRhbXcYASABKAsyDi50aGF3LnYxLkFkYW1XSAASJwoJYWRhZmFjdG9yGAUgASgLMhIudGhhdy52MS5BZGFmYWN0b3JIABIbCgNzZ2QYBiABKAsyDC50aGF3LnYxLlNnZEgAEhoKDWxlYXJuaW5nX3JhdGUYAiABKAFIAYgBARIeChFtYXhfZ3JhZGllbnRfbm9ybRgDIAEoAUgCiAEBEiMKCHNjaGVkdWxlGAQgASgLMhEudGhhdy52MS5TY2hlZHVsZUILCglhbGdvcml0aG1CEAoOX2xlYXJuaW5nX3JhdGVCFAoSX21heF9ncmFkaWVudF9ub3JtIsECCgtMb3NzT3B0aW9ucxIgChNiYWxhbmNlX2NvZWZmaWNpZW50GAEgASgBSACIAQESGgoNel9jb2VmZmljaWVudBgCIAEoAUgBiAEBEiIKCGZfY291bnRzGAMgASgOMhAudGhhdy52MS5GQ291bnRzEjAKD2xheWVyX3JlZHVjdGlvbhgEIAEoDjIXLnRoYXcudjEuTGF5ZXJSZWR1Y3Rpb24SJQoYdm9jYWJ1bGFyeV96X2NvZWZmaWNpZW50GAUgASgBSAKIAQESHAoPbGFiZWxfc21vb3RoaW5nGAYgASgBSAOIAQFCFgoUX2JhbGFuY2VfY29lZmZpY2llbnRCEAoOX3pfY29lZmZpY2llbnRCGwoZX3ZvY2FidWxhcnlfel9jb2VmZmljaWVudEISChBfbGFiZWxfc21vb3RoaW5nInUKEEV2YWx1YXRpb25Qb2xpY3kSEwoLZXZlcnlfc3RlcHMYASABKAMSGQoMbWF4X2V4YW1wbGVzGAIgASgDSACIAQESDgoGc3BsaXRzGAMgAygJEhAKCGF0X3N0YXJ0GAQgASgIQg8KDV9tYXhfZXhhbXBsZXMiYgoQQ2hlY2twb2ludFBvbGljeRIYCgtldmVyeV9zdGVwcxgBIAEoA0gAiAEBEhYKCWtlZXBfbGFzdBgCIAEoA0gBiAEBQg4KDF9ldmVyeV9zdGVwc0IMCgpfa2VlcF9sYXN0IqEECgdSdW5TcGVjEg0KBW1vZGVsGAEgASgJEg8KB2RhdGFzZXQYAiABKAkSDQoFc3RlcHMYAyABKAMSEgoKYmF0Y2hfc2l6ZRgEIAEoAxIYChBtYXhfaW5wdXRfdG9rZW5zGAUgASgDEhkKEW1heF90YXJnZXRfdG9rZW5zGAYgASgDEgwKBHNlZWQYByABKAMSKQoJdHJhaW5hYmxlGAggASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEiwKCW9wdGltaXplchgJIAEoCzIZLnRoYXcudjEuT3B0aW1pemVyT3B0aW9ucxIoCgdyb3V0aW5nGAogASgLMhcudGhhdy52MS5Sb3V0aW5nT3B0aW9ucxIkCgZsb3NzZXMYCyABKAsyFC50aGF3LnYxLkxvc3NPcHRpb25zEhQKB2Ryb3BvdXQYDCABKAFIAIgBARItCgpldmFsdWF0aW9uGA0gASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUG9saWN5Ei4KC2NoZWNrcG9pbnRzGA4gASgLMhkudGhhdy52MS5DaGVja3BvaW50UG9saWN5EhoKEmluaXRpYWxfY2hlY2twb2ludBgPIAEoCRIbCg5leHBlcnRfZHJvcG91dBgQIAEoAUgBiAEBEhoKEmFjY3VtdWxhdGlvbl9zdGVwcxgRIAEoA0IKCghfZHJvcG91dEIRCg9fZXhwZXJ0X2Ryb3BvdXQi/wQKA1J1bhIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRIoCgZsYWJlbHMYAyADKAsyGC50aGF3LnYxLlJ1bi5MYWJlbHNFbnRyeRIeCgRzcGVjGAQgASgLMhAudGhhdy52MS5SdW5TcGVjEiAKBXN0YXRlGAUgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIhCgVlcnJvchgGIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEgwKBHN0ZXAYByABKAMSKQoJdHJhaW5hYmxlGAggASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEh8KBGNvc3QYCSABKAsyES50aGF3LnYxLlBsYW5Db3N0EiUKB21ldHJpY3MYCiABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzEiEKBGRhdGEYCyABKAsyEy50aGF3LnYxLkRhdGFSZXBvcnQSGQoRbGF0ZXN0X2NoZWNrcG9pbnQYDCABKAkSEAoIcmV2aXNpb24YDSABKAMSFgoOcXVldWVfcG9zaXRpb24YDiABKAMSEAoIcmVzdGFydHMYDyABKAMSLwoLY3JlYXRlX3RpbWUYECABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCnN0YXJ0X3RpbWUYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGBIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIMCgRldGFnGBMgASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEqnQEKDFNjaGVkdWxlS2luZBIdChlTQ0hFRFVMRV9LSU5EX1VOU1BFQ0lGSUVEEAASGgoWU0NIRURVTEVfS0lORF9DT05TVEFOVBABEhgKFFNDSEVEVUxFX0tJTkRfTElORUFSEAISHgoaU0NIRURVTEVfS0lORF9JTlZFUlNFX1NRUlQQAxIYChRTQ0hFRFVMRV9LSU5EX0NPU0lORRAEKkoKB0ZDb3VudHMSGAoURl9DT1VOVFNfVU5TUEVDSUZJRUQQABIRCg1GX0NPVU5UU19UT1AxEAESEgoORl9DT1VOVFNfQUxMX0sQAiqAAQoOTGF5ZXJSZWR1Y3Rpb24SHwobTEFZRVJfUkVEVUNUSU9OX1VOU1BFQ0lGSUVEEAASFwoTTEFZRVJfUkVEVUNUSU9OX1NVTRABEhgKFExBWUVSX1JFRFVDVElPTl9NRUFOEAISGgoWTEFZRVJfUkVEVUNUSU9OX1BPT0xFRBADYgZwcm90bzM", [file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
+  fileDesc("ChF0aGF3L3YxL3J1bi5wcm90bxIHdGhhdy52MSKRAQoFQWRhbVcSEgoFYmV0YTEYASABKAFIAIgBARISCgViZXRhMhgCIAEoAUgBiAEBEhQKB2Vwc2lsb24YAyABKAFIAogBARIZCgx3ZWlnaHRfZGVjYXkYBCABKAFIA4gBAUIICgZfYmV0YTFCCAoGX2JldGEyQgoKCF9lcHNpbG9uQg8KDV93ZWlnaHRfZGVjYXkirQIKCUFkYWZhY3RvchIXCgpkZWNheV9yYXRlGAEgASgBSACIAQESGwoOY2xpcF90aHJlc2hvbGQYAiABKAFIAYgBARIUCgdlcHNpbG9uGAMgASgBSAKIAQESIAoTbWluX3BhcmFtZXRlcl9zY2FsZRgEIAEoAUgDiAEBEiQKF21pbl9kaW1lbnNpb25fdG9fZmFjdG9yGAUgASgDSASIAQESGQoMd2VpZ2h0X2RlY2F5GAYgASgBSAWIAQFCDQoLX2RlY2F5X3JhdGVCEQoPX2NsaXBfdGhyZXNob2xkQgoKCF9lcHNpbG9uQhYKFF9taW5fcGFyYW1ldGVyX3NjYWxlQhoKGF9taW5fZGltZW5zaW9uX3RvX2ZhY3RvckIPCg1fd2VpZ2h0X2RlY2F5IlUKA1NnZBIVCghtb21lbnR1bRgBIAEoAUgAiAEBEhkKDHdlaWdodF9kZWNheRgCIAEoAUgBiAEBQgsKCV9tb21lbnR1bUIPCg1fd2VpZ2h0X2RlY2F5IkUKCFNjaGVkdWxlEiMKBGtpbmQYASABKA4yFS50aGF3LnYxLlNjaGVkdWxlS2luZBIUCgx3YXJtdXBfc3RlcHMYAiABKAMijwIKEE9wdGltaXplck9wdGlvbnMSHwoFYWRhbXcYASABKAsyDi50aGF3LnYxLkFkYW1XSAASJwoJYWRhZmFjdG9yGAUgASgLMhIudGhhdy52MS5BZGFmYWN0b3JIABIbCgNzZ2QYBiABKAsyDC50aGF3LnYxLlNnZEgAEhoKDWxlYXJuaW5nX3JhdGUYAiABKAFIAYgBARIeChFtYXhfZ3JhZGllbnRfbm9ybRgDIAEoAUgCiAEBEiMKCHNjaGVkdWxlGAQgASgLMhEudGhhdy52MS5TY2hlZHVsZUILCglhbGdvcml0aG1CEAoOX2xlYXJuaW5nX3JhdGVCFAoSX21heF9ncmFkaWVudF9ub3JtIsECCgtMb3NzT3B0aW9ucxIgChNiYWxhbmNlX2NvZWZmaWNpZW50GAEgASgBSACIAQESGgoNel9jb2VmZmljaWVudBgCIAEoAUgBiAEBEiIKCGZfY291bnRzGAMgASgOMhAudGhhdy52MS5GQ291bnRzEjAKD2xheWVyX3JlZHVjdGlvbhgEIAEoDjIXLnRoYXcudjEuTGF5ZXJSZWR1Y3Rpb24SJQoYdm9jYWJ1bGFyeV96X2NvZWZmaWNpZW50GAUgASgBSAKIAQESHAoPbGFiZWxfc21vb3RoaW5nGAYgASgBSAOIAQFCFgoUX2JhbGFuY2VfY29lZmZpY2llbnRCEAoOX3pfY29lZmZpY2llbnRCGwoZX3ZvY2FidWxhcnlfel9jb2VmZmljaWVudEISChBfbGFiZWxfc21vb3RoaW5nInsKEE92ZXJmaXR0aW5nV2F0Y2gSKQoGbWV0cmljGAEgASgOMhkudGhhdy52MS5FdmFsdWF0aW9uTWV0cmljEhcKD21pbl9pbXByb3ZlbWVudBgCIAEoARIQCghwYXRpZW5jZRgDIAEoAxIRCglrZWVwX2Jlc3QYBCABKAgipQEKEEV2YWx1YXRpb25Qb2xpY3kSEwoLZXZlcnlfc3RlcHMYASABKAMSGQoMbWF4X2V4YW1wbGVzGAIgASgDSACIAQESDgoGc3BsaXRzGAMgAygJEhAKCGF0X3N0YXJ0GAQgASgIEi4KC292ZXJmaXR0aW5nGAUgASgLMhkudGhhdy52MS5PdmVyZml0dGluZ1dhdGNoQg8KDV9tYXhfZXhhbXBsZXMiYgoQQ2hlY2twb2ludFBvbGljeRIYCgtldmVyeV9zdGVwcxgBIAEoA0gAiAEBEhYKCWtlZXBfbGFzdBgCIAEoA0gBiAEBQg4KDF9ldmVyeV9zdGVwc0IMCgpfa2VlcF9sYXN0IqEECgdSdW5TcGVjEg0KBW1vZGVsGAEgASgJEg8KB2RhdGFzZXQYAiABKAkSDQoFc3RlcHMYAyABKAMSEgoKYmF0Y2hfc2l6ZRgEIAEoAxIYChBtYXhfaW5wdXRfdG9rZW5zGAUgASgDEhkKEW1heF90YXJnZXRfdG9rZW5zGAYgASgDEgwKBHNlZWQYByABKAMSKQoJdHJhaW5hYmxlGAggASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEiwKCW9wdGltaXplchgJIAEoCzIZLnRoYXcudjEuT3B0aW1pemVyT3B0aW9ucxIoCgdyb3V0aW5nGAogASgLMhcudGhhdy52MS5Sb3V0aW5nT3B0aW9ucxIkCgZsb3NzZXMYCyABKAsyFC50aGF3LnYxLkxvc3NPcHRpb25zEhQKB2Ryb3BvdXQYDCABKAFIAIgBARItCgpldmFsdWF0aW9uGA0gASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUG9saWN5Ei4KC2NoZWNrcG9pbnRzGA4gASgLMhkudGhhdy52MS5DaGVja3BvaW50UG9saWN5EhoKEmluaXRpYWxfY2hlY2twb2ludBgPIAEoCRIbCg5leHBlcnRfZHJvcG91dBgQIAEoAUgBiAEBEhoKEmFjY3VtdWxhdGlvbl9zdGVwcxgRIAEoA0IKCghfZHJvcG91dEIRCg9fZXhwZXJ0X2Ryb3BvdXQi3wUKA1J1bhIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRIoCgZsYWJlbHMYAyADKAsyGC50aGF3LnYxLlJ1bi5MYWJlbHNFbnRyeRIeCgRzcGVjGAQgASgLMhAudGhhdy52MS5SdW5TcGVjEiAKBXN0YXRlGAUgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIhCgVlcnJvchgGIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEgwKBHN0ZXAYByABKAMSKQoJdHJhaW5hYmxlGAggASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEh8KBGNvc3QYCSABKAsyES50aGF3LnYxLlBsYW5Db3N0EiUKB21ldHJpY3MYCiABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzEiEKBGRhdGEYCyABKAsyEy50aGF3LnYxLkRhdGFSZXBvcnQSGQoRbGF0ZXN0X2NoZWNrcG9pbnQYDCABKAkSEAoIcmV2aXNpb24YDSABKAMSFgoOcXVldWVfcG9zaXRpb24YDiABKAMSEAoIcmVzdGFydHMYDyABKAMSLwoLY3JlYXRlX3RpbWUYECABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCnN0YXJ0X3RpbWUYESABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGBIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtvdmVyZml0dGluZxgWIAEoCzIaLnRoYXcudjEuT3ZlcmZpdHRpbmdSZXBvcnQSDAoEZXRhZxgTIAEoCRIZChFzb3VyY2VfY2hlY2twb2ludBgUIAEoCRISCgpzdGFydF9zdGVwGBUgASgDGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEqnQEKDFNjaGVkdWxlS2luZBIdChlTQ0hFRFVMRV9LSU5EX1VOU1BFQ0lGSUVEEAASGgoWU0NIRURVTEVfS0lORF9DT05TVEFOVBABEhgKFFNDSEVEVUxFX0tJTkRfTElORUFSEAISHgoaU0NIRURVTEVfS0lORF9JTlZFUlNFX1NRUlQQAxIYChRTQ0hFRFVMRV9LSU5EX0NPU0lORRAEKkoKB0ZDb3VudHMSGAoURl9DT1VOVFNfVU5TUEVDSUZJRUQQABIRCg1GX0NPVU5UU19UT1AxEAESEgoORl9DT1VOVFNfQUxMX0sQAiqAAQoOTGF5ZXJSZWR1Y3Rpb24SHwobTEFZRVJfUkVEVUNUSU9OX1VOU1BFQ0lGSUVEEAASFwoTTEFZRVJfUkVEVUNUSU9OX1NVTRABEhgKFExBWUVSX1JFRFVDVElPTl9NRUFOEAISGgoWTEFZRVJfUkVEVUNUSU9OX1BPT0xFRBADKroBChBFdmFsdWF0aW9uTWV0cmljEiEKHUVWQUxVQVRJT05fTUVUUklDX1VOU1BFQ0lGSUVEEAASGgoWRVZBTFVBVElPTl9NRVRSSUNfTE9TUxABEiQKIEVWQUxVQVRJT05fTUVUUklDX1RPS0VOX0FDQ1VSQUNZEAISIQodRVZBTFVBVElPTl9NRVRSSUNfRVhBQ1RfTUFUQ0gQAxIeChpFVkFMVUFUSU9OX01FVFJJQ19BQ0NVUkFDWRAEYgZwcm90bzM", [file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
 
 /**
  * AdamW: Adam with decoupled weight decay.
@@ -303,6 +303,48 @@ export const LossOptionsSchema: GenMessage<LossOptions> = /*@__PURE__*/
   messageDesc(file_thaw_v1_run, 5);
 
 /**
+ * Watches for overfitting on the first of the policy's splits: every evaluation of it is followed by an OverfittingReport.
+ *
+ * @generated from message thaw.v1.OverfittingWatch
+ */
+export type OverfittingWatch = Message<"thaw.v1.OverfittingWatch"> & {
+  /**
+   * What is best. Default: loss.
+   *
+   * @generated from field: thaw.v1.EvaluationMetric metric = 1;
+   */
+  metric: EvaluationMetric;
+
+  /**
+   * What the metric must gain to count as better, at least 0. Default: 0.
+   *
+   * @generated from field: double min_improvement = 2;
+   */
+  minImprovement: number;
+
+  /**
+   * Ends the run, as succeeded, after so many evaluations in a row without improvement; 0 means never. Default: 0.
+   *
+   * @generated from field: int64 patience = 3;
+   */
+  patience: bigint;
+
+  /**
+   * Writes a checkpoint, reason BEST, whenever the metric is better than ever, and deletes the one before. Default: false.
+   *
+   * @generated from field: bool keep_best = 4;
+   */
+  keepBest: boolean;
+};
+
+/**
+ * Describes the message thaw.v1.OverfittingWatch.
+ * Use `create(OverfittingWatchSchema)` to create a new message.
+ */
+export const OverfittingWatchSchema: GenMessage<OverfittingWatch> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_run, 6);
+
+/**
  * When a run evaluates.
  *
  * @generated from message thaw.v1.EvaluationPolicy
@@ -335,6 +377,13 @@ export type EvaluationPolicy = Message<"thaw.v1.EvaluationPolicy"> & {
    * @generated from field: bool at_start = 4;
    */
   atStart: boolean;
+
+  /**
+   * Unset: no watch.
+   *
+   * @generated from field: thaw.v1.OverfittingWatch overfitting = 5;
+   */
+  overfitting?: OverfittingWatch | undefined;
 };
 
 /**
@@ -342,7 +391,7 @@ export type EvaluationPolicy = Message<"thaw.v1.EvaluationPolicy"> & {
  * Use `create(EvaluationPolicySchema)` to create a new message.
  */
 export const EvaluationPolicySchema: GenMessage<EvaluationPolicy> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 6);
+  messageDesc(file_thaw_v1_run, 7);
 
 /**
  * When a run writes checkpoints. After the last step it always does.
@@ -370,7 +419,7 @@ export type CheckpointPolicy = Message<"thaw.v1.CheckpointPolicy"> & {
  * Use `create(CheckpointPolicySchema)` to create a new message.
  */
 export const CheckpointPolicySchema: GenMessage<CheckpointPolicy> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 7);
+  messageDesc(file_thaw_v1_run, 8);
 
 /**
  * Everything that defines a run. Get and List return it with every default filled in.
@@ -505,7 +554,7 @@ export type RunSpec = Message<"thaw.v1.RunSpec"> & {
  * Use `create(RunSpecSchema)` to create a new message.
  */
 export const RunSpecSchema: GenMessage<RunSpec> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 8);
+  messageDesc(file_thaw_v1_run, 9);
 
 /**
  * A fine-tuning run: a resource with a life, not a call.
@@ -640,11 +689,32 @@ export type Run = Message<"thaw.v1.Run"> & {
   endTime?: Timestamp | undefined;
 
   /**
+   * The newest report of the overfitting watch; unset without one.
+   *
+   * @generated from field: thaw.v1.OverfittingReport overfitting = 22;
+   */
+  overfitting?: OverfittingReport | undefined;
+
+  /**
    * Changes whenever display_name or labels change; guards updates.
    *
    * @generated from field: string etag = 19;
    */
   etag: string;
+
+  /**
+   * The checkpoint that a fork goes on from, `runs/{run}/checkpoints/{checkpoint}`; empty for a run that begins at step 0.
+   *
+   * @generated from field: string source_checkpoint = 20;
+   */
+  sourceCheckpoint: string;
+
+  /**
+   * Optimizer steps completed when it was created: 0, or those of `source_checkpoint`.
+   *
+   * @generated from field: int64 start_step = 21;
+   */
+  startStep: bigint;
 };
 
 /**
@@ -652,7 +722,7 @@ export type Run = Message<"thaw.v1.Run"> & {
  * Use `create(RunSchema)` to create a new message.
  */
 export const RunSchema: GenMessage<Run> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run, 9);
+  messageDesc(file_thaw_v1_run, 10);
 
 /**
  * The learning rate over the steps, as a factor of `learning_rate`.
@@ -797,4 +867,59 @@ export type LayerReduction = (typeof LayerReduction)[keyof typeof LayerReduction
  */
 export const LayerReductionSchema: GenEnum<LayerReduction> = /*@__PURE__*/
   enumDesc(file_thaw_v1_run, 2);
+
+/**
+ * A figure of EvaluationResult.
+ *
+ * @generated from enum thaw.v1.EvaluationMetric
+ */
+export const EvaluationMetric = {
+  /**
+   * The default: loss.
+   *
+   * @generated from enum value: EVALUATION_METRIC_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * `loss`; lower is better.
+   *
+   * @generated from enum value: EVALUATION_METRIC_LOSS = 1;
+   */
+  LOSS: 1,
+
+  /**
+   * `token_accuracy`.
+   *
+   * @generated from enum value: EVALUATION_METRIC_TOKEN_ACCURACY = 2;
+   */
+  TOKEN_ACCURACY: 2,
+
+  /**
+   * `exact_match`.
+   *
+   * @generated from enum value: EVALUATION_METRIC_EXACT_MATCH = 3;
+   */
+  EXACT_MATCH: 3,
+
+  /**
+   * `accuracy`.
+   *
+   * @generated from enum value: EVALUATION_METRIC_ACCURACY = 4;
+   */
+  ACCURACY: 4,
+} as const;
+
+/**
+ * A figure of EvaluationResult.
+ *
+ * @generated from enum thaw.v1.EvaluationMetric
+ */
+export type EvaluationMetric = (typeof EvaluationMetric)[keyof typeof EvaluationMetric] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.EvaluationMetric.
+ */
+export const EvaluationMetricSchema: GenEnum<EvaluationMetric> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_run, 3);
 

@@ -28,7 +28,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/run_service.proto.
  */
 export const file_thaw_v1_run_service: GenFile = /*@__PURE__*/
-  fileDesc("Chl0aGF3L3YxL3J1bl9zZXJ2aWNlLnByb3RvEgd0aGF3LnYxInIKD1N0YXJ0UnVuUmVxdWVzdBIpCgZjcmVhdGUYASABKAsyGS50aGF3LnYxLkNyZWF0ZVJ1blJlcXVlc3QSNAoRcHJvZ3Jlc3NfaW50ZXJ2YWwYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24ioAEKEFN0YXJ0UnVuUmVzcG9uc2USLQoHY3JlYXRlZBgBIAEoCzIaLnRoYXcudjEuQ3JlYXRlUnVuUmVzcG9uc2VIABIoCgZldmVudHMYAiABKAsyFi50aGF3LnYxLlJ1bkV2ZW50QmF0Y2hIABIqCghwcm9ncmVzcxgDIAEoCzIWLnRoYXcudjEuV2F0Y2hQcm9ncmVzc0gAQgcKBXJlcGx5Ir4CCg9TdGVlclJ1blJlcXVlc3QSKQoFd2F0Y2gYASABKAsyGC50aGF3LnYxLldhdGNoUnVuUmVxdWVzdEgAEikKBXBhdXNlGAIgASgLMhgudGhhdy52MS5QYXVzZVJ1blJlcXVlc3RIABIrCgZyZXN1bWUYAyABKAsyGS50aGF3LnYxLlJlc3VtZVJ1blJlcXVlc3RIABI1Cg1zZXRfdHJhaW5hYmxlGAQgASgLMhwudGhhdy52MS5TZXRUcmFpbmFibGVSZXF1ZXN0SAASOQoPc2F2ZV9jaGVja3BvaW50GAUgASgLMh4udGhhdy52MS5TYXZlQ2hlY2twb2ludFJlcXVlc3RIABIrCgZjYW5jZWwYBiABKAsyGS50aGF3LnYxLkNhbmNlbFJ1blJlcXVlc3RIAEIJCgdjb21tYW5kIoUDChRTdGVlckFja25vd2xlZGdlbWVudBIWCg5jb21tYW5kX251bWJlchgBIAEoAxISCgpyZXF1ZXN0X2lkGAIgASgJEhYKDmVmZmVjdGl2ZV9zdGVwGAMgASgDEiMKBWVycm9yGAQgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXNIABIqCgVwYXVzZRgFIAEoCzIZLnRoYXcudjEuUGF1c2VSdW5SZXNwb25zZUgAEiwKBnJlc3VtZRgGIAEoCzIaLnRoYXcudjEuUmVzdW1lUnVuUmVzcG9uc2VIABI2Cg1zZXRfdHJhaW5hYmxlGAcgASgLMh0udGhhdy52MS5TZXRUcmFpbmFibGVSZXNwb25zZUgAEjoKD3NhdmVfY2hlY2twb2ludBgIIAEoCzIfLnRoYXcudjEuU2F2ZUNoZWNrcG9pbnRSZXNwb25zZUgAEiwKBmNhbmNlbBgJIAEoCzIaLnRoYXcudjEuQ2FuY2VsUnVuUmVzcG9uc2VIAEIICgZyZXN1bHQiqwEKEFN0ZWVyUnVuUmVzcG9uc2USOAoPYWNrbm93bGVkZ2VtZW50GAEgASgLMh0udGhhdy52MS5TdGVlckFja25vd2xlZGdlbWVudEgAEigKBmV2ZW50cxgCIAEoCzIWLnRoYXcudjEuUnVuRXZlbnRCYXRjaEgAEioKCHByb2dyZXNzGAMgASgLMhYudGhhdy52MS5XYXRjaFByb2dyZXNzSABCBwoFcmVwbHki6QEKEENyZWF0ZVJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJEh4KBHNwZWMYAiABKAsyEC50aGF3LnYxLlJ1blNwZWMSFAoMZGlzcGxheV9uYW1lGAMgASgJEjUKBmxhYmVscxgEIAMoCzIlLnRoYXcudjEuQ3JlYXRlUnVuUmVxdWVzdC5MYWJlbHNFbnRyeRISCgpyZXF1ZXN0X2lkGAUgASgJEhUKDXZhbGlkYXRlX29ubHkYBiABKAgaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJYChFDcmVhdGVSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1bhIoCgZyZXBvcnQYAiABKAsyGC50aGF3LnYxLlRyYWluYWJsZVJlcG9ydCIdCg1HZXRSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkiKwoOR2V0UnVuUmVzcG9uc2USGQoDcnVuGAEgASgLMgwudGhhdy52MS5SdW4iwAEKD0xpc3RSdW5zUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCRIhCgZzdGF0ZXMYAyADKA4yES50aGF3LnYxLlJ1blN0YXRlEjQKBmxhYmVscxgEIAMoCzIkLnRoYXcudjEuTGlzdFJ1bnNSZXF1ZXN0LkxhYmVsc0VudHJ5Gi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiRwoQTGlzdFJ1bnNSZXNwb25zZRIaCgRydW5zGAEgAygLMgwudGhhdy52MS5SdW4SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJInIKEFVwZGF0ZVJ1blJlcXVlc3QSGQoDcnVuGAEgASgLMgwudGhhdy52MS5SdW4SLwoLdXBkYXRlX21hc2sYAiABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrEhIKCnJlcXVlc3RfaWQYAyABKAkiLgoRVXBkYXRlUnVuUmVzcG9uc2USGQoDcnVuGAEgASgLMgwudGhhdy52MS5SdW4iQgoQRGVsZXRlUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEgwKBGV0YWcYAiABKAkSEgoKcmVxdWVzdF9pZBgDIAEoCSITChFEZWxldGVSdW5SZXNwb25zZSIzCg9QYXVzZVJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCRISCgpyZXF1ZXN0X2lkGAIgASgJIkUKEFBhdXNlUnVuUmVzcG9uc2USGQoDcnVuGAEgASgLMgwudGhhdy52MS5SdW4SFgoOZWZmZWN0aXZlX3N0ZXAYAiABKAMiNAoQUmVzdW1lUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkiRgoRUmVzdW1lUnVuUmVzcG9uc2USGQoDcnVuGAEgASgLMgwudGhhdy52MS5SdW4SFgoOZWZmZWN0aXZlX3N0ZXAYAiABKAMiNAoQQ2FuY2VsUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkiRgoRQ2FuY2VsUnVuUmVzcG9uc2USGQoDcnVuGAEgASgLMgwudGhhdy52MS5SdW4SFgoOZWZmZWN0aXZlX3N0ZXAYAiABKAMibQoPV2F0Y2hSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSFgoOYWZ0ZXJfcmV2aXNpb24YAiABKAMSNAoRcHJvZ3Jlc3NfaW50ZXJ2YWwYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24icQoQV2F0Y2hSdW5SZXNwb25zZRIoCgZldmVudHMYASABKAsyFi50aGF3LnYxLlJ1bkV2ZW50QmF0Y2hIABIqCghwcm9ncmVzcxgCIAEoCzIWLnRoYXcudjEuV2F0Y2hQcm9ncmVzc0gAQgcKBXJlcGx5MugFCgpSdW5TZXJ2aWNlEkEKCFN0YXJ0UnVuEhgudGhhdy52MS5TdGFydFJ1blJlcXVlc3QaGS50aGF3LnYxLlN0YXJ0UnVuUmVzcG9uc2UwARJDCghTdGVlclJ1bhIYLnRoYXcudjEuU3RlZXJSdW5SZXF1ZXN0GhkudGhhdy52MS5TdGVlclJ1blJlc3BvbnNlKAEwARJCCglDcmVhdGVSdW4SGS50aGF3LnYxLkNyZWF0ZVJ1blJlcXVlc3QaGi50aGF3LnYxLkNyZWF0ZVJ1blJlc3BvbnNlEjkKBkdldFJ1bhIWLnRoYXcudjEuR2V0UnVuUmVxdWVzdBoXLnRoYXcudjEuR2V0UnVuUmVzcG9uc2USPwoITGlzdFJ1bnMSGC50aGF3LnYxLkxpc3RSdW5zUmVxdWVzdBoZLnRoYXcudjEuTGlzdFJ1bnNSZXNwb25zZRJCCglVcGRhdGVSdW4SGS50aGF3LnYxLlVwZGF0ZVJ1blJlcXVlc3QaGi50aGF3LnYxLlVwZGF0ZVJ1blJlc3BvbnNlEkIKCURlbGV0ZVJ1bhIZLnRoYXcudjEuRGVsZXRlUnVuUmVxdWVzdBoaLnRoYXcudjEuRGVsZXRlUnVuUmVzcG9uc2USPwoIUGF1c2VSdW4SGC50aGF3LnYxLlBhdXNlUnVuUmVxdWVzdBoZLnRoYXcudjEuUGF1c2VSdW5SZXNwb25zZRJCCglSZXN1bWVSdW4SGS50aGF3LnYxLlJlc3VtZVJ1blJlcXVlc3QaGi50aGF3LnYxLlJlc3VtZVJ1blJlc3BvbnNlEkIKCUNhbmNlbFJ1bhIZLnRoYXcudjEuQ2FuY2VsUnVuUmVxdWVzdBoaLnRoYXcudjEuQ2FuY2VsUnVuUmVzcG9uc2USQQoIV2F0Y2hSdW4SGC50aGF3LnYxLldhdGNoUnVuUmVxdWVzdBoZLnRoYXcudjEuV2F0Y2hSdW5SZXNwb25zZTABYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_rpc_status, file_thaw_v1_checkpoint_service, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_group_service, file_thaw_v1_run, file_thaw_v1_run_state]);
+  fileDesc("Chl0aGF3L3YxL3J1bl9zZXJ2aWNlLnByb3RvEgd0aGF3LnYxInIKD1N0YXJ0UnVuUmVxdWVzdBIpCgZjcmVhdGUYASABKAsyGS50aGF3LnYxLkNyZWF0ZVJ1blJlcXVlc3QSNAoRcHJvZ3Jlc3NfaW50ZXJ2YWwYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24ioAEKEFN0YXJ0UnVuUmVzcG9uc2USLQoHY3JlYXRlZBgBIAEoCzIaLnRoYXcudjEuQ3JlYXRlUnVuUmVzcG9uc2VIABIoCgZldmVudHMYAiABKAsyFi50aGF3LnYxLlJ1bkV2ZW50QmF0Y2hIABIqCghwcm9ncmVzcxgDIAEoCzIWLnRoYXcudjEuV2F0Y2hQcm9ncmVzc0gAQgcKBXJlcGx5Ir4CCg9TdGVlclJ1blJlcXVlc3QSKQoFd2F0Y2gYASABKAsyGC50aGF3LnYxLldhdGNoUnVuUmVxdWVzdEgAEikKBXBhdXNlGAIgASgLMhgudGhhdy52MS5QYXVzZVJ1blJlcXVlc3RIABIrCgZyZXN1bWUYAyABKAsyGS50aGF3LnYxLlJlc3VtZVJ1blJlcXVlc3RIABI1Cg1zZXRfdHJhaW5hYmxlGAQgASgLMhwudGhhdy52MS5TZXRUcmFpbmFibGVSZXF1ZXN0SAASOQoPc2F2ZV9jaGVja3BvaW50GAUgASgLMh4udGhhdy52MS5TYXZlQ2hlY2twb2ludFJlcXVlc3RIABIrCgZjYW5jZWwYBiABKAsyGS50aGF3LnYxLkNhbmNlbFJ1blJlcXVlc3RIAEIJCgdjb21tYW5kIoUDChRTdGVlckFja25vd2xlZGdlbWVudBIWCg5jb21tYW5kX251bWJlchgBIAEoAxISCgpyZXF1ZXN0X2lkGAIgASgJEhYKDmVmZmVjdGl2ZV9zdGVwGAMgASgDEiMKBWVycm9yGAQgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXNIABIqCgVwYXVzZRgFIAEoCzIZLnRoYXcudjEuUGF1c2VSdW5SZXNwb25zZUgAEiwKBnJlc3VtZRgGIAEoCzIaLnRoYXcudjEuUmVzdW1lUnVuUmVzcG9uc2VIABI2Cg1zZXRfdHJhaW5hYmxlGAcgASgLMh0udGhhdy52MS5TZXRUcmFpbmFibGVSZXNwb25zZUgAEjoKD3NhdmVfY2hlY2twb2ludBgIIAEoCzIfLnRoYXcudjEuU2F2ZUNoZWNrcG9pbnRSZXNwb25zZUgAEiwKBmNhbmNlbBgJIAEoCzIaLnRoYXcudjEuQ2FuY2VsUnVuUmVzcG9uc2VIAEIICgZyZXN1bHQiqwEKEFN0ZWVyUnVuUmVzcG9uc2USOAoPYWNrbm93bGVkZ2VtZW50GAEgASgLMh0udGhhdy52MS5TdGVlckFja25vd2xlZGdlbWVudEgAEigKBmV2ZW50cxgCIAEoCzIWLnRoYXcudjEuUnVuRXZlbnRCYXRjaEgAEioKCHByb2dyZXNzGAMgASgLMhYudGhhdy52MS5XYXRjaFByb2dyZXNzSABCBwoFcmVwbHki6QEKEENyZWF0ZVJ1blJlcXVlc3QSDgoGcnVuX2lkGAEgASgJEh4KBHNwZWMYAiABKAsyEC50aGF3LnYxLlJ1blNwZWMSFAoMZGlzcGxheV9uYW1lGAMgASgJEjUKBmxhYmVscxgEIAMoCzIlLnRoYXcudjEuQ3JlYXRlUnVuUmVxdWVzdC5MYWJlbHNFbnRyeRISCgpyZXF1ZXN0X2lkGAUgASgJEhUKDXZhbGlkYXRlX29ubHkYBiABKAgaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJYChFDcmVhdGVSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1bhIoCgZyZXBvcnQYAiABKAsyGC50aGF3LnYxLlRyYWluYWJsZVJlcG9ydCK5AgoORm9ya1J1blJlcXVlc3QSGQoRc291cmNlX2NoZWNrcG9pbnQYASABKAkSDgoGcnVuX2lkGAIgASgJEh4KBHNwZWMYAyABKAsyEC50aGF3LnYxLlJ1blNwZWMSLwoLdXBkYXRlX21hc2sYBCABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrEh0KFXJlc2V0X29wdGltaXplcl9zdGF0ZRgFIAEoCBIUCgxkaXNwbGF5X25hbWUYBiABKAkSMwoGbGFiZWxzGAcgAygLMiMudGhhdy52MS5Gb3JrUnVuUmVxdWVzdC5MYWJlbHNFbnRyeRISCgpyZXF1ZXN0X2lkGAggASgJGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiLAoPRm9ya1J1blJlc3BvbnNlEhkKA3J1bhgBIAEoCzIMLnRoYXcudjEuUnVuIh0KDUdldFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCSIrCg5HZXRSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1biLAAQoPTGlzdFJ1bnNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJEiEKBnN0YXRlcxgDIAMoDjIRLnRoYXcudjEuUnVuU3RhdGUSNAoGbGFiZWxzGAQgAygLMiQudGhhdy52MS5MaXN0UnVuc1JlcXVlc3QuTGFiZWxzRW50cnkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJHChBMaXN0UnVuc1Jlc3BvbnNlEhoKBHJ1bnMYASADKAsyDC50aGF3LnYxLlJ1bhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkicgoQVXBkYXRlUnVuUmVxdWVzdBIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1bhIvCgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2sSEgoKcmVxdWVzdF9pZBgDIAEoCSIuChFVcGRhdGVSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1biJCChBEZWxldGVSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSDAoEZXRhZxgCIAEoCRISCgpyZXF1ZXN0X2lkGAMgASgJIhMKEURlbGV0ZVJ1blJlc3BvbnNlIjMKD1BhdXNlUnVuUmVxdWVzdBIMCgRuYW1lGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkiRQoQUGF1c2VSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1bhIWCg5lZmZlY3RpdmVfc3RlcBgCIAEoAyI0ChBSZXN1bWVSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCSJGChFSZXN1bWVSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1bhIWCg5lZmZlY3RpdmVfc3RlcBgCIAEoAyI0ChBDYW5jZWxSdW5SZXF1ZXN0EgwKBG5hbWUYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCSJGChFDYW5jZWxSdW5SZXNwb25zZRIZCgNydW4YASABKAsyDC50aGF3LnYxLlJ1bhIWCg5lZmZlY3RpdmVfc3RlcBgCIAEoAyJtCg9XYXRjaFJ1blJlcXVlc3QSDAoEbmFtZRgBIAEoCRIWCg5hZnRlcl9yZXZpc2lvbhgCIAEoAxI0ChFwcm9ncmVzc19pbnRlcnZhbBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJxChBXYXRjaFJ1blJlc3BvbnNlEigKBmV2ZW50cxgBIAEoCzIWLnRoYXcudjEuUnVuRXZlbnRCYXRjaEgAEioKCHByb2dyZXNzGAIgASgLMhYudGhhdy52MS5XYXRjaFByb2dyZXNzSABCBwoFcmVwbHkypgYKClJ1blNlcnZpY2USQQoIU3RhcnRSdW4SGC50aGF3LnYxLlN0YXJ0UnVuUmVxdWVzdBoZLnRoYXcudjEuU3RhcnRSdW5SZXNwb25zZTABEkMKCFN0ZWVyUnVuEhgudGhhdy52MS5TdGVlclJ1blJlcXVlc3QaGS50aGF3LnYxLlN0ZWVyUnVuUmVzcG9uc2UoATABEkIKCUNyZWF0ZVJ1bhIZLnRoYXcudjEuQ3JlYXRlUnVuUmVxdWVzdBoaLnRoYXcudjEuQ3JlYXRlUnVuUmVzcG9uc2USPAoHRm9ya1J1bhIXLnRoYXcudjEuRm9ya1J1blJlcXVlc3QaGC50aGF3LnYxLkZvcmtSdW5SZXNwb25zZRI5CgZHZXRSdW4SFi50aGF3LnYxLkdldFJ1blJlcXVlc3QaFy50aGF3LnYxLkdldFJ1blJlc3BvbnNlEj8KCExpc3RSdW5zEhgudGhhdy52MS5MaXN0UnVuc1JlcXVlc3QaGS50aGF3LnYxLkxpc3RSdW5zUmVzcG9uc2USQgoJVXBkYXRlUnVuEhkudGhhdy52MS5VcGRhdGVSdW5SZXF1ZXN0GhoudGhhdy52MS5VcGRhdGVSdW5SZXNwb25zZRJCCglEZWxldGVSdW4SGS50aGF3LnYxLkRlbGV0ZVJ1blJlcXVlc3QaGi50aGF3LnYxLkRlbGV0ZVJ1blJlc3BvbnNlEj8KCFBhdXNlUnVuEhgudGhhdy52MS5QYXVzZVJ1blJlcXVlc3QaGS50aGF3LnYxLlBhdXNlUnVuUmVzcG9uc2USQgoJUmVzdW1lUnVuEhkudGhhdy52MS5SZXN1bWVSdW5SZXF1ZXN0GhoudGhhdy52MS5SZXN1bWVSdW5SZXNwb25zZRJCCglDYW5jZWxSdW4SGS50aGF3LnYxLkNhbmNlbFJ1blJlcXVlc3QaGi50aGF3LnYxLkNhbmNlbFJ1blJlc3BvbnNlEkEKCFdhdGNoUnVuEhgudGhhdy52MS5XYXRjaFJ1blJlcXVlc3QaGS50aGF3LnYxLldhdGNoUnVuUmVzcG9uc2UwAWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_rpc_status, file_thaw_v1_checkpoint_service, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_group_service, file_thaw_v1_run, file_thaw_v1_run_state]);
 
 /**
  * Asks for a run and for its log.
@@ -393,6 +393,102 @@ export const CreateRunResponseSchema: GenMessage<CreateRunResponse> = /*@__PURE_
   messageDesc(file_thaw_v1_run_service, 6);
 
 /**
+ * Asks for a fork.
+ *
+ * @generated from message thaw.v1.ForkRunRequest
+ */
+export type ForkRunRequest = Message<"thaw.v1.ForkRunRequest"> & {
+  /**
+   * `runs/{run}/checkpoints/{checkpoint}` to go on from. Required.
+   *
+   * @generated from field: string source_checkpoint = 1;
+   */
+  sourceCheckpoint: string;
+
+  /**
+   * The id in `runs/{run}`, as in CreateRunRequest. Default: chosen by the server.
+   *
+   * @generated from field: string run_id = 2;
+   */
+  runId: string;
+
+  /**
+   * Values of the fields in `update_mask`; the others are those of the checkpoint's run, and the freeze plan is the
+   * checkpoint's. `steps` counts from the beginning of the checkpoint's run and must exceed the checkpoint's step, unless
+   * `reset_optimizer_state`.
+   *
+   * @generated from field: thaw.v1.RunSpec spec = 3;
+   */
+  spec?: RunSpec | undefined;
+
+  /**
+   * Fields of `spec` that change: names, and for fields of `optimizer`, `routing`, `losses`, `evaluation` and `checkpoints`
+   * also paths of two names. Not `model` and `initial_checkpoint`. A field of the mask that `spec` leaves unset gets its
+   * default. With another seed, batch size or dataset the data position is a place in another order.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 4;
+   */
+  updateMask?: FieldMask | undefined;
+
+  /**
+   * Takes over the parameters alone: fresh optimizer state, step 0, data and schedule from their beginning. Required when
+   * the optimizer's rule changes. Default: false.
+   *
+   * @generated from field: bool reset_optimizer_state = 5;
+   */
+  resetOptimizerState: boolean;
+
+  /**
+   * A name for people.
+   *
+   * @generated from field: string display_name = 6;
+   */
+  displayName: string;
+
+  /**
+   * Labels.
+   *
+   * @generated from field: map<string, string> labels = 7;
+   */
+  labels: { [key: string]: string };
+
+  /**
+   * See RunService.
+   *
+   * @generated from field: string request_id = 8;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message thaw.v1.ForkRunRequest.
+ * Use `create(ForkRunRequestSchema)` to create a new message.
+ */
+export const ForkRunRequestSchema: GenMessage<ForkRunRequest> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_run_service, 7);
+
+/**
+ * The fork.
+ *
+ * @generated from message thaw.v1.ForkRunResponse
+ */
+export type ForkRunResponse = Message<"thaw.v1.ForkRunResponse"> & {
+  /**
+   * The new run.
+   *
+   * @generated from field: thaw.v1.Run run = 1;
+   */
+  run?: Run | undefined;
+};
+
+/**
+ * Describes the message thaw.v1.ForkRunResponse.
+ * Use `create(ForkRunResponseSchema)` to create a new message.
+ */
+export const ForkRunResponseSchema: GenMessage<ForkRunResponse> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_run_service, 8);
+
+/**
  * Asks for one run.
  *
  * @generated from message thaw.v1.GetRunRequest
@@ -411,7 +507,7 @@ export type GetRunRequest = Message<"thaw.v1.GetRunRequest"> & {
  * Use `create(GetRunRequestSchema)` to create a new message.
  */
 export const GetRunRequestSchema: GenMessage<GetRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 7);
+  messageDesc(file_thaw_v1_run_service, 9);
 
 /**
  * The run.
@@ -432,7 +528,7 @@ export type GetRunResponse = Message<"thaw.v1.GetRunResponse"> & {
  * Use `create(GetRunResponseSchema)` to create a new message.
  */
 export const GetRunResponseSchema: GenMessage<GetRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 8);
+  messageDesc(file_thaw_v1_run_service, 10);
 
 /**
  * Asks for runs.
@@ -474,7 +570,7 @@ export type ListRunsRequest = Message<"thaw.v1.ListRunsRequest"> & {
  * Use `create(ListRunsRequestSchema)` to create a new message.
  */
 export const ListRunsRequestSchema: GenMessage<ListRunsRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 9);
+  messageDesc(file_thaw_v1_run_service, 11);
 
 /**
  * A page of runs.
@@ -502,7 +598,7 @@ export type ListRunsResponse = Message<"thaw.v1.ListRunsResponse"> & {
  * Use `create(ListRunsResponseSchema)` to create a new message.
  */
 export const ListRunsResponseSchema: GenMessage<ListRunsResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 10);
+  messageDesc(file_thaw_v1_run_service, 12);
 
 /**
  * Changes a run's display_name or labels.
@@ -537,7 +633,7 @@ export type UpdateRunRequest = Message<"thaw.v1.UpdateRunRequest"> & {
  * Use `create(UpdateRunRequestSchema)` to create a new message.
  */
 export const UpdateRunRequestSchema: GenMessage<UpdateRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 11);
+  messageDesc(file_thaw_v1_run_service, 13);
 
 /**
  * The changed run.
@@ -558,7 +654,7 @@ export type UpdateRunResponse = Message<"thaw.v1.UpdateRunResponse"> & {
  * Use `create(UpdateRunResponseSchema)` to create a new message.
  */
 export const UpdateRunResponseSchema: GenMessage<UpdateRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 12);
+  messageDesc(file_thaw_v1_run_service, 14);
 
 /**
  * Deletes a run.
@@ -593,7 +689,7 @@ export type DeleteRunRequest = Message<"thaw.v1.DeleteRunRequest"> & {
  * Use `create(DeleteRunRequestSchema)` to create a new message.
  */
 export const DeleteRunRequestSchema: GenMessage<DeleteRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 13);
+  messageDesc(file_thaw_v1_run_service, 15);
 
 /**
  * Deleted.
@@ -608,7 +704,7 @@ export type DeleteRunResponse = Message<"thaw.v1.DeleteRunResponse"> & {
  * Use `create(DeleteRunResponseSchema)` to create a new message.
  */
 export const DeleteRunResponseSchema: GenMessage<DeleteRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 14);
+  messageDesc(file_thaw_v1_run_service, 16);
 
 /**
  * Pauses a run.
@@ -636,7 +732,7 @@ export type PauseRunRequest = Message<"thaw.v1.PauseRunRequest"> & {
  * Use `create(PauseRunRequestSchema)` to create a new message.
  */
 export const PauseRunRequestSchema: GenMessage<PauseRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 15);
+  messageDesc(file_thaw_v1_run_service, 17);
 
 /**
  * Paused, or about to be.
@@ -664,7 +760,7 @@ export type PauseRunResponse = Message<"thaw.v1.PauseRunResponse"> & {
  * Use `create(PauseRunResponseSchema)` to create a new message.
  */
 export const PauseRunResponseSchema: GenMessage<PauseRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 16);
+  messageDesc(file_thaw_v1_run_service, 18);
 
 /**
  * Resumes a run.
@@ -692,7 +788,7 @@ export type ResumeRunRequest = Message<"thaw.v1.ResumeRunRequest"> & {
  * Use `create(ResumeRunRequestSchema)` to create a new message.
  */
 export const ResumeRunRequestSchema: GenMessage<ResumeRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 17);
+  messageDesc(file_thaw_v1_run_service, 19);
 
 /**
  * Resumed.
@@ -720,7 +816,7 @@ export type ResumeRunResponse = Message<"thaw.v1.ResumeRunResponse"> & {
  * Use `create(ResumeRunResponseSchema)` to create a new message.
  */
 export const ResumeRunResponseSchema: GenMessage<ResumeRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 18);
+  messageDesc(file_thaw_v1_run_service, 20);
 
 /**
  * Cancels a run.
@@ -748,7 +844,7 @@ export type CancelRunRequest = Message<"thaw.v1.CancelRunRequest"> & {
  * Use `create(CancelRunRequestSchema)` to create a new message.
  */
 export const CancelRunRequestSchema: GenMessage<CancelRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 19);
+  messageDesc(file_thaw_v1_run_service, 21);
 
 /**
  * Cancelled, or about to be.
@@ -776,7 +872,7 @@ export type CancelRunResponse = Message<"thaw.v1.CancelRunResponse"> & {
  * Use `create(CancelRunResponseSchema)` to create a new message.
  */
 export const CancelRunResponseSchema: GenMessage<CancelRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 20);
+  messageDesc(file_thaw_v1_run_service, 22);
 
 /**
  * Asks for a run's log.
@@ -811,7 +907,7 @@ export type WatchRunRequest = Message<"thaw.v1.WatchRunRequest"> & {
  * Use `create(WatchRunRequestSchema)` to create a new message.
  */
 export const WatchRunRequestSchema: GenMessage<WatchRunRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 21);
+  messageDesc(file_thaw_v1_run_service, 23);
 
 /**
  * A piece of the log.
@@ -848,7 +944,7 @@ export type WatchRunResponse = Message<"thaw.v1.WatchRunResponse"> & {
  * Use `create(WatchRunResponseSchema)` to create a new message.
  */
 export const WatchRunResponseSchema: GenMessage<WatchRunResponse> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_run_service, 22);
+  messageDesc(file_thaw_v1_run_service, 24);
 
 /**
  * Runs as resources. Every mutating request has a `request_id`: the same id and body returns the first answer, the same id
@@ -889,6 +985,17 @@ export const RunService: GenService<{
     methodKind: "unary";
     input: typeof CreateRunRequestSchema;
     output: typeof CreateRunResponseSchema;
+  },
+  /**
+   * Creates a run that goes on from a checkpoint of another run with changed settings: parameters, optimizer state, step and
+   * data position are the checkpoint's. Queued as in CreateRun; a fork whose checkpoint is deleted before it starts fails.
+   *
+   * @generated from rpc thaw.v1.RunService.ForkRun
+   */
+  forkRun: {
+    methodKind: "unary";
+    input: typeof ForkRunRequestSchema;
+    output: typeof ForkRunResponseSchema;
   },
   /**
    * One run.

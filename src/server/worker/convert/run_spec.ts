@@ -21,6 +21,7 @@ import {
 import {
   type CheckpointPolicy,
   CheckpointPolicySchema,
+  EvaluationMetric,
   type EvaluationPolicy,
   EvaluationPolicySchema,
   FCounts,
@@ -79,6 +80,10 @@ export function fillRunSpec(spec: RunSpec, splits: readonly string[]): FilledRun
     maxExamples: evaluation?.maxExamples ?? 256n,
     splits: evaluation?.splits.length ? evaluation.splits : splits.filter((split) => split === VALIDATION),
     atStart: evaluation?.atStart,
+    overfitting: evaluation?.overfitting && {
+      ...evaluation.overfitting,
+      metric: evaluation.overfitting.metric || EvaluationMetric.LOSS,
+    },
   });
   filled.checkpoints = create(CheckpointPolicySchema, {
     everySteps: checkpoints?.everySteps ?? 100n,
