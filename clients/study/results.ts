@@ -1,0 +1,81 @@
+// What a study has found: one line of results.jsonl per finished cell, and the words the report needs about the study.
+// Plain JSON, so that a results file can be read by anything.
+
+/** Both splits scored at one step, from the same evaluation. */
+export interface CurvePoint {
+  step: number;
+  /** Mean cross-entropy per target token, in nats. */
+  trainLoss: number;
+  validationLoss: number;
+  /** By the task's metric, in [0, 1]. */
+  validationScore: number;
+}
+
+/** What fine-tuning did to one router, the last routing summary against the first. */
+export interface LayerDrift {
+  stack: "encoder" | "decoder";
+  /** Among all layers of the stack, from 0. */
+  layer: number;
+  /** Total variation distance between the shares of tokens per expert, in [0, 1]. */
+  drift: number;
+  /** The largest expert's share over the mean share; 1 is even. */
+  loadImbalance: number;
+  /** Token choices that found no capacity, in [0, 1]. */
+  droppedShare: number;
+}
+
+/** The value of every axis: two cells differ in at least one. */
+export interface CellSettings {
+  task: string;
+  strategy: string;
+  seed: number;
+  model: string;
+  learningRate: number;
+  batchSize: number;
+  /** Not there: the model's own. */
+  capacityFactor?: number;
+  dropout: number;
+  /** Not there: the model's own. */
+  expertDropout?: number;
+}
+
+export interface CellResult {
+  /** The cell's id, stable for the same settings. */
+  cell: string;
+  settings: CellSettings;
+  /** `runs/{run}` */
+  run: string;
+  steps: number;
+  metric: string;
+  /** The best validation score by the metric, in [0, 1]. */
+  score: number;
+  finalScore: number;
+  /** Of the final weights. */
+  testScore?: number;
+  bestStep: number;
+  curve: CurvePoint[];
+  trainableParameters: number;
+  totalParameters: number;
+  optimizerBytes: number;
+  peakBytes: number;
+  /** Median. */
+  stepSeconds: number;
+  routing: LayerDrift[];
+  /** ISO 8601, UTC. */
+  finishedAt: string;
+}
+
+export interface StudyDescription {
+  name: string;
+  question: string;
+  /** What is compared. */
+  axis: keyof CellSettings;
+  /** The value of the axis that the others are paired with. */
+  baseline: string;
+  /** Ids of claims; verdicts.ts has them. */
+  claims: string[];
+  /** In score, e.g. 0.02. */
+  equivalenceMargin: number;
+  /** The study file as read. */
+  settings: unknown;
+}
