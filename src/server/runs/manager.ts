@@ -152,7 +152,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
   /** Keeps what was learnt since the newest checkpoint. A failure costs only that. */
   async function saveInterrupted(live: Live): Promise<void> {
     const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
-    if (live.run.step === (newest?.checkpoint.step ?? 0n)) return;
+    if (live.run.step === (newest?.checkpoint.step ?? live.run.startStep)) return;
     try {
       await checkpoints.save(live, CheckpointReason.INTERRUPTED);
     } catch (error) {
@@ -195,7 +195,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
       const name = `runs/${id || newId("run")}`;
       const run = create(RunSchema, { ...init, name, state: QUEUED, createTime: timestampNow() });
       try {
-        const first = { event: eventAt(0n, { case: "state", value: { to: QUEUED } }) };
+        const first = { event: eventAt(run.step, { case: "state", value: { to: QUEUED } }) };
         const record = await registry.createRun(run, first, answer);
         schedule();
         return record;

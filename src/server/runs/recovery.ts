@@ -22,7 +22,7 @@ export async function recoverRuns(registry: Registry, runLog: RunLog, checkpoint
   for (const live of await registry.runsInStates([...ON_GPU, PAUSED])) {
     const to = AFTERWARDS.get(live.run.state);
     const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
-    const step = newest?.checkpoint.step ?? 0n;
+    const step = newest?.checkpoint.step ?? live.run.startStep;
     if (to === CANCELLED || (to === undefined && live.run.step === step)) {
       if (to !== undefined) changeState(runLog, live, to);
       continue;

@@ -3,8 +3,7 @@
 import { create } from "@bufbuild/protobuf";
 import { durationMs } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
-import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
-import { type Run, RunSchema, type RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { type Run, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import {
   CancelRunRequestSchema,
   CancelRunResponseSchema,
@@ -24,19 +23,15 @@ import {
   type WatchRunRequest,
 } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState, RunStateSchema } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
-import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Core } from "../core.ts";
-import { forCaller } from "../gpu/failures.ts";
-import { checkpointIn, idIn } from "../ids.ts";
 import { StaleEtagError } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import type { WatchPart } from "../runs/log.ts";
 import { ALLOWED, notFound, requireState } from "../runs/states.ts";
-import { discard, modelDirectory } from "../storage/layout.ts";
-import { checkMatches, knownEnum } from "../validation/plan.ts";
+import { discard } from "../storage/layout.ts";
+import { knownEnum } from "../validation/plan.ts";
 import {
-  check,
   checkDisplayName,
   checkLabels,
   checkName,
@@ -48,9 +43,9 @@ import {
   type Problems,
   pageOf,
 } from "../validation/problems.ts";
-import { checkRoutes } from "../validation/routing.ts";
 import { checkRunSpec } from "../validation/run_spec.ts";
-import { fillRunSpec } from "../worker/convert/run_spec.ts";
+import { completeSpec, price } from "./complete_spec.ts";
+import { forkRun } from "./fork_run.ts";
 import { runStreams } from "./run_streams.ts";
 
 const MAX_STATES = 32;
@@ -74,6 +69,7 @@ export function runService(core: Core): Handlers<typeof RunService> {
 
   const handlers: RunHandlers = {
     createRun: (request) => createRun(core, request),
+    forkRun: (request) => forkRun(core, request),
 
     async getRun({ name }) {
       const problems = collectProblems();
@@ -235,50 +231,4 @@ async function createRun(core: Core, request: CreateRunRequest): Promise<CreateR
     const { run } = await core.runs.create(request.runId, await make(), answer);
     return create(CreateRunResponseSchema, { run });
   });
-}
-
-/** The spec with every default, after looking up what it refers to. @throws RpcError with everything that is missing */
-async function completeSpec(core: Core, spec: RunSpec): Promise<RunSpec & Required<Pick<RunSpec, "trainable">>> {
-  const { registry } = core;
-  const model = await registry.model(idIn("models", spec.model)!);
-  const dataset = await registry.dataset(idIn("datasets", spec.dataset)!);
-  if (!model) throw notFound(spec.model);
-  if (!dataset) throw notFound(spec.dataset);
-  const splits = dataset.dataset.splits.map(({ name }) => name);
-  const filled = fillRunSpec(spec, splits);
-  check((problems) => {
-    problems.require(splits.includes("train"), "spec.dataset", "has no split `train`");
-    filled.evaluation.splits.forEach((split, index) => {
-      problems.require(splits.includes(split), `spec.evaluation.splits[${index}]`, `${spec.dataset} has no such split`);
-    });
-    checkRoutes(problems, filled.routing, model.description, "spec.routing");
-  });
-  checkMatches(filled.trainable, model.description, "spec.trainable");
-  if (spec.initialCheckpoint) await checkInitialCheckpoint(core, spec);
-  return filled;
-}
-
-async function checkInitialCheckpoint({ registry }: Core, spec: RunSpec): Promise<void> {
-  const ids = checkpointIn(spec.initialCheckpoint)!;
-  const source = await registry.run(ids.run);
-  if (!source || !(await registry.checkpoint(ids.run, ids.checkpoint))) throw notFound(spec.initialCheckpoint);
-  check((problems) => {
-    const from = source.run.spec?.model;
-    problems.require(from === spec.model, "spec.initial_checkpoint", `its run started from ${from}`);
-  });
-}
-
-/** What the first step would train and cost. */
-async function price({ registry, layout, gpu }: Core, spec: RunSpec): Promise<TrainableReport> {
-  const model = await registry.model(idIn("models", spec.model)!);
-  const value = create(ModelTargetSchema, {
-    directory: modelDirectory(layout, model!.directory),
-    batchSize: spec.batchSize,
-    maxInputTokens: spec.maxInputTokens,
-    maxTargetTokens: spec.maxTargetTokens,
-  });
-  const target = create(TargetSchema, { target: { case: "model", value } });
-  const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan: spec.trainable } }));
-  if (reply.result.case !== "trainable") throw new Error(`PlanTrainable answered with ${reply.result.case}`);
-  return reply.result.value;
 }

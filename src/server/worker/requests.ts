@@ -15,7 +15,7 @@ import type {
 } from "../../trainer/types.ts";
 import { type ActiveRun, openActiveRun, type RunUpdateBody } from "./active_run.ts";
 import { fillDirectory } from "./checkpoint_directory.ts";
-import { checkpointStep } from "./checkpoint_step.ts";
+import { checkpointStep } from "./checkpoint_state.ts";
 import { decodingFromProto } from "./convert/decoding.ts";
 import { evaluationToProto } from "./convert/metrics.ts";
 import { descriptionToProto, generationToProto } from "./convert/model.ts";

@@ -1,0 +1,61 @@
+// What a new run is told, completed and checked against what it refers to, and priced.
+
+import { create } from "@bufbuild/protobuf";
+import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
+import type { RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { Core } from "../core.ts";
+import { forCaller } from "../gpu/failures.ts";
+import { checkpointIn, idIn } from "../ids.ts";
+import { notFound } from "../runs/states.ts";
+import { modelDirectory } from "../storage/layout.ts";
+import { checkMatches } from "../validation/plan.ts";
+import { check } from "../validation/problems.ts";
+import { checkRoutes } from "../validation/routing.ts";
+import { fillRunSpec } from "../worker/convert/run_spec.ts";
+
+/** The spec with every default, after looking up what it refers to. @throws RpcError with everything that is missing */
+export async function completeSpec(core: Core, spec: RunSpec): Promise<RunSpec & Required<Pick<RunSpec, "trainable">>> {
+  const { registry } = core;
+  const model = await registry.model(idIn("models", spec.model)!);
+  const dataset = await registry.dataset(idIn("datasets", spec.dataset)!);
+  if (!model) throw notFound(spec.model);
+  if (!dataset) throw notFound(spec.dataset);
+  const splits = dataset.dataset.splits.map(({ name }) => name);
+  const filled = fillRunSpec(spec, splits);
+  check((problems) => {
+    problems.require(splits.includes("train"), "spec.dataset", "has no split `train`");
+    filled.evaluation.splits.forEach((split, index) => {
+      problems.require(splits.includes(split), `spec.evaluation.splits[${index}]`, `${spec.dataset} has no such split`);
+    });
+    checkRoutes(problems, filled.routing, model.description, "spec.routing");
+  });
+  checkMatches(filled.trainable, model.description, "spec.trainable");
+  if (spec.initialCheckpoint) await checkInitialCheckpoint(core, spec);
+  return filled;
+}
+
+async function checkInitialCheckpoint({ registry }: Core, spec: RunSpec): Promise<void> {
+  const ids = checkpointIn(spec.initialCheckpoint)!;
+  const source = await registry.run(ids.run);
+  if (!source || !(await registry.checkpoint(ids.run, ids.checkpoint))) throw notFound(spec.initialCheckpoint);
+  check((problems) => {
+    const from = source.run.spec?.model;
+    problems.require(from === spec.model, "spec.initial_checkpoint", `its run started from ${from}`);
+  });
+}
+
+/** What the first step would train and cost. */
+export async function price({ registry, layout, gpu }: Core, spec: RunSpec): Promise<TrainableReport> {
+  const model = await registry.model(idIn("models", spec.model)!);
+  const value = create(ModelTargetSchema, {
+    directory: modelDirectory(layout, model!.directory),
+    batchSize: spec.batchSize,
+    maxInputTokens: spec.maxInputTokens,
+    maxTargetTokens: spec.maxTargetTokens,
+  });
+  const target = create(TargetSchema, { target: { case: "model", value } });
+  const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan: spec.trainable } }));
+  if (reply.result.case !== "trainable") throw new Error(`PlanTrainable answered with ${reply.result.case}`);
+  return reply.result.value;
+}

@@ -1,0 +1,17 @@
+// What a checkpoint says of itself. The trainer writes training.json and checks it when a run goes on from it; here single
+// values of it are looked up.
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { TrainablePlan } from "../../trainer/types.ts";
+
+async function trainingState(directory: string): Promise<{ readonly step: number; readonly plan: TrainablePlan }> {
+  return JSON.parse(await readFile(join(directory, "training.json"), "utf8"));
+}
+
+/** Optimizer steps completed when the checkpoint was written. */
+export const checkpointStep = async (directory: string): Promise<number> => (await trainingState(directory)).step;
+
+/** The freeze plan in force when the checkpoint was written. */
+export const checkpointPlan = async (directory: string): Promise<TrainablePlan> =>
+  (await trainingState(directory)).plan;
