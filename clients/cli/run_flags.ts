@@ -26,6 +26,8 @@ import {
   type LayerReduction,
   LayerReductionSchema,
   LossOptionsSchema,
+  type NonFinitePolicy,
+  NonFinitePolicySchema,
   OverfittingWatchSchema,
   type RunSpec,
   RunSpecSchema,
@@ -61,6 +63,7 @@ export interface RunFlags extends PlanFlags, OptimizerFlags {
   readonly layerReduction?: LayerReduction;
   readonly vocabularyZCoefficient?: number;
   readonly labelSmoothing?: number;
+  readonly nonFinite?: NonFinitePolicy;
   readonly evaluateEvery?: bigint;
   readonly evaluateExamples?: bigint;
   readonly evaluateSplits?: string[];
@@ -107,6 +110,11 @@ export function runFlags(command: Command): Command {
     .option("--evaluate-every <n>", "steps between evaluations; 0 only after the last", integer)
     .option("--evaluate-examples <n>", "examples of each split at most; 0 means all", integer)
     .option("--evaluate-splits <names>", "splits, separated by commas", (names: string) => names.split(","))
+    .option(
+      "--non-finite <policy>",
+      "a step whose loss or gradient is not finite: stop the run, or skip the step",
+      enumValue(NonFinitePolicySchema),
+    )
     .option("--evaluate-at-start", "also before the first step")
     .option(
       "--watch-overfitting <metric>",
@@ -135,6 +143,7 @@ export async function createRunRequest(flags: RunFlags) {
     seed: flags.seed,
     dropout: flags.dropout,
     expertDropout: flags.expertDropout,
+    nonFinite: flags.nonFinite,
     initialCheckpoint: flags.fromCheckpoint,
   });
 

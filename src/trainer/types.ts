@@ -144,7 +144,10 @@ export interface AdamW {
   readonly weightDecay: number;
 }
 
-/** Shazeer and Stern 2018, without first moment; every expert is a tensor of its own. */
+/**
+ * Shazeer and Stern 2018, without first moment. Second moments are per expert; the root mean squares of updates and
+ * parameters are over a whole tensor, its trainable experts together (as in optax, where the expert axis is one of three).
+ */
 export interface Adafactor {
   readonly kind: "adafactor";
   /** Exponent of the second moment's decay 1 - t^-decayRate. */
@@ -157,6 +160,7 @@ export interface Adafactor {
   readonly minParameterScale: number;
   /** Second moments are factored where both dimensions are at least this. */
   readonly minDimensionToFactor: number;
+  /** Decoupled, and as in optax not multiplied by the learning rate. */
   readonly weightDecay: number;
 }
 

@@ -211,6 +211,8 @@ test("a bare specification becomes the documented defaults", () => {
     evaluateEverySteps: 0,
     evaluateAtStart: false,
     evaluateExamples: 256,
+    overfitting: undefined,
+    skipNonFinite: false,
     evaluateSplits: [{ split: "validation", file: "/d/validation.jsonl" }],
     checkpointEverySteps: 100,
   });
@@ -284,6 +286,8 @@ test("what is set stays, zeros where zero means something included", () => {
     evaluateEverySteps: 2,
     evaluateAtStart: true,
     evaluateExamples: 0,
+    overfitting: undefined,
+    skipNonFinite: false,
     evaluateSplits: [{ split: "test", file: "/d/test.jsonl" }],
     checkpointEverySteps: 0,
   });

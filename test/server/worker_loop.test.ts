@@ -9,7 +9,7 @@ import * as assert from "uvu/assert";
 import { CheckpointReason } from "../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import { OverfittingReportSchema } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
-import { EvaluationMetric, type RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { EvaluationMetric, NonFinitePolicy, type RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { FromWorkerSchema, type RunUpdate } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError } from "../../src/kernels/device/errors.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
@@ -186,6 +186,26 @@ for (const [what, known, expected] of [
       assert.equal([last.bestValue, Number(last.bestStep)], [...expected]);
     },
   );
+
+scenario(
+  "a step that is not finite is skipped where the policy says so",
+  { loss: (step) => (step === 2 ? Number.NaN : 1) },
+  async ({ client, open }) => {
+    await client.reply(open({ nonFinite: NonFinitePolicy.SKIP }));
+    await client.update("finished");
+    const warnings = client
+      .updates()
+      .flatMap(({ step, update }) => (update.case === "warning" ? [[step, update.value.reason]] : []));
+    assert.equal(warnings, [[2n, "NON_FINITE_STEP_SKIPPED"]]);
+  },
+);
+
+scenario("a run that only skips fails", { loss: () => Number.POSITIVE_INFINITY }, async ({ client, open }) => {
+  await client.reply(open({ steps: 100n, nonFinite: NonFinitePolicy.SKIP }));
+  const failed = await client.update("failed");
+  assert.is(failed.error?.error.case, "input");
+  assert.is(client.updates().at(-1)?.step, 8n);
+});
 
 scenario("a resumed run goes on under its checkpoint's plan", {}, async ({ engine, client, open, folder }) => {
   const plan = { selection: { preset: "moe", add: [], remove: [] }, optimizerState: "drop", routerLosses: "keep" };

@@ -13,6 +13,7 @@ import {
   FCountsSchema,
   LayerReductionSchema,
   type LossOptions,
+  NonFinitePolicySchema,
   type OptimizerOptions,
   type RunSpec,
   ScheduleKindSchema,
@@ -58,6 +59,7 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   if (spec.losses) checkLosses(problems, spec.losses, `${field}.losses`);
   fraction(problems, `${field}.dropout`, spec.dropout);
   fraction(problems, `${field}.expert_dropout`, spec.expertDropout);
+  knownEnum(problems, `${field}.non_finite`, NonFinitePolicySchema, spec.nonFinite);
   const { evaluation, checkpoints } = spec;
   if (evaluation) {
     checkRange(problems, `${field}.evaluation.every_steps`, evaluation.everySteps, 0, MAX_STEPS);

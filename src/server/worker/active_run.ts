@@ -23,6 +23,8 @@ import { watchOverfitting } from "./overfitting.ts";
 import type { RouteSubscription } from "./route_subscription.ts";
 
 const STEPS_IN_FLIGHT = 2;
+/** Steps in a row without a finite loss and gradient that end a run which skips them. */
+const MOST_SKIPPED = 8;
 
 export type RunUpdateBody = NonNullable<MessageInitShape<typeof RunUpdateSchema>["update"]>;
 
@@ -61,6 +63,8 @@ export async function openActiveRun(
   let asked = training.step;
   let arrived = training.step;
   let finished = false;
+  /** Steps in a row that were skipped. */
+  let skipped = 0;
   /** The step after which the run ends. */
   let last = policy.steps;
   const watch = policy.overfitting && watchOverfitting(policy.overfitting, open.overfitting, asked);
@@ -101,6 +105,22 @@ export async function openActiveRun(
     } catch (error) {
       failure ??= { error };
     }
+  }
+
+  /** @throws InputError where the policy is to stop, or too many steps in a row were skipped: the remedy is the caller's */
+  function checkFinite(metrics: StepMetrics): void {
+    const what = nonFinite(metrics);
+    skipped = what === "" ? 0 : skipped + 1;
+    if (what === "") return;
+    if (policy.skipNonFinite && skipped < MOST_SKIPPED) {
+      const message = `step ${metrics.step} changed nothing: ${what}`;
+      send(arrived, { case: "warning", value: { reason: "NON_FINITE_STEP_SKIPPED", message } });
+      return;
+    }
+    const times = policy.skipNonFinite ? `, the ${skipped}th time in a row` : "";
+    const remedy = "a lower learning rate, warm-up or clipping may help";
+    const message = `training diverged at step ${metrics.step}: ${what}${times}; ${remedy}`;
+    throw new InputError([{ field: "spec.optimizer", message }]);
   }
 
   async function settle(): Promise<void> {
@@ -178,13 +198,10 @@ const isMultiple = (step: number, every: number): boolean => every > 0 && step %
 const evaluationDue = (policy: RunPolicy, step: number): boolean => isMultiple(step, policy.evaluateEverySteps);
 const evaluations = (policy: RunPolicy): Task[] => [...policy.evaluateSplits];
 
-/** A loss that is not a number never becomes one again. @throws InputError, for the remedy is the caller's */
-function checkFinite({ step, loss, totalLoss, gradientNorm }: StepMetrics): void {
-  const bad = Object.entries({ loss, "total loss": totalLoss, "gradient norm": gradientNorm }).filter(
-    ([, value]) => !Number.isFinite(value),
-  );
-  if (bad.length === 0) return;
-  const what = bad.map(([name, value]) => `the ${name} is ${value}`).join(", ");
-  const message = `training diverged at step ${step}: ${what}; a lower learning rate, warm-up or clipping may help`;
-  throw new InputError([{ field: "spec.optimizer", message }]);
+/** What of a step is not finite, in words; empty when everything is. */
+function nonFinite({ loss, totalLoss, gradientNorm }: StepMetrics): string {
+  return Object.entries({ loss, "total loss": totalLoss, "gradient norm": gradientNorm })
+    .filter(([, value]) => !Number.isFinite(value))
+    .map(([name, value]) => `the ${name} is ${value}`)
+    .join(", ");
 }

@@ -86,7 +86,7 @@ export class DeviceMemory {
   readonly device: Device;
   /** By parameter name. */
   readonly parameters = new Map<string, GPUBuffer>();
-  /** By `m.<parameter>` and `v.<parameter>`. */
+  /** By `STATE.<parameter>`, STATE being what the optimizer calls it. */
   readonly optimizer = new Map<string, GPUBuffer>();
   /** By input name. */
   readonly inputs = new Map<string, GPUBuffer>();

@@ -2,7 +2,7 @@
 
 import { create } from "@bufbuild/protobuf";
 import type { CapacityRule as ProtoCapacityRule } from "../../../../proto/gen/thaw/v1/routing_pb.ts";
-import { type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
+import { NonFinitePolicy, type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
 import type { OpenRun } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import {
   type CapacityRule,
@@ -25,6 +25,8 @@ export interface RunPolicy {
   readonly evaluateEverySteps: number;
   readonly evaluateAtStart: boolean;
   readonly evaluateExamples: number;
+  /** Whether a step without a finite loss and gradient is skipped; it fails the run otherwise. */
+  readonly skipNonFinite: boolean;
   readonly overfitting: OverfittingWatch | undefined;
   readonly evaluateSplits: readonly { readonly split: string; readonly file: string }[];
   /** 0 = only after the last step. */
@@ -69,6 +71,7 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
       evaluateAtStart: spec.evaluation.atStart,
       evaluateExamples: Number(spec.evaluation.maxExamples),
       evaluateSplits,
+      skipNonFinite: spec.nonFinite === NonFinitePolicy.SKIP,
       overfitting: spec.evaluation.overfitting,
       checkpointEverySteps: Number(spec.checkpoints.everySteps),
     },

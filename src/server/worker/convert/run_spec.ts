@@ -28,6 +28,7 @@ import {
   LayerReduction,
   type LossOptions,
   LossOptionsSchema,
+  NonFinitePolicy,
   type OptimizerOptions,
   OptimizerOptionsSchema,
   type RunSpec,
@@ -75,6 +76,7 @@ export function fillRunSpec(spec: RunSpec, splits: readonly string[]): FilledRun
   });
   filled.dropout ??= 0.1;
   filled.expertDropout ??= filled.dropout;
+  filled.nonFinite ||= NonFinitePolicy.STOP;
   filled.evaluation = create(EvaluationPolicySchema, {
     everySteps: evaluation?.everySteps,
     maxExamples: evaluation?.maxExamples ?? 256n,
