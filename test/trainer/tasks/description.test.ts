@@ -1,4 +1,7 @@
-import { readdir } from "node:fs/promises";
+import { Buffer } from "node:buffer";
+import { mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -84,6 +87,26 @@ test("converted examples are lines that thaw reads", async () => {
   const [{ input, target, id, task }] = await convertTask(definition, bytesOf(line), "evaluation");
   const examples = await convertTask(definition, bytesOf(line), "evaluation");
   assert.equal(await parseJsonl(bytesOf(...examples)), [{ line: 1, input, target, id, task }]);
+});
+
+test("a file on disk reads as its bytes do, across the chunks it is read in", async () => {
+  const definition = taskFromDescription({ name: "n", input: "{text}", target: "t", metrics: ["exact_match"] });
+  // Three bytes a character: a chunk of 2^16 ends inside one.
+  const lines = [1, 20_000, 30_000, 70_000, 1].map((length) => ({ text: "语".repeat(length) }));
+  const directory = await mkdtemp(join(tmpdir(), "thaw-task-"));
+  try {
+    const path = join(directory, "lines.jsonl");
+    await writeFile(path, Buffer.concat([Buffer.from("\ufeff"), bytesOf(...lines), Buffer.from("\n\n")]));
+    const examples = await convertTask(definition, path, "training");
+    assert.ok(examples.every(({ input }, i) => input === lines[i].text));
+    assert.is(examples.length, lines.length);
+    await writeFile(path, "{}");
+    assert.equal(await messages(() => convertTask(definition, path, "training")), [
+      'lines.jsonl: line 1: has no "text"',
+    ]);
+  } finally {
+    await rm(directory, { recursive: true });
+  }
 });
 
 test("everything wrong with a description is listed at once", async () => {
