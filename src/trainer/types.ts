@@ -269,6 +269,8 @@ export interface EvaluationResult {
   readonly exactMatch: number;
   /** Same as exactMatch where targets are class labels; share of examples with every target token right otherwise. */
   readonly accuracy: number;
+  /** Scores of the generated texts by name (tasks/score.ts); empty where examples are token ids. */
+  readonly metrics: Readonly<Record<string, number>>;
   readonly layers: readonly RouterLayerMetrics[];
   readonly seconds: number;
 }

@@ -421,7 +421,7 @@ test("reports, metrics, evaluations and descriptions keep their numbers", () => 
   assert.equal([metrics.step, metrics.loss, metrics.totalLoss, metrics.gradientNorm], [4n, 1, 2, 3]);
   assert.equal([metrics.layers[0].load, metrics.layers[0].dropped, metrics.layers[0].stack], [[0.75, 0.25], 2n, 2]);
 
-  const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: 0.25, accuracy: 0.125 };
+  const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: 0.25, accuracy: 0.125, metrics: { matthews: -0.5 } };
   const evaluation = evaluationToProto({ step: 4, split: "test", examples: 9, ...scores, layers, seconds: 0.25 });
   assert.equal([evaluation.split, evaluation.examples, evaluation.accuracy], ["test", 9n, 0.125]);
 

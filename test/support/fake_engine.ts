@@ -166,7 +166,13 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         alone(`evaluate ${split} ${maxExamples} at ${step}`, async (): Promise<EvaluationResult> => {
           await options.beforeInference?.();
           const score = options.score?.(step) ?? 0.25;
-          const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: score, accuracy: score };
+          const scores = {
+            loss: 1,
+            tokenAccuracy: 0.5,
+            exactMatch: score,
+            accuracy: score,
+            metrics: { f1_macro: score },
+          };
           return { step, split, examples: 5, ...scores, layers: [], seconds: 0.125 };
         }),
       generate: (inputs, generateOptions) =>

@@ -2,6 +2,7 @@
 
 import { type Batch, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
 import type { EncodedExample } from "../data/dataset.ts";
+import { scorePlain } from "../tasks/score.ts";
 import type { EvaluationResult, RouterLayerMetrics } from "../types.ts";
 import { lengthsOf } from "./data.ts";
 import { decodeBatch } from "./generate.ts";
@@ -26,6 +27,7 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
   const read = (program: typeof encoder) =>
     routed ? [...program.planned.results, ...program.planned.routes] : program.planned.results;
   const metrics: RouterLayerMetrics[][] = [];
+  const texts = { predictions: [] as string[], targets: [] as string[] };
   const count = { loss: 0, tokens: 0, correct: 0, whole: 0, exact: 0 };
 
   const generator = await run.decoder(lengths, 1, false);
@@ -57,6 +59,10 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
         const all = batch.decoderMask.subarray(from, from + batch.targetLength);
         if (all.every((counts, i) => counts === 0 || rowCorrect[from + i] === 1)) count.whole++;
         if (matches(run, example, generated[row].tokenIds)) count.exact++;
+        const prediction = textOf(run, example, generated[row].tokenIds);
+        if (prediction === undefined) return;
+        texts.predictions.push(prediction);
+        texts.targets.push(example.target!);
       });
     }
   } finally {
@@ -70,6 +76,7 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
     tokenAccuracy: count.correct / Math.max(1, count.tokens),
     exactMatch: count.exact / examples.length,
     accuracy: count.whole / examples.length,
+    metrics: texts.predictions.length > 0 ? scorePlain(texts.predictions, texts.targets) : {},
     layers: mergeLayerMetrics(metrics),
     seconds: (performance.now() - started) / 1e3,
   };
@@ -87,10 +94,16 @@ function forEachExample(
 
 /** Texts are compared where there are texts, white space at the ends aside; token ids otherwise. */
 function matches(run: Run, example: EncodedExample, tokenIds: readonly number[]): boolean {
-  const { tokenizer, model } = run.source;
-  if (example.target !== undefined && tokenizer)
-    return tokenizer.decode(tokenIds, { skipSpecial: true }).trim() === example.target.trim();
+  const { model } = run.source;
+  const text = textOf(run, example, tokenIds);
+  if (text !== undefined) return text.trim() === example.target?.trim();
   const expected = [...example.labels].filter((id) => id !== model.eosTokenId);
   const actual = tokenIds.filter((id) => id !== model.eosTokenId);
   return expected.length === actual.length && expected.every((id, i) => id === actual[i]);
+}
+
+/** The generated text, where the example is text. */
+function textOf({ source }: Run, example: EncodedExample, tokenIds: readonly number[]): string | undefined {
+  if (example.target === undefined || !source.tokenizer) return undefined;
+  return source.tokenizer.decode(tokenIds, { skipSpecial: true });
 }

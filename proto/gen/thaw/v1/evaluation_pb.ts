@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/evaluation.proto.
  */
 export const file_thaw_v1_evaluation: GenFile = /*@__PURE__*/
-  fileDesc("Chh0aGF3L3YxL2V2YWx1YXRpb24ucHJvdG8SB3RoYXcudjEi6AEKEEV2YWx1YXRpb25SZXN1bHQSDAoEc3RlcBgBIAEoAxINCgVzcGxpdBgCIAEoCRIQCghleGFtcGxlcxgDIAEoAxIMCgRsb3NzGAQgASgBEhYKDnRva2VuX2FjY3VyYWN5GAUgASgBEhMKC2V4YWN0X21hdGNoGAYgASgBEhAKCGFjY3VyYWN5GAcgASgBEisKBmxheWVycxgIIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEisKCGR1cmF0aW9uGAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uYgZwcm90bzM", [file_google_protobuf_duration, file_thaw_v1_routing]);
+  fileDesc("Chh0aGF3L3YxL2V2YWx1YXRpb24ucHJvdG8SB3RoYXcudjEi0QIKEEV2YWx1YXRpb25SZXN1bHQSDAoEc3RlcBgBIAEoAxINCgVzcGxpdBgCIAEoCRIQCghleGFtcGxlcxgDIAEoAxIMCgRsb3NzGAQgASgBEhYKDnRva2VuX2FjY3VyYWN5GAUgASgBEhMKC2V4YWN0X21hdGNoGAYgASgBEhAKCGFjY3VyYWN5GAcgASgBEisKBmxheWVycxgIIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEisKCGR1cmF0aW9uGAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjcKB21ldHJpY3MYCiADKAsyJi50aGF3LnYxLkV2YWx1YXRpb25SZXN1bHQuTWV0cmljc0VudHJ5Gi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBYgZwcm90bzM", [file_google_protobuf_duration, file_thaw_v1_routing]);
 
 /**
  * Scores of one evaluation. Shares are in [0, 1].
@@ -86,6 +86,15 @@ export type EvaluationResult = Message<"thaw.v1.EvaluationResult"> & {
    * @generated from field: google.protobuf.Duration duration = 9;
    */
   duration?: Duration | undefined;
+
+  /**
+   * Scores of the generated texts by name: `exact_match` always; `accuracy`, `f1_macro` and, with two labels, `matthews` where
+   * targets are class labels (at most 32 distinct ones, some occurring twice); `f1_token` otherwise. Empty for examples given as
+   * token ids.
+   *
+   * @generated from field: map<string, double> metrics = 10;
+   */
+  metrics: { [key: string]: number };
 };
 
 /**

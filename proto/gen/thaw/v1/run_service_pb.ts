@@ -422,9 +422,9 @@ export type ForkRunRequest = Message<"thaw.v1.ForkRunRequest"> & {
   spec?: RunSpec | undefined;
 
   /**
-   * Fields of `spec` that change: names, and for fields of `optimizer`, `routing`, `losses`, `evaluation` and `checkpoints`
-   * also paths of two names. Not `model` and `initial_checkpoint`. A field of the mask that `spec` leaves unset gets its
-   * default. With another seed, batch size or dataset the data position is a place in another order.
+   * Fields of `spec` that change, for instance `steps` and `optimizer.schedule.kind`. Not `model` and `initial_checkpoint`.
+   * A field of the mask that `spec` leaves unset gets its default. With another seed, batch size or dataset the data
+   * position is a place in another order.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 4;
    */

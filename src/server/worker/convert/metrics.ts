@@ -45,6 +45,7 @@ export function evaluationToProto(e: EvaluationResult): evaluation.EvaluationRes
     tokenAccuracy: e.tokenAccuracy,
     exactMatch: e.exactMatch,
     accuracy: e.accuracy,
+    metrics: { ...e.metrics },
     layers: e.layers.map(layerToProto),
     duration: durationOf(e.seconds),
   });
