@@ -96,8 +96,8 @@ scenario("a fork that resets takes the parameters alone", {}, async ({ thaw, wor
   const { run } = await thaw.runs.forkRun({
     sourceCheckpoint,
     runId: "f",
-    spec: { steps: 2n, optimizer: { algorithm: { case: "sgd", value: { momentum: 0.5 } } } },
-    updateMask: { paths: ["steps", "optimizer.sgd"] },
+    spec: { steps: 2n, optimizer: { algorithm: { case: "sgd", value: { momentum: 0.5, weightDecay: 0.5 } } } },
+    updateMask: { paths: ["steps", "optimizer.sgd.momentum"] },
     resetOptimizerState: true,
   });
   assert.equal([run?.startStep, run?.sourceCheckpoint, run?.spec?.initialCheckpoint], [0n, "", sourceCheckpoint]);
