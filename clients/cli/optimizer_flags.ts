@@ -19,7 +19,7 @@ import { UsageError } from "./session.ts";
 
 type Algorithm = OptimizerOptions["algorithm"];
 type Rule = NonNullable<Algorithm["case"]>;
-type RuleFlag = keyof typeof RULE_FLAGS;
+export type RuleFlag = keyof typeof RULE_FLAGS;
 
 /** The flags of single rules, and the rules that have them. */
 const RULE_FLAGS = {
@@ -96,8 +96,12 @@ function emptyAlgorithm(wanted: Rule): Algorithm & { case: Rule } {
   }
 }
 
+/** The flags of single rules that were given. */
+export const givenRuleFlags = (flags: OptimizerFlags): RuleFlag[] =>
+  (Object.keys(RULE_FLAGS) as RuleFlag[]).filter((name) => flags[name] !== undefined);
+
 function assignRule(algorithm: Algorithm & { case: Rule }, flags: OptimizerFlags): boolean {
-  const given = (Object.keys(RULE_FLAGS) as RuleFlag[]).filter((name) => flags[name] !== undefined);
+  const given = givenRuleFlags(flags);
   for (const name of given) {
     const rules: readonly Rule[] = RULE_FLAGS[name];
     if (rules.includes(algorithm.case)) continue;

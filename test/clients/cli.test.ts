@@ -15,6 +15,7 @@ import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { OptimizerOptionsSchema, RunSpecSchema, ScheduleKind } from "../../proto/gen/thaw/v1/run_pb.ts";
 import {
   type CreateRunRequest,
+  type ForkRunRequest,
   ListRunsResponseSchema,
   type SteerRunResponseSchema,
 } from "../../proto/gen/thaw/v1/run_service_pb.ts";
@@ -237,6 +238,36 @@ test("a run's optimizer, routing and losses come from flags, and a flag that the
   assert.is(other.code, 2);
   assert.match(other.stderr, /--momentum is not of adamw; --optimizer sgd has it/);
   assert.is(requests.length, 2);
+});
+
+test("a fork's mask is what its flags say, zeros included", async () => {
+  const requests: ForkRunRequest[] = [];
+  const server = await fakeServer({
+    runs: {
+      forkRun(request) {
+        requests.push(request);
+        return { run: { name: "runs/made", state: RunState.QUEUED, sourceCheckpoint: request.sourceCheckpoint } };
+      },
+    },
+  });
+  const checkpoint = "runs/s/checkpoints/step-2";
+  const fork = (flags: string) => thaw(server.address, ["runs", "fork", checkpoint, ...flags.split(" ")]);
+  const made = await fork("--id f --seed 0 --warmup-steps 0 --weight-decay 0 --optimizer sgd --train moe --keep-best");
+  assert.is(made.code, 0, made.stderr);
+  assert.is(made.stdout, `runs/made QUEUED, from ${checkpoint}\n`);
+  const [{ runId, sourceCheckpoint, spec, updateMask, resetOptimizerState }] = requests;
+  assert.equal([runId, sourceCheckpoint, resetOptimizerState], ["f", checkpoint, false]);
+  assert.equal(updateMask?.paths, [
+    "seed",
+    "optimizer.schedule.warmup_steps",
+    "evaluation.overfitting.keep_best",
+    "trainable",
+    "optimizer.sgd.weight_decay",
+  ]);
+  assert.equal([spec?.optimizer?.algorithm.case, spec?.trainable?.selection?.preset], ["sgd", Preset.MOE]);
+  await fork("--optimizer adafactor --reset-optimizer-state");
+  assert.equal([requests[1].updateMask?.paths, requests[1].resetOptimizerState], [["optimizer.adafactor"], true]);
+  assert.is((await fork("--model other")).code, 2);
 });
 
 test("generation draws or searches as the flags say, never both", async () => {

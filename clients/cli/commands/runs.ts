@@ -8,12 +8,14 @@ import {
   type CreateRunResponse,
   CreateRunResponseSchema,
   DeleteRunResponseSchema,
+  ForkRunResponseSchema,
   ListRunsResponseSchema,
   PauseRunResponseSchema,
   ResumeRunResponseSchema,
 } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
 import { type RunState, RunStateSchema } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOfStatus, startRun, watchRun } from "../../typescript/index.ts";
+import { type ForkFlags, forkRunRequest } from "../fork_flags.ts";
 import { count, duration, enumName, fields, figure, id, resource, table, time } from "../format.ts";
 import { allPages } from "../pages.ts";
 import { enumList, integer, keyValue } from "../parse.ts";
@@ -35,6 +37,10 @@ export function addRuns(program: Command): void {
   runFlags(runs.command("start").description("create a run and watch it, in one call (StartRun)")).action(
     withSession(start),
   );
+  runFlags(runs.command("fork <checkpoint>").description("go on from a run's checkpoint with changed settings"))
+    .option("--reset-optimizer-state", "take the parameters alone and begin at step 0")
+    .option("--watch", "watch it")
+    .action(withSession(fork));
   runs
     .command("list")
     .description("runs, newest first")
@@ -122,6 +128,19 @@ async function createRun(session: Session, flags: CreateFlags): Promise<number |
     return `${run.name} ${enumName(RunStateSchema, run.state)}${ahead(run)}`;
   });
   if (!flags.dryRun && !session.json) note(`watch it:  thaw runs watch ${run.name}${session.serverFlag}`);
+  return undefined;
+}
+
+async function fork(session: Session, checkpoint: string, flags: ForkFlags & { readonly watch?: boolean }) {
+  const response = await session.thaw.runs.forkRun(await forkRunRequest(checkpoint, flags));
+  const run = response.run!;
+  if (flags.watch) {
+    if (session.json) print(JSON.stringify(messageJson(ForkRunResponseSchema, response)));
+    return watchFrom(session, run, 0n);
+  }
+  const from = run.sourceCheckpoint || run.spec?.initialCheckpoint;
+  const begins = () => `${run.name} ${enumName(RunStateSchema, run.state)}${ahead(run)}, from ${from}`;
+  show(session, ForkRunResponseSchema, response, begins);
   return undefined;
 }
 
