@@ -110,6 +110,9 @@ async function runRouting(
   const routing = route(g, "router", logits, mask, {
     topK: c.top_k,
     normalizeGates: false,
+    secondExpertPolicy: "always",
+    priority: "position",
+    choose: "tokens",
     groups: c.groups,
     capacity: { rule: "fixed", slots: c.expert_capacity },
     countAll: true,

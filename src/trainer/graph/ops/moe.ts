@@ -20,6 +20,12 @@ export interface RouterOptions {
   readonly topK: number;
   /** Divide the chosen gates by their sum (`gate_normalization: top_k`). */
   readonly normalizeGates: boolean;
+  /** `random`: choice i > 1 is used with probability min(1, gate_i / 0.2) (ST-MoE appendix D); for training only. */
+  readonly secondExpertPolicy: "always" | "random";
+  /** Who of a group takes a slot first: the token further left, or the one with the larger top-1 probability. */
+  readonly priority: "position" | "batch_prioritized";
+  /** Tokens choose experts, or each expert takes as many tokens as it has slots. */
+  readonly choose: "tokens" | "experts";
   /** Groups of consecutive tokens that compete for slots and over which the losses are averaged. */
   readonly groups: number;
   readonly capacity: CapacityRule;

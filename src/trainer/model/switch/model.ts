@@ -150,6 +150,9 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   const routing = route(g, `${mlp}.router`, logits, routed, {
     topK: 1,
     normalizeGates: false,
+    secondExpertPolicy: "always",
+    priority: "position",
+    choose: "tokens",
     groups: o.routing.group === "sequence" ? o.batch : 1,
     capacity: capacityOf(o),
     countAll: false,
