@@ -1,0 +1,215 @@
+// What a study file may say. Its fields are documented here, once; examples/studies has files that use them.
+
+import { parseSelector } from "../cli/plan.ts";
+import { flag, listOf, optional, type Place, type Read, real, record, required, text, whole, word } from "./fields.ts";
+import type { CellSettings } from "./results.ts";
+
+export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
+export const METRICS = ["accuracy", "exact_match"] as const;
+export const OPTIMIZERS = ["adamw", "adafactor", "sgd"] as const;
+
+/** What a cell starts from. Written short as its source alone; the name is then the source's last word. */
+export interface ModelSource {
+  readonly name: string;
+  /**
+   * `models/{model}`, `runs/{run}/checkpoints/{checkpoint}`, a folder to upload relative to the study file (`./…`, `../…`),
+   * or else a folder inside the server's models folder.
+   */
+  readonly source: string;
+}
+
+export interface StudyTask {
+  readonly name: string;
+  /** `datasets/{dataset}`, or a folder with train, validation and perhaps test .jsonl, relative to the study file. */
+  readonly dataset: string;
+  readonly metric: (typeof METRICS)[number];
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly maxInputTokens: number;
+  readonly maxTargetTokens: number;
+}
+
+/** A freeze plan by name. Written short as a preset alone. */
+export interface Strategy {
+  readonly name: string;
+  readonly preset?: (typeof PRESETS)[number];
+  /** Selectors as `thaw runs create --add` takes them: `expert:experts=0,1:layers=0-3`. */
+  readonly add: readonly string[];
+  readonly remove: readonly string[];
+  readonly router?: boolean;
+  readonly routerLosses: "keep" | "off";
+}
+
+export interface StudyFile {
+  readonly name: string;
+  readonly question: string;
+  /** What is compared, by the name of its setting. */
+  readonly axis: string;
+  /** The value of the axis that the others are paired with. */
+  readonly baseline: string;
+  /** Claims to give a verdict on. */
+  readonly claims: readonly string[];
+  /** Differences of the score below this count as none. */
+  readonly equivalenceMargin: number;
+  readonly models: readonly ModelSource[];
+  readonly tasks: readonly StudyTask[];
+  readonly strategies: readonly Strategy[];
+  readonly seeds: readonly number[];
+  readonly learningRates: readonly number[];
+  /** Default: each task's own. */
+  readonly batchSizes?: readonly number[];
+  /** Default: dropless. */
+  readonly capacityFactors?: readonly number[];
+  /** In evaluation. Default: dropless. */
+  readonly evalCapacityFactor?: number;
+  readonly dropouts: readonly number[];
+  /** Default: the dropout. */
+  readonly expertDropouts?: readonly number[];
+  readonly optimizer: (typeof OPTIMIZERS)[number];
+  readonly warmupSteps: number;
+  readonly evaluation: StudyEvaluation;
+}
+
+export interface StudyEvaluation {
+  /** 0: only after the last step. */
+  readonly everySteps: number;
+  /** Of the validation split, and of the test split; 0 means all. */
+  readonly maxExamples: number;
+  /** Scores the test split too. */
+  readonly test: boolean;
+}
+
+/** An axis by its word in the file. */
+export const AXES: Readonly<Record<string, keyof CellSettings>> = {
+  strategy: "strategy",
+  model: "model",
+  task: "task",
+  learning_rate: "learningRate",
+  batch_size: "batchSize",
+  capacity_factor: "capacityFactor",
+  dropout: "dropout",
+  expert_dropout: "expertDropout",
+};
+
+const NAME = /^[a-z][a-z0-9_-]{0,39}$/;
+const name = text(NAME, "a name of small letters, digits, - and _, at most 40, beginning with a letter");
+const itself = <T>(value: T): T => value;
+
+const source = text(/^[^/\s][^\s]*$/, "a path, models/{model} or runs/{run}/checkpoints/{checkpoint}");
+const modelRecord = record<ModelSource>({ name: required(name), source: required(source) });
+const model: Read<ModelSource> = (place) => {
+  if (!isText(place)) return modelRecord(place);
+  const path = source(place);
+  if (path === undefined) return undefined;
+  const last = path.split("/").filter(Boolean).at(-1)?.toLowerCase() ?? "";
+  return NAME.test(last) ? { name: last, source: path } : place.wrong("needs a name: {name: …, source: …}");
+};
+
+const task = record<StudyTask>({
+  name: required(name),
+  dataset: required(text()),
+  metric: optional(word(METRICS), "accuracy"),
+  steps: required(whole({ atLeast: 1 })),
+  batchSize: optional(whole({ atLeast: 1 }), 16),
+  maxInputTokens: optional(whole({ atLeast: 1 }), 128),
+  maxTargetTokens: optional(whole({ atLeast: 1 }), 32),
+});
+
+const selector: Read<string> = (place) => {
+  const value = text()(place);
+  if (value === undefined) return undefined;
+  try {
+    parseSelector(value);
+    return value;
+  } catch (error) {
+    return place.wrong(`is no selector: ${(error as Error).message}`);
+  }
+};
+
+const strategyRecord = record<Strategy>(
+  {
+    name: required(name),
+    preset: optional(word(PRESETS)),
+    add: optional(listOf(selector, itself), []),
+    remove: optional(listOf(selector, itself), []),
+    router: optional(flag),
+    routerLosses: optional(word(["keep", "off"]), "keep"),
+  },
+  ({ preset, add, router }, at) => {
+    if (!preset && add.length === 0 && !router) at("name").wrong("trains nothing: give a preset, add, or router");
+  },
+);
+const strategy: Read<Strategy> = (place) => {
+  if (!isText(place)) return strategyRecord(place);
+  const preset = word(PRESETS)(place);
+  return preset && { name: preset, preset, add: [], remove: [], routerLosses: "keep" };
+};
+
+const evaluation = record<StudyEvaluation>({
+  everySteps: optional(whole({ atLeast: 0 }), 0),
+  maxExamples: optional(whole({ atLeast: 0 }), 256),
+  test: optional(flag, false),
+});
+
+const rate = real({ atLeast: 0, below: 1 });
+
+/** Reads a study file. @param claims ids of the claims there are */
+export const studyFile = (claims: readonly string[]): Read<StudyFile> =>
+  record<StudyFile>(
+    {
+      name: required(text(/^[a-z][a-z0-9-]{0,23}$/, "a name of small letters, digits and -, at most 24")),
+      question: required(text()),
+      axis: optional(word(Object.keys(AXES)), "strategy"),
+      baseline: required(textOrNumber),
+      claims: optional(listOf(word(claims), itself), []),
+      equivalenceMargin: optional(real({ above: 0, below: 1 }), 0.02),
+      models: required(listOf(model, (m) => m.name)),
+      tasks: required(listOf(task, (t) => t.name)),
+      strategies: optional(
+        listOf(strategy, (s) => s.name),
+        [{ name: "all", preset: "all", add: [], remove: [], routerLosses: "keep" }],
+      ),
+      seeds: required(listOf(whole({ atLeast: 0, below: 2 ** 32 }), itself)),
+      learningRates: optional(listOf(real({ above: 0 }), itself), [1e-3]),
+      batchSizes: optional(listOf(whole({ atLeast: 1 }), itself)),
+      capacityFactors: optional(listOf(real({ above: 0 }), itself)),
+      evalCapacityFactor: optional(real({ above: 0 })),
+      dropouts: optional(listOf(rate, itself), [0.1]),
+      expertDropouts: optional(listOf(rate, itself)),
+      optimizer: optional(word(OPTIMIZERS), "adamw"),
+      warmupSteps: optional(whole({ atLeast: 0 }), 0),
+      evaluation: optional(evaluation, { everySteps: 0, maxExamples: 256, test: false }),
+    },
+    (study, at) => {
+      const values = axisValues(study);
+      if (!values.includes(study.baseline)) {
+        at("baseline").wrong(`must be a value of the axis ${study.axis}: ${values.join(", ") || "it has none here"}`);
+      }
+    },
+  );
+
+/** The values compared, as text. */
+export function axisValues(study: StudyFile): string[] {
+  const values: Readonly<Record<string, readonly (string | number)[]>> = {
+    strategy: study.strategies.map((s) => s.name),
+    model: study.models.map((m) => m.name),
+    task: study.tasks.map((t) => t.name),
+    learning_rate: study.learningRates,
+    batch_size: study.batchSizes ?? [...new Set(study.tasks.map((t) => t.batchSize))],
+    capacity_factor: study.capacityFactors ?? [],
+    dropout: study.dropouts,
+    expert_dropout: study.expertDropouts ?? [],
+  };
+  return values[study.axis].map(String);
+}
+
+const isText = (place: Place): boolean => {
+  const node = place.resolve(place.node);
+  return node !== null && "value" in node && typeof node.value === "string";
+};
+
+function textOrNumber(place: Place): string | undefined {
+  if (isText(place)) return text()(place);
+  const value = real({})(place);
+  return value === undefined ? undefined : String(value);
+}
