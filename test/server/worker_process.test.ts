@@ -108,12 +108,15 @@ test("a real run: describe, plan, train, freeze, export; killed, it goes on to t
 
   const plan = { selection: { preset: Preset.ATTENTION } };
   const model = { directory: MODEL, batchSize: 4n, maxInputTokens: 8n, maxTargetTokens: 4n };
-  const priced = await client.reply(
-    client.send({ case: "planTrainable", value: { target: { target: { case: "model", value: model } }, plan } }),
-  );
+  const pricing = { target: { target: { case: "model" as const, value: model } }, plan };
+  const priced = await client.reply(client.send({ case: "planTrainable", value: pricing }));
   if (priced.case !== "trainable") return assert.unreachable();
   assert.is(priced.value.before?.trainableParameters, total);
   assert.ok(priced.value.after!.optimizerBytes < priced.value.before!.optimizerBytes);
+  const sgd = { optimizer: { algorithm: { case: "sgd" as const, value: {} } } };
+  const stateless = await client.reply(client.send({ case: "planTrainable", value: { ...pricing, spec: sgd } }));
+  if (stateless.case !== "trainable") return assert.unreachable();
+  assert.is(stateless.value.before?.optimizerBytes, 0n, "SGD without momentum keeps no state");
 
   const evaluation = { atStart: true, splits: ["validation"] };
   const opened = await client.reply(

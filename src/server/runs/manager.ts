@@ -299,7 +299,8 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     async plan(id, plan) {
       const { run } = await present(id);
       const target = runs.target(id) ?? create(TargetSchema, { target: { case: "model", value: await modelOf(run) } });
-      const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan } }));
+      const value = { target, plan, spec: run.spec };
+      const reply = await forCaller(gpu.request({ case: "planTrainable", value }));
       if (reply.result.case !== "trainable") throw new Error(`PlanTrainable answered with ${reply.result.case}`);
       return reply.result.value;
     },

@@ -55,7 +55,7 @@ export async function price({ registry, layout, gpu }: Core, spec: RunSpec): Pro
     maxTargetTokens: spec.maxTargetTokens,
   });
   const target = create(TargetSchema, { target: { case: "model", value } });
-  const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan: spec.trainable } }));
+  const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan: spec.trainable, spec } }));
   if (reply.result.case !== "trainable") throw new Error(`PlanTrainable answered with ${reply.result.case}`);
   return reply.result.value;
 }

@@ -74,7 +74,7 @@ const device = await open();
 const line = adapterLine(device.capabilities, gpuEnvironment().reason);
 const host: HostModels = {
   describe: describeModel,
-  plan: (target, plan) => planModel(device.capabilities, target, plan),
+  plan: (target, plan, spec) => planModel(device.capabilities, target, plan, spec),
 };
 const worker = createWorker(createEngine(device), host, outbox);
 outbox.send({

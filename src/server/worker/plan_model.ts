@@ -1,8 +1,8 @@
-// Prices a freeze plan for a model that no run has opened: on the host alone, with the settings of a run of which nothing
-// but the shapes is said.
+// Prices a freeze plan for a model that no run has opened: on the host alone, with the settings of a run that is to be
+// opened, or of one of which nothing but the shapes is said.
 
 import { create } from "@bufbuild/protobuf";
-import { RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { type RunSpec, RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import type { ModelTarget } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Capabilities } from "../../kernels/capabilities.ts";
 import { matchedTensors, resolveTrainable } from "../../trainer/groups.ts";
@@ -27,10 +27,11 @@ export async function planModel(
   capabilities: Capabilities,
   target: ModelTarget,
   plan: TrainablePlan,
+  spec: RunSpec = create(RunSpecSchema),
 ): Promise<TrainableReport> {
   const { model, checkpoint } = await openModelDirectory(target.checkpointDirectory || target.directory);
   await checkpoint.close();
-  const options = trainingOptions(fillRunSpec(create(RunSpecSchema), []));
+  const options = trainingOptions(fillRunSpec(spec, []));
   const lengths = { input: Number(target.maxInputTokens), target: Number(target.maxTargetTokens) };
   const price = (priced: TrainablePlan) => {
     const trainable = resolveTrainable(model.parameters, priced.selection, "plan.selection");

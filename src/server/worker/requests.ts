@@ -1,6 +1,7 @@
 // What each request does. Called between two steps, one at a time.
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import type { RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import type * as proto from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { type ReplySchema, RunOpenedSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type {
@@ -32,7 +33,8 @@ export type ReplyResult = NonNullable<MessageInitShape<typeof ReplySchema>["resu
 /** What can be learnt of a model directory on the host, without opening it on the device. */
 export interface HostModels {
   describe(directory: string): Promise<ModelDescription>;
-  plan(target: proto.ModelTarget, plan: TrainablePlan): Promise<TrainableReport>;
+  /** @param spec whose optimizer, routing and losses the steps have; the defaults when unset */
+  plan(target: proto.ModelTarget, plan: TrainablePlan, spec: RunSpec | undefined): Promise<TrainableReport>;
 }
 
 /** What requests work on. */
@@ -81,10 +83,10 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
       return reply({ case: "stepping", value: { step: count(run.step) } });
     }
     case "planTrainable": {
-      const { target, plan } = request.value;
+      const { target, plan, spec } = request.value;
       const { run, model } = targetOf(state, target);
       const wanted = planFromProto(plan);
-      const report = run ? run.training.planTrainable(wanted) : await state.host.plan(model, wanted);
+      const report = run ? run.training.planTrainable(wanted) : await state.host.plan(model, wanted, spec);
       return reply({ case: "trainable", value: reportToProto(report) });
     }
     case "setTrainable":
