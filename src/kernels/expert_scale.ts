@@ -1,0 +1,95 @@
+// The multiplicative bias of an expert's hidden layer (ST-MoE, arXiv 2202.08906, section 3.2): every sorted row is
+// multiplied by the vector of the expert whose block it lies in. The rows are those of the grouped matmuls: padded to
+// whole blocks, one expert to a block.
+
+import type { GroupedRows } from "./grouped_matmul.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+
+const THREADS = 64;
+
+const MAIN = /* wgsl */ `${LINEAR_INDEX}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let at = linear_index(wid, num) * ${THREADS} + lid;
+`;
+
+const scaleKernel = defineKernel({
+  name: "expert_scale",
+  params: { max_rows: "u32", row_tile: "u32", width: "u32", experts: "u32" },
+  buffers: { x: read("f32"), scale: read("f32"), expertOfBlock: read("u32"), out: write("f32") },
+  wgsl: /* wgsl */ `${MAIN}
+  if (at >= params.max_rows * params.width) { return; }
+  let expert = expertOfBlock[at / params.width / params.row_tile];
+  var value = 0.0; // an unused block
+  if (expert < params.experts) { value = x[at] * scale[expert * params.width + at % params.width]; }
+  out[at] = value;
+}`,
+});
+
+/**
+ * out[r, c] = x[r, c] · scale[e, c] for every row r of a block with expert e, 0 in unused blocks; x, out
+ * [maxRows, width] f32, scale [experts, width] f32, expertOfBlock [maxRows / rowTile] u32 (`experts` or more = unused).
+ * The gradient of x is the same map of dOut.
+ */
+export function expertScale<T>(
+  buffers: Record<"x" | "scale" | "expertOfBlock" | "out", T>,
+  { maxRows, rowTile, width, experts }: { maxRows: number; rowTile: number; width: number; experts: number },
+): Command<T>[] {
+  const params = { max_rows: maxRows, row_tile: rowTile, width, experts };
+  return [call(scaleKernel, params, buffers, spread(Math.ceil((maxRows * width) / THREADS)))];
+}
+
+const gradientKernel = defineKernel({
+  name: "expert_scale_gradient",
+  params: { slots: "u32", width: "u32" },
+  buffers: {
+    x: read("f32"), //    [max_rows, width]
+    dOut: read("f32"), // [max_rows, width]
+    expertOffset: read("u32"),
+    expertCount: read("u32"),
+    trainableExperts: read("u32"),
+    out: write("f32"), // [slots, width]
+  },
+  wgsl: /* wgsl */ `${MAIN}
+  if (at >= params.slots * params.width) { return; }
+  let expert = trainableExperts[at / params.width];
+  let begin = expertOffset[expert];
+  let end = begin + expertCount[expert];
+  var sum = 0.0;
+  for (var row = begin; row < end; row++) {
+    let i = row * params.width + at % params.width;
+    sum += dOut[i] * x[i];
+  }
+  out[at] = sum;
+}`,
+});
+
+/**
+ * out[s, c] = Σ of dOut[r, c] · x[r, c] over the real rows r of expert trainableExperts[s], in order; exactly 0 for an
+ * expert without rows. x, dOut [maxRows, width] f32; expertOffset [experts + 1], expertCount [experts], trainableExperts
+ * [slots] u32.
+ */
+export function expertScaleGradient<T>(
+  buffers: Record<"x" | "dOut" | "expertOffset" | "expertCount" | "trainableExperts" | "out", T>,
+  { slots, width }: { slots: number; width: number },
+): Command<T>[] {
+  if (slots === 0) return [];
+  return [call(gradientKernel, { slots, width }, buffers, spread(Math.ceil((slots * width) / THREADS)))];
+}
+
+/** The gradient of the bias in float64: [trainableExperts, width]. */
+export function expertScaleGradientReference(
+  x: ArrayLike<number>,
+  dOut: ArrayLike<number>,
+  { expertOffset, expertCount }: Pick<GroupedRows, "expertOffset" | "expertCount">,
+  trainableExperts: ArrayLike<number>,
+  width: number,
+): Float64Array {
+  const out = new Float64Array(trainableExperts.length * width);
+  for (let s = 0; s < trainableExperts.length; s++) {
+    const e = trainableExperts[s];
+    for (let r = expertOffset[e]; r < expertOffset[e] + expertCount[e]; r++)
+      for (let c = 0; c < width; c++) out[s * width + c] += dOut[r * width + c] * x[r * width + c];
+  }
+  return out;
+}
