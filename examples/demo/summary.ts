@@ -1,6 +1,6 @@
 // The results as a table for a terminal.
 
-import { bytes, count, milliseconds, percent, points } from "./report/format.ts";
+import { bytes, count, milliseconds, percent, points } from "../../clients/charts/format.ts";
 import { stepSeconds, tokensPerSecond } from "./report/measures.ts";
 import type { Results, Scores } from "./results.ts";
 

@@ -1,7 +1,7 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { spread, ticks } from "../../examples/demo/report/charts.ts";
-import { bytes, flops, points } from "../../examples/demo/report/format.ts";
+import { spread, ticks } from "../../clients/charts/charts.ts";
+import { bytes, flops, points } from "../../clients/charts/format.ts";
 import { renderReport } from "../../examples/demo/report/report.ts";
 import type { Results } from "../../examples/demo/results.ts";
 import { fixture, HOSTILE } from "./report_fixture.ts";

@@ -1,9 +1,9 @@
 // What freezing and thawing a group did to a run that went on.
 
+import { barChart, responsive } from "../../../clients/charts/charts.ts";
+import { bytes, count, flops, milliseconds } from "../../../clients/charts/format.ts";
+import { type Html, html } from "../../../clients/charts/html.ts";
 import type { Cost, FreezeChange, FreezeResult, StepRecord } from "../results.ts";
-import { barChart, responsive } from "./charts.ts";
-import { bytes, count, flops, milliseconds } from "./format.ts";
-import { type Html, html } from "./html.ts";
 import { median } from "./measures.ts";
 
 /** Whether a step, counted from 1, ran while something was frozen. */

@@ -1,12 +1,12 @@
 // results.json as a page: self-contained, no script, no network. A pure function of the results.
 
+import { count, duration, percent } from "../../../clients/charts/format.ts";
+import { html, render, trusted } from "../../../clients/charts/html.ts";
+import { STYLE } from "../../../clients/charts/style.ts";
 import type { Results } from "../results.ts";
-import { count, duration, percent } from "./format.ts";
 import { freezeSection } from "./freeze_section.ts";
-import { html, render, trusted } from "./html.ts";
 import { exampleSection, loadSection } from "./routing_section.ts";
 import { lossSection, scoreSection } from "./score_section.ts";
-import { STYLE } from "./style.ts";
 
 const MEANINGS: Readonly<Record<string, string>> = {
   all: "everything",

@@ -1,10 +1,10 @@
 // What the routers did: load per expert under each strategy against the starting model, and single tokens.
 
+import { count, percent } from "../../../clients/charts/format.ts";
+import { type Html, html } from "../../../clients/charts/html.ts";
+import { EXPERT_COLOURS } from "../../../clients/charts/style.ts";
 import type { ExampleLayer, LayerLoad, Results } from "../results.ts";
-import { count, percent } from "./format.ts";
-import { type Html, html } from "./html.ts";
 import { drift, sameLayer } from "./measures.ts";
-import { EXPERT_COLOURS } from "./style.ts";
 
 /** Strongest tint of a cell; beyond it, text would lose its contrast. */
 const MOST_TINT = 0.62;

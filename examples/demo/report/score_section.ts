@@ -1,9 +1,9 @@
 // The strategies side by side: scores with their sampling error, costs, loss curves.
 
+import { lineChart, responsive, scoreChart } from "../../../clients/charts/charts.ts";
+import { bytes, count, milliseconds, percent, points } from "../../../clients/charts/format.ts";
+import { type Html, html } from "../../../clients/charts/html.ts";
 import type { Results, SplitScores, StrategyResult } from "../results.ts";
-import { lineChart, responsive, scoreChart } from "./charts.ts";
-import { bytes, count, milliseconds, percent, points } from "./format.ts";
-import { type Html, html } from "./html.ts";
 import { standardError, stepSeconds, tokensPerSecond, trailingMean } from "./measures.ts";
 
 const accuracyOf = (s: { readonly scores: Results["start"] }, split: string): number | undefined =>

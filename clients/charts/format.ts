@@ -1,4 +1,4 @@
-// Numbers as the report shows them. What is missing is an en dash, never 0.
+// Numbers as reports show them. What is missing is an en dash, never 0.
 
 const MISSING = "–";
 

@@ -1,4 +1,4 @@
-// The report's looks: one column, system fonts, light and dark by the reader's setting, and paper. Hues were picked to
+// A report's looks: one column, system fonts, light and dark by the reader's setting, and paper. Hues were picked to
 // stay apart under the common colour blindnesses; wherever colour says something, a number or a name says it too.
 
 /** Colours of experts 0 … 7 as `r g b`; more experts start over, their numbers tell them apart. */
@@ -15,11 +15,16 @@ const EXPERTS = [
 
 export const EXPERT_COLOURS = EXPERTS.length;
 
+/** Colours of what is compared; more start over. */
+export const SERIES_COLOURS = 8;
+const SERIES = Array.from({ length: SERIES_COLOURS }, (_, i) => i);
+const COLOURED = SERIES.map((i) => `.s${i}`).join(", ");
+
 export const STYLE = `
 :root { color-scheme: light dark; --paper: #fcfcfb; --ink: #0b0b0b; --soft: #52514e; --rule: #dddcd8; --grid: #e8e7e3; --tint: .26;
-  --c0: #2a78d6; --c1: #d5531c; --c2: #128a5f; --c3: #a87300; --c4: #6a4fc9; --heat: 42 120 214; }
+  --c0: #2a78d6; --c1: #d5531c; --c2: #128a5f; --c3: #a87300; --c4: #6a4fc9; --c5: #b8336a; --c6: #4b7a1d; --c7: #52708f; --heat: 42 120 214; }
 @media (prefers-color-scheme: dark) { :root { --paper: #1a1a19; --ink: #f4f4f2; --soft: #c3c2b7; --rule: #43423f; --grid: #30302d; --tint: .38;
-  --c0: #5b9cec; --c1: #ef7d4b; --c2: #2fb685; --c3: #d59a1c; --c4: #a595f2; --heat: 70 140 230; } }
+  --c0: #5b9cec; --c1: #ef7d4b; --c2: #2fb685; --c3: #d59a1c; --c4: #a595f2; --c5: #ee7fac; --c6: #96c95f; --c7: #9db8d2; --heat: 70 140 230; } }
 @media print { :root { color-scheme: light; } body { font-size: 10.5px; max-width: none; padding: 0; } section, figure, tr, .layer { break-inside: avoid; } h2 { break-after: avoid; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 920px; padding: 28px 24px 56px; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -37,8 +42,8 @@ svg text { fill: var(--ink); }
 svg .tick, svg .axis-name { fill: var(--soft); font-variant-numeric: tabular-nums; }
 .grid { stroke: var(--grid); } .chance { stroke: var(--soft); stroke-dasharray: 3 3; }
 .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; } .leader { fill: none; stroke: var(--c); opacity: .6; }
-.s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); } .s4 { --c: var(--c4); } .s-start { --c: var(--soft); }
-svg .s0 .label, svg .s1 .label, svg .s2 .label, svg .s3 .label, svg .s4 .label { fill: var(--c); font-weight: 600; }
+${SERIES.map((i) => `.s${i} { --c: var(--c${i}); }`).join(" ")} .s-start { --c: var(--soft); }
+svg :is(${COLOURED}) .label { fill: var(--c); font-weight: 600; }
 .dot { fill: var(--c); } .ring { fill: var(--paper); stroke: var(--c); stroke-width: 2; } .score-tick { stroke: var(--c); stroke-width: 2; } .error { stroke: var(--c); opacity: .45; stroke-width: 2; }
 .bar { fill: var(--c0); } .bar-frozen { fill: var(--c1); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
@@ -49,7 +54,7 @@ th { font-weight: 500; color: var(--soft); vertical-align: bottom; }
 thead th { white-space: normal; min-width: 4.6em; line-height: 1.25; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody th { color: var(--ink); }
-tbody tr.s0 th, tbody tr.s1 th, tbody tr.s2 th, tbody tr.s3 th, tbody tr.s4 th { color: var(--c); font-weight: 600; }
+tbody tr:is(${COLOURED}) th { color: var(--c); font-weight: 600; }
 .best { font-weight: 700; }
 .heat thead th:not(:first-child):not(:last-child) { text-align: center; }
 .heat thead th { min-width: 0; }

@@ -1,4 +1,4 @@
-// The report's charts, written as SVG by hand: three shapes do not justify a charting library. Each is drawn for a given
+// The charts of reports, written as SVG by hand: a few shapes do not justify a charting library. Each is drawn for a given
 // width in CSS pixels, so that text keeps its size on a phone; the page holds a wide and a narrow one and shows what fits.
 // Colours come from CSS variables, which follow light and dark.
 
