@@ -68,11 +68,7 @@ export async function readStudy(path: string, claims: readonly string[]): Promis
     datasets: await folders(datasets, /^(train|validation|test)\.jsonl$/, ["train.jsonl", "validation.jsonl"]),
     folders: await folders(models, /\.(json|safetensors|model|txt)$/, ["config.json"]),
   };
-  if (all.length > 0)
-    throw new StudyFileError(
-      path,
-      all.sort((a, b) => a.line - b.line || a.column - b.column),
-    );
+  if (all.length > 0) throw new StudyFileError(path, inOrder(all));
   return study;
 }
 
