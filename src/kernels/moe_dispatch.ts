@@ -1,7 +1,8 @@
 // Dispatch: which row of the sorted expert input every assignment gets. Written on the device, never read back.
 //
 // An assignment is one choice of one token, a = token · topK + choice. The rows of one expert stand together, in the
-// order (group, choice, token): all first choices of a group before any second choice, groups one after another. An
+// order (group, choice, token): all first choices of a group before any second choice, groups one after another. A token
+// order given besides (routing_priority.ts) takes the place of the tokens' own. An
 // assignment is kept while its rank among those of its (group, expert) is below the capacity, so what is kept of a
 // group is a prefix, and the place of a row follows from three sums:
 //   row = expert_offset[e] + kept of e in earlier groups + rank of a in (group, e)
@@ -10,7 +11,16 @@
 // It is a stable counting sort (vLLM `moe_align_block_size`): histograms of chunks of the order, one scan over chunks
 // and experts, a ranked scatter. Chunks never straddle groups. Nothing depends on the order of atomics.
 
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import {
+  type BufferDeclaration,
+  type Command,
+  call,
+  defineKernel,
+  LINEAR_INDEX,
+  read,
+  spread,
+  write,
+} from "./kernel.ts";
 
 /** In `rowOfAssignment`: dropped or masked. In `sourceOfRow`: a padding row. */
 export const NO_ROW = 0xffffffff;
@@ -23,30 +33,39 @@ const CHUNK = 64;
 
 const CHUNK_PARAMS = { groups: "u32", tokens_per_group: "u32", top_k: "u32", experts: "u32" } as const;
 
-// One thread per (chunk, column): it walks the chunk's assignments and sees those of expert `column`.
-const WALK = /* wgsl */ `${LINEAR_INDEX}
+const HEAD = /* wgsl */ `${LINEAR_INDEX}
 const WORKGROUP = ${WORKGROUP}u;
 const CHUNK = ${CHUNK}u;
 const NO_ROW = ${NO_ROW}u;
 
 fn chunks_per_group() -> u32 { return (params.tokens_per_group * params.top_k + CHUNK - 1u) / CHUNK; }
+`;
 
+// One thread per (chunk, column): it walks the chunk's assignments and sees those of expert `column`.
+const walk = (ordered: boolean) => /* wgsl */ `${HEAD}
 // The assignment that stands n-th in a group's order (choice, token).
 fn assignment(group: u32, n: u32) -> u32 {
   let choice = n / params.tokens_per_group;
-  let token = group * params.tokens_per_group + n % params.tokens_per_group;
-  return token * params.top_k + choice;
+  let place = group * params.tokens_per_group + n % params.tokens_per_group;
+  return ${ordered ? "token_order[place]" : "place"} * params.top_k + choice;
 }
 `;
 
-const histogramKernel = defineKernel({
-  name: "moe_dispatch_histogram",
-  params: CHUNK_PARAMS,
-  buffers: {
-    expert_ids: read("u32"), // [tokens, top_k]
-    scratch: write("u32"), //   first part: [groups, chunks, experts]
-  },
-  wgsl: /* wgsl */ `${WALK}
+// token_order: [tokens]
+const orderDeclaration = (ordered: boolean): Record<string, BufferDeclaration> =>
+  ordered ? { token_order: read("u32") } : {};
+const suffix = (ordered: boolean) => (ordered ? "_ordered" : "");
+
+const histogramKernel = (ordered: boolean) =>
+  defineKernel<keyof typeof CHUNK_PARAMS, string>({
+    name: `moe_dispatch_histogram${suffix(ordered)}`,
+    params: CHUNK_PARAMS,
+    buffers: {
+      expert_ids: read("u32"), // [tokens, top_k]
+      ...orderDeclaration(ordered),
+      scratch: write("u32"), //   first part: [groups, chunks, experts]
+    },
+    wgsl: /* wgsl */ `${walk(ordered)}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   let thread = linear_index(wid, num) * WORKGROUP + lane;
@@ -61,7 +80,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   scratch[thread] = count;
 }
 `,
-});
+  });
 
 // One workgroup. Turns each chunk's count into the rank its first assignment has in (group, expert), and leaves in the
 // second part of the scratch how many rows of the expert earlier groups keep.
@@ -74,7 +93,7 @@ const scanKernel = defineKernel({
     expert_count: write("u32"), //  [experts]
     demand: write("u32"), //        [experts]
   },
-  wgsl: /* wgsl */ `${WALK}
+  wgsl: /* wgsl */ `${HEAD}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32) {
   let chunks = chunks_per_group();
@@ -140,17 +159,19 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 `,
 });
 
-const scatterKernel = defineKernel({
-  name: "moe_dispatch_scatter",
-  params: { ...CHUNK_PARAMS, capacity: "u32" },
-  buffers: {
-    expert_ids: read("u32"),
-    scratch: read("u32"),
-    expert_offset: read("u32"),
-    row_of_assignment: write("u32"), // [tokens, top_k]
-    source_of_row: write("u32"), //     [max_rows]
-  },
-  wgsl: /* wgsl */ `${WALK}
+const scatterKernel = (ordered: boolean) =>
+  defineKernel<keyof typeof CHUNK_PARAMS | "capacity", string>({
+    name: `moe_dispatch_scatter${suffix(ordered)}`,
+    params: { ...CHUNK_PARAMS, capacity: "u32" },
+    buffers: {
+      expert_ids: read("u32"),
+      ...orderDeclaration(ordered),
+      scratch: read("u32"),
+      expert_offset: read("u32"),
+      row_of_assignment: write("u32"), // [tokens, top_k]
+      source_of_row: write("u32"), //     [max_rows]
+    },
+    wgsl: /* wgsl */ `${walk(ordered)}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   // The column after the last expert writes the masked assignments.
@@ -185,7 +206,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   }
 }
 `,
-});
+  });
 
 export interface DispatchDims {
   /** groups · tokens per group. */
@@ -224,12 +245,14 @@ export function moeMaxRows({ tokens, topK, experts, groups, capacity, rowTile }:
  * rowOfAssignment [tokens, topK] ({@link NO_ROW} = dropped or masked), sourceOfRow [maxRows] = assignment index
  * ({@link NO_ROW} = padding), expertOfBlock [maxRows / rowTile] (`experts` = unused), expertOffset [experts + 1] first
  * row of each expert, expertCount [experts] rows kept, demand [experts] assignments before drops. A token's ids must
- * be distinct. scratch: {@link moeDispatchScratch} elements.
+ * be distinct. tokenOrder [tokens], optional: each group's token indices in the order in which they take slots. scratch:
+ * {@link moeDispatchScratch} elements.
  * @throws RangeError when maxRows is below {@link moeMaxRows} or no multiple of rowTile.
  */
 export function moeDispatch<T>(
   buffers: {
     expertIds: T;
+    tokenOrder?: T;
     scratch: T;
     rowOfAssignment: T;
     sourceOfRow: T;
@@ -243,12 +266,19 @@ export function moeDispatch<T>(
   const { tokens, groups, topK, experts, capacity, rowTile, maxRows } = dims;
   if (maxRows < moeMaxRows(dims) || maxRows % rowTile !== 0)
     throw new RangeError(`max_rows must be a multiple of ${rowTile}, at least ${moeMaxRows(dims)}, got ${maxRows}`);
-  const { expertIds, scratch, sourceOfRow } = buffers;
+  const { expertIds, tokenOrder, scratch, sourceOfRow } = buffers;
+  const ordered = tokenOrder !== undefined;
+  const order: Record<string, T> = ordered ? { token_order: tokenOrder } : {};
   const expert_offset = buffers.expertOffset;
   const sizes = { groups, tokens_per_group: tokens / groups, top_k: topK, experts };
   const chunks = chunkCount(dims);
   return [
-    call(histogramKernel, sizes, { expert_ids: expertIds, scratch }, spread(Math.ceil((chunks * experts) / WORKGROUP))),
+    call(
+      histogramKernel(ordered),
+      sizes,
+      { expert_ids: expertIds, ...order, scratch },
+      spread(Math.ceil((chunks * experts) / WORKGROUP)),
+    ),
     call(
       scanKernel,
       { ...sizes, capacity, row_tile: rowTile },
@@ -262,10 +292,11 @@ export function moeDispatch<T>(
       spread(Math.ceil(maxRows / WORKGROUP)),
     ),
     call(
-      scatterKernel,
+      scatterKernel(ordered),
       { ...sizes, capacity },
       {
         expert_ids: expertIds,
+        ...order,
         scratch,
         expert_offset,
         row_of_assignment: buffers.rowOfAssignment,

@@ -8,6 +8,8 @@
 // router_losses.ts, the way back in router_backward.ts.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { PHILOX } from "./random.ts";
+import { STEP_SCALARS } from "./step_scalars.ts";
 
 export { routerBackward } from "./router_backward.ts";
 export { routerLosses, routerStatistics, routerStatisticsScratch } from "./router_losses.ts";
@@ -16,26 +18,7 @@ export const MAX_TOP_K = 16;
 
 const WORKGROUP = 64;
 
-const forwardKernel = (normalizeGates: boolean) =>
-  defineKernel({
-    name: normalizeGates ? "router_forward_normalized" : "router_forward",
-    params: { tokens: "u32", experts: "u32", top_k: "u32" },
-    buffers: {
-      logits: read("f32"), //        [tokens, experts]
-      mask: read("u32"), //          [tokens]
-      probabilities: write("f32"), // [tokens, experts]
-      expert_ids: write("u32"), //   [tokens, top_k]
-      gates: write("f32"), //        [tokens, top_k]
-      log_sum_exp: write("f32"), //  [tokens]
-    },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}
-const WORKGROUP = ${WORKGROUP}u;
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let t = linear_index(wid, num) * WORKGROUP + lane;
-  if (t >= params.tokens) { return; }
-  let row = t * params.experts;
-
+const SOFTMAX = /* wgsl */ `
   // Softmax.
   var largest = logits[row];
   for (var e = 1u; e < params.experts; e++) { largest = max(largest, logits[row + e]); }
@@ -46,7 +29,33 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
     sum += p;
   }
   for (var e = 0u; e < params.experts; e++) { probabilities[row + e] /= sum; }
-  log_sum_exp[t] = largest + log(sum);
+  log_sum_exp[t] = largest + log(sum);`;
+
+/** A gate of at least this always uses its expert under the `random` policy (ST-MoE, appendix D). */
+export const RANDOM_POLICY_THRESHOLD = 0.2;
+
+const forwardKernel = (normalizeGates: boolean, random: boolean) =>
+  defineKernel<"tokens" | "experts" | "top_k" | "use_id", string>({
+    name: `router_forward${normalizeGates ? "_normalized" : ""}${random ? "_random" : ""}`,
+    params: { tokens: "u32", experts: "u32", top_k: "u32", use_id: "u32" },
+    buffers: {
+      logits: read("f32"), //        [tokens, experts]
+      mask: read("u32"), //          [tokens]
+      probabilities: write("f32"), // [tokens, experts]
+      expert_ids: write("u32"), //   [tokens, top_k]
+      gates: write("f32"), //        [tokens, top_k]
+      log_sum_exp: write("f32"), //  [tokens]
+      ...(random ? { chosen_ids: write("u32"), step: { access: "read", type: "StepScalars" } } : {}), // [tokens, top_k]
+    },
+    wgsl: /* wgsl */ `${LINEAR_INDEX}${random ? STEP_SCALARS + PHILOX : ""}
+const WORKGROUP = ${WORKGROUP}u;
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let t = linear_index(wid, num) * WORKGROUP + lane;
+  if (t >= params.tokens) { return; }
+  let row = t * params.experts;
+
+${SOFTMAX}
 
   // Top-k: choice j is the largest logit after choice j-1 in the order (logit descending, id ascending).
   let routable = mask[t] != 0u;
@@ -82,6 +91,20 @@ ${
   }`
     : ""
 }
+${
+  random
+    ? /* wgsl */ `
+  // A later expert is used with probability min(1, gate / ${RANDOM_POLICY_THRESHOLD}).
+  for (var j = 0u; j < params.top_k; j++) {
+    let a = t * params.top_k + j;
+    chosen_ids[a] = expert_ids[a];
+    if (j > 0u && uniform_element(step.seed, step.step, params.use_id, a) * ${RANDOM_POLICY_THRESHOLD} >= gates[a]) {
+      expert_ids[a] = params.experts;
+      gates[a] = 0.0;
+    }
+  }`
+    : ""
+}
 }
 `,
   });
@@ -90,19 +113,30 @@ ${
  * Softmax and top-k choice.
  * Reads logits [tokens, experts] f32, mask [tokens] u32 (1 = routable). Writes probabilities [tokens, experts] (every
  * token), expertIds [tokens, topK] u32 (`experts` for masked tokens), gates [tokens, topK] f32 (0 for masked tokens;
- * divided by their sum when `normalizeGates`), logSumExp [tokens] f32.
+ * divided by their sum when `normalizeGates`), logSumExp [tokens] f32. With `random`, a later choice is used with
+ * probability min(1, gate / 0.2), drawn from the step's random numbers under `use`: an unused one has id `experts` and gate
+ * 0, and chosenIds [tokens, topK] u32 holds what was chosen, used or not.
  * @throws RangeError when topK is not in 1..min(experts, 16).
  */
 export function routerForward<T>(
-  buffers: { logits: T; mask: T; probabilities: T; expertIds: T; gates: T; logSumExp: T },
-  dims: { tokens: number; experts: number; topK: number; normalizeGates: boolean },
+  buffers: {
+    logits: T;
+    mask: T;
+    probabilities: T;
+    expertIds: T;
+    gates: T;
+    logSumExp: T;
+    random?: { chosenIds: T; step: T };
+  },
+  dims: { tokens: number; experts: number; topK: number; normalizeGates: boolean; use?: number },
 ): Command<T>[] {
-  const { tokens, experts, topK } = dims;
+  const { tokens, experts, topK, use = 0 } = dims;
+  const { random } = buffers;
   checkTopK(topK, experts);
   return [
     call(
-      forwardKernel(dims.normalizeGates),
-      { tokens, experts, top_k: topK },
+      forwardKernel(dims.normalizeGates, random !== undefined),
+      { tokens, experts, top_k: topK, use_id: use },
       {
         logits: buffers.logits,
         mask: buffers.mask,
@@ -110,10 +144,37 @@ export function routerForward<T>(
         expert_ids: buffers.expertIds,
         gates: buffers.gates,
         log_sum_exp: buffers.logSumExp,
-      },
+        ...(random && { chosen_ids: random.chosenIds, step: random.step }),
+      } as Record<string, T>,
       spread(Math.ceil(tokens / WORKGROUP)),
     ),
   ];
+}
+
+const softmaxKernel = defineKernel({
+  name: "router_softmax",
+  params: { tokens: "u32", experts: "u32" },
+  buffers: { logits: read("f32"), probabilities: write("f32"), log_sum_exp: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}
+const WORKGROUP = ${WORKGROUP}u;
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let t = linear_index(wid, num) * WORKGROUP + lane;
+  if (t >= params.tokens) { return; }
+  let row = t * params.experts;
+${SOFTMAX}
+}
+`,
+});
+
+/** The softmax alone, for routing where experts choose: probabilities [tokens, experts], logSumExp [tokens]. */
+export function routerSoftmax<T>(
+  buffers: { logits: T; probabilities: T; logSumExp: T },
+  { tokens, experts }: { tokens: number; experts: number },
+): Command<T>[] {
+  const { logits, probabilities, logSumExp } = buffers;
+  const bound = { logits, probabilities, log_sum_exp: logSumExp };
+  return [call(softmaxKernel, { tokens, experts }, bound, spread(Math.ceil(tokens / WORKGROUP)))];
 }
 
 function checkTopK(topK: number, experts: number): void {

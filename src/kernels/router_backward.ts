@@ -3,8 +3,8 @@
 //   dp_e     = d(gates)/d(p_e) if e was chosen     +  c_B · s · experts · load[g,e] / (n_g · groups)
 //   dlogit_e = p_e · (dp_e − Σ_i p_i dp_i)         +  c_z · s · 2 · logsumexp · p_e / (n_g · groups)
 // with s the loss scale and n_g the denominator of the group's means. Normalised gates g_j = p_j / S, S the sum over
-// the chosen, give dp_j = (dg_j − Σ_i dg_i g_i) / S. Gates are recomputed from the probabilities, and a masked token is
-// known by its sentinel id, so neither the gates nor the mask has to be kept for the backward pass.
+// the chosen, give dp_j = (dg_j − Σ_i dg_i g_i) / S. Gates are recomputed from the probabilities, so they need not be kept
+// for the backward pass. A choice whose id is no expert's (a token an expert did not take) has no gate.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
@@ -27,6 +27,7 @@ const NORMALIZATION = /* wgsl */ `
   var gate_sum = 0.0; // sum of the chosen probabilities
   var weighted = 0.0; // sum of d_gate * probability
   for (var j = 0u; j < params.top_k; j++) {
+    if (expert_ids[choice + j] >= params.experts) { continue; }
     let p = probabilities[row + expert_ids[choice + j]];
     gate_sum += p;
     weighted += d_gates[choice + j] * p;
@@ -37,8 +38,9 @@ function backwardKernel(path: GatePath) {
     path === "none"
       ? ""
       : /* wgsl */ `
-  for (var j = 0u; j < params.top_k; j++) {${CHOICE_GRADIENT[path]}
+  for (var j = 0u; j < params.top_k; j++) {
     let e = expert_ids[choice + j];
+    if (e >= params.experts) { continue; }${CHOICE_GRADIENT[path]}
     ${body}
   }`;
   return defineKernel<string, string>({
@@ -57,6 +59,7 @@ function backwardKernel(path: GatePath) {
       expert_ids: read("u32"), //    [tokens, top_k]
       ...(path === "none" ? {} : { d_gates: read("f32") }), // [tokens, top_k]
       log_sum_exp: read("f32"), //   [tokens]
+      mask: read("u32"), //          [tokens]
       load: read("f32"), //          [groups, experts]
       group_tokens: read("f32"), //  [groups]
       step: { access: "read", type: "StepScalars" },
@@ -70,7 +73,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   if (t >= params.tokens) { return; }
   let row = t * params.experts;
   let choice = t * params.top_k;
-  if (expert_ids[choice] >= params.experts) {
+  if (mask[t] == 0u) {
     for (var e = 0u; e < params.experts; e++) { d_logits[row + e] = 0.0; }
     return;
   }
@@ -103,6 +106,7 @@ export function routerBackward<T>(
     expertIds: T;
     dGates?: T;
     logSumExp: T;
+    mask: T;
     load: T;
     groupTokens: T;
     step: T;
@@ -125,6 +129,7 @@ export function routerBackward<T>(
     probabilities: buffers.probabilities,
     expert_ids: buffers.expertIds,
     log_sum_exp: buffers.logSumExp,
+    mask: buffers.mask,
     load: buffers.load,
     group_tokens: buffers.groupTokens,
     step: buffers.step,

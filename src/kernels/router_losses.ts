@@ -199,7 +199,7 @@ export function routerStatistics<T>(
 
 const lossesKernel = defineKernel({
   name: "router_losses",
-  params: { groups: "u32", experts: "u32", out_offset: "u32" },
+  params: { groups: "u32", experts: "u32", out_offset: "u32", balance: "u32" },
   buffers: { load: read("f32"), mean_probability: read("f32"), z_sum: read("f32"), out: write("f32") },
   wgsl: /* wgsl */ `
 const WORKGROUP = ${WORKGROUP}u;
@@ -213,22 +213,26 @@ fn main(@builtin(local_invocation_index) lane: u32) {
   workgroupBarrier();
   if (lane == 0u) {
     for (var i = 1u; i < WORKGROUP; i++) { sums += partial[i]; }
-    out[params.out_offset] = sums.x * f32(params.experts) / f32(params.groups);
+    out[params.out_offset] = sums.x * f32(params.experts * params.balance) / f32(params.groups);
     out[params.out_offset + 1u] = sums.y / f32(params.groups);
   }
 }
 `,
 });
 
-/** One layer's losses from its statistics: out[outOffset] = L_B, out[outOffset + 1] = L_z, without coefficients. */
+/**
+ * One layer's losses from its statistics: out[outOffset] = L_B, out[outOffset + 1] = L_z, without coefficients. Where
+ * experts choose, loads are balanced by construction and L_B is 0 (`balance` false).
+ */
 export function routerLosses<T>(
   buffers: { load: T; meanProbability: T; zSum: T; out: T },
-  dims: { groups: number; experts: number; outOffset: number },
+  dims: { groups: number; experts: number; outOffset: number; balance?: boolean },
 ): Command<T>[] {
+  const { groups, experts, outOffset, balance = true } = dims;
   return [
     call(
       lossesKernel,
-      { groups: dims.groups, experts: dims.experts, out_offset: dims.outOffset },
+      { groups, experts, out_offset: outOffset, balance: Number(balance) },
       { load: buffers.load, mean_probability: buffers.meanProbability, z_sum: buffers.zSum, out: buffers.out },
       [1],
     ),

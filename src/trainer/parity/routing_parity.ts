@@ -7,7 +7,6 @@ import type { Device } from "../../kernels/device/device.ts";
 import { NO_ROW } from "../../kernels/moe_dispatch.ts";
 import { runProgram } from "../../kernels/program.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../../kernels/step_scalars.ts";
-import { inputError } from "../formats/problems.ts";
 import { openSafetensors } from "../formats/safetensors.ts";
 import { differentiate } from "../graph/autodiff.ts";
 import { elements, Graph, type Tensor, tensorBytes } from "../graph/graph.ts";
@@ -19,7 +18,8 @@ import type { ErrorTable } from "./table.ts";
 const LIMIT = 1e-5;
 
 interface Case {
-  readonly kind: string;
+  /** Who chooses whom. */
+  readonly kind: "tokens" | "experts";
   readonly groups: number;
   readonly tokens_per_group: number;
   readonly num_experts: number;
@@ -31,11 +31,12 @@ interface Case {
   readonly z_loss_uses_logits_zeroed_at_padding: boolean;
 }
 
+const byExperts = (c: Case): boolean => c.kind === "experts";
+/** Choices of a token: where experts choose, all experts are. */
+const choices = (c: Case): number => (byExperts(c) ? c.num_experts : c.top_k);
+
 export async function routingParity(device: Device, directory: string, table: ErrorTable): Promise<void> {
   const settings: Case = JSON.parse(await readFile(join(directory, "case.json"), "utf8"));
-  if (settings.kind !== "tokens")
-    throw inputError("case.json", [`routing where ${settings.kind} choose is not supported`]);
-  if (settings.batch_prioritized_routing) throw inputError("case.json", ["batch-prioritized routing is not supported"]);
   const file = await openSafetensors(join(directory, "routing.safetensors"));
   const read = async (name: string) => Float32Array.from((await file.read(name)) as Float32Array | Int32Array);
   try {
@@ -108,11 +109,11 @@ async function runRouting(
   const mask = g.input("mask", [tokens], "u32");
   const step = g.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32");
   const routing = route(g, "router", logits, mask, {
-    topK: c.top_k,
+    topK: byExperts(c) ? 1 : c.top_k,
     normalizeGates: false,
     secondExpertPolicy: "always",
-    priority: "position",
-    choose: "tokens",
+    priority: c.batch_prioritized_routing ? "batch_prioritized" : "position",
+    choose: c.kind,
     groups: c.groups,
     capacity: { rule: "fixed", slots: c.expert_capacity },
     countAll: true,
@@ -122,7 +123,7 @@ async function runRouting(
     lossGradient: true,
     step,
   });
-  const dGates = g.input("d_gates", [tokens, c.top_k], "f32");
+  const dGates = g.input("d_gates", [tokens, choices(c)], "f32");
   if (loss === "probe") probeNode(g, routing, dGates);
   const gradient = differentiate(g).get(spec.name);
 
@@ -182,17 +183,23 @@ function probeNode(g: Graph, routing: Routing, dGates: Tensor): void {
 /** Slot of every assignment inside its group and expert; undefined where it has none. */
 function slotOf(c: Case, outcome: Outcome): (number | undefined)[] {
   const first = new Map<string, number>(); // lowest row of a group at an expert
-  const where = (a: number) => `${Math.floor(a / (c.top_k * c.tokens_per_group))} ${outcome.expertIds[a]}`;
+  const where = (a: number) => `${Math.floor(a / (choices(c) * c.tokens_per_group))} ${outcome.expertIds[a]}`;
   const kept = [...outcome.rows.keys()].filter((a) => outcome.rows[a] !== NO_ROW);
+  // Where experts choose, flaxformer's slots are in the order of the gates; ours in that of the tokens.
+  const before = (a: number, b: number) =>
+    outcome.gates[a] > outcome.gates[b] || (outcome.gates[a] === outcome.gates[b] && a < b);
   for (const a of kept) first.set(where(a), Math.min(first.get(where(a)) ?? Number.POSITIVE_INFINITY, outcome.rows[a]));
   const slots: (number | undefined)[] = new Array(outcome.rows.length).fill(undefined);
-  for (const a of kept) slots[a] = outcome.rows[a] - first.get(where(a))!;
+  for (const a of kept)
+    slots[a] = byExperts(c)
+      ? kept.filter((b) => where(b) === where(a) && before(b, a)).length
+      : outcome.rows[a] - first.get(where(a))!;
   return slots;
 }
 
 /** flaxformer's arrays [group, token, expert, slot]. */
 function slots(c: Case, outcome: Outcome): { dispatch: Float32Array; combine: Float32Array } {
-  const size = (outcome.expertIds.length / c.top_k) * c.num_experts * c.expert_capacity;
+  const size = (outcome.expertIds.length / choices(c)) * c.num_experts * c.expert_capacity;
   const dispatch = new Float32Array(size);
   const combine = new Float32Array(size);
   slotOf(c, outcome).forEach((slot, a) => {
@@ -205,7 +212,7 @@ function slots(c: Case, outcome: Outcome): { dispatch: Float32Array; combine: Fl
 }
 
 const cell = (c: Case, outcome: Outcome, assignment: number, slot: number): number =>
-  (Math.floor(assignment / c.top_k) * c.num_experts + outcome.expertIds[assignment]) * c.expert_capacity + slot;
+  (Math.floor(assignment / choices(c)) * c.num_experts + outcome.expertIds[assignment]) * c.expert_capacity + slot;
 
 /** d(Σ combine · probe) / d(gates). */
 function gateGradients(c: Case, fixture: Fixture, outcome: Outcome): Float32Array<ArrayBuffer> {

@@ -9,9 +9,11 @@ import {
   routerBackward,
   routerForward,
   routerLosses,
+  routerSoftmax,
   routerStatistics,
   routerStatisticsScratch,
 } from "../../../kernels/router.ts";
+import { expertChoice, priorityOrder } from "../../../kernels/routing_priority.ts";
 import type { CapacityRule } from "../../types.ts";
 import type { Graph, Tensor } from "../graph.ts";
 import { reluBackward } from "./dense.ts";
@@ -77,8 +79,13 @@ export function capacitySlots(rule: CapacityRule, tokensPerGroup: number, expert
 /** Routes by `logits` [tokens, experts]; `mask` [tokens] u32 is 1 where a token may be routed. */
 export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: RouterOptions): Routing {
   const [tokens, experts] = logits.shape;
-  const { topK, groups, step } = o;
+  const { groups, step } = o;
+  const byExperts = o.choose === "experts";
+  // Where experts choose, every expert is a choice of every token, taken or not.
+  const topK = byExperts ? experts : o.topK;
+  const normalizeGates = o.normalizeGates && !byExperts;
   const tokensPerGroup = tokens / groups;
+  const capacity = capacitySlots(o.capacity, tokensPerGroup, experts, o.topK);
   const probabilities = g.activation(`${name}_probabilities`, [tokens, experts]);
   const gates = g.activation(`${name}_gates`, [tokens, topK], [logits]);
   const expertIds = g.indices(`${name}_expert_ids`, [tokens, topK]);
@@ -86,36 +93,54 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
   const load = g.activation(`${name}_load`, [groups, experts]);
   const groupTokens = g.activation(`${name}_group_tokens`, [groups]);
 
+  // Which experts were chosen, used or not: the gates' normalisation and its gradient need all of them.
+  const random = o.secondExpertPolicy === "random" && o.topK > 1 && !byExperts;
+  const chosenIds = random ? g.indices(`${name}_chosen_ids`, [tokens, topK]) : expertIds;
+  const use = random ? g.nextUse() : 0;
+
   g.add({
     name: "router",
-    reads: [logits, mask],
-    writes: [probabilities, expertIds, gates, logSumExp],
+    reads: [logits, mask, random ? step : undefined],
+    writes: [probabilities, expertIds, random ? chosenIds : undefined, gates, logSumExp],
     flops: 5 * tokens * experts,
     startsGradient: o.lossGradient && (o.balanceCoefficient > 0 || o.zCoefficient > 0),
     lower: () =>
-      routerForward(
-        { logits, mask, probabilities, expertIds, gates, logSumExp },
-        { tokens, experts, topK, normalizeGates: o.normalizeGates },
-      ),
+      byExperts
+        ? [
+            ...routerSoftmax({ logits, probabilities, logSumExp }, { tokens, experts }),
+            ...expertChoice({ probabilities, mask, expertIds, gates }, { tokens, tokensPerGroup, experts, capacity }),
+          ]
+        : routerForward(
+            {
+              logits,
+              mask,
+              probabilities,
+              expertIds,
+              gates,
+              logSumExp,
+              random: random ? { chosenIds, step } : undefined,
+            },
+            { tokens, experts, topK, normalizeGates, use },
+          ),
     backward: (gradients) => {
       const dGates = gradients.of(gates);
       gradients.add(logits, false, (dLogits) =>
         g.add({
           name: "router_gradient",
-          reads: [probabilities, expertIds, dGates, logSumExp, load, groupTokens, step],
+          reads: [probabilities, chosenIds, dGates, logSumExp, mask, load, groupTokens, step],
           writes: [dLogits],
           flops: 8 * tokens * experts,
           lower: () =>
             routerBackward(
-              { probabilities, expertIds, dGates, logSumExp, load, groupTokens, step, dLogits },
+              { probabilities, expertIds: chosenIds, dGates, logSumExp, mask, load, groupTokens, step, dLogits },
               {
                 tokens,
                 tokensPerGroup,
                 groups,
                 experts,
                 topK,
-                normalizeGates: o.normalizeGates,
-                balanceCoefficient: o.lossGradient ? o.balanceCoefficient : 0,
+                normalizeGates,
+                balanceCoefficient: o.lossGradient && !byExperts ? o.balanceCoefficient : 0,
                 zCoefficient: o.lossGradient ? o.zCoefficient : 0,
               },
             ),
@@ -140,12 +165,24 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
         { probabilities, expertIds, logSumExp, mask, scratch, load, meanProbability, groupTokens, zSum },
         statistics,
       ),
-      ...routerLosses({ load, meanProbability, zSum, out: losses }, { groups, experts, outOffset: 0 }),
+      ...routerLosses(
+        { load, meanProbability, zSum, out: losses },
+        { groups, experts, outOffset: 0, balance: !byExperts },
+      ),
     ],
   });
 
   const rowTile = ROW_TILE[g.target];
-  const capacity = capacitySlots(o.capacity, tokensPerGroup, experts, topK);
+  const tokenOrder =
+    o.priority === "batch_prioritized" && !byExperts ? g.indices(`${name}_token_order`, [tokens]) : undefined;
+  if (tokenOrder)
+    g.add({
+      name: "routing_priority_order",
+      reads: [probabilities, expertIds],
+      writes: [tokenOrder],
+      flops: tokens * tokensPerGroup,
+      lower: () => priorityOrder({ probabilities, expertIds, tokenOrder }, { tokens, tokensPerGroup, experts, topK }),
+    });
   const maxRows = moeMaxRows({ tokens, topK, experts, groups, capacity, rowTile });
   const rowOfAssignment = g.indices(`${name}_row_of_assignment`, [tokens, topK]);
   const sourceOfRow = g.indices(`${name}_source_of_row`, [maxRows]);
@@ -157,13 +194,14 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
   const dispatchScratch = g.indices("moe_dispatch_scratch", [moeDispatchScratch(dispatch)]);
   g.add({
     name: "moe_dispatch",
-    reads: [expertIds],
+    reads: [expertIds, tokenOrder],
     writes: [rowOfAssignment, sourceOfRow, expertOfBlock, expertOffset, expertCount, demand],
     scratch: [dispatchScratch],
     lower: () =>
       moeDispatch(
         {
           expertIds,
+          tokenOrder,
           scratch: dispatchScratch,
           rowOfAssignment,
           sourceOfRow,
