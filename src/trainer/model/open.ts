@@ -19,6 +19,7 @@ type Json = Readonly<Record<string, unknown>>;
 /** Model families by `model_type`. */
 const FAMILIES: Readonly<Record<string, (config: Json, checkpointKeys: ReadonlySet<string>) => Model>> = {
   switch_transformers: switchModel,
+  st_moe: switchModel,
 };
 
 export interface OpenModel {

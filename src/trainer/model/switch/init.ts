@@ -1,4 +1,4 @@
-// What a Switch model starts from before any training: small truncated normals (moe-spec section 3; Switch Transformers
+// What a model starts from before any training: small truncated normals (moe-spec section 3; Switch Transformers
 // §2.4 and Table 3: a tenth of the usual variance, or training is unstable). A pure function of (seed, parameter).
 
 import { randomU32 } from "../../data/random.ts";
@@ -16,9 +16,9 @@ interface Distribution {
   readonly cut: number;
 }
 
-/** How a parameter starts; undefined for norms, which are ones. Matrices are [out, in], so fan_in is the last axis. */
+/** How a parameter starts; undefined for norms and the experts' biases, which are ones. Matrices are [out, in], so fan_in is the last axis. */
 function distributionOf(p: ParameterSpec): Distribution | undefined {
-  if (p.kind === "norm") return undefined;
+  if (p.kind === "norm" || (p.kind === "expert" && p.shape.length === 2)) return undefined;
   if (p.kind === "embedding") return { std: 1, cut: Number.POSITIVE_INFINITY };
   if (p.kind === "router" || p.name.endsWith(".relative_attention_bias.weight"))
     return { std: SMALL, cut: Number.POSITIVE_INFINITY };

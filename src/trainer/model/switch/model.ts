@@ -1,6 +1,6 @@
-// The Switch encoder-decoder as graph operations: T5 with sparse feed-forward layers.
+// The encoder-decoder of Switch and ST-MoE as graph operations: T5 with sparse feed-forward layers.
 //
-// Sources: Fedus et al. 2021 (arXiv 2101.03961); Hugging Face `modeling_switch_transformers.py` for the layout.
+// Sources: Fedus et al. 2021 (arXiv 2101.03961); Zoph et al. 2022 (arXiv 2202.08906), flaxformer; Hugging Face `modeling_switch_transformers.py` for the layout.
 // Pre-norm blocks, RMSNorm without mean or bias, no biases anywhere, attention scores not scaled by 1/sqrt(headDim), a
 // relative position bias held by the first block of each stack and added in every self-attention of that stack.
 
@@ -16,11 +16,13 @@ import {
   rmsNorm,
   type TokenLookup,
 } from "../../graph/ops/dense.ts";
+import { expertScale, gatedGelu } from "../../graph/ops/feed_forward.ts";
 import { jitter } from "../../graph/ops/jitter.ts";
 import { combine, expertLinear, route } from "../../graph/ops/moe.ts";
 import type { Stack } from "../../types.ts";
 import { type BuildOptions, capacityOf, type SparseLayer } from "../family.ts";
-import { isSparse, type SwitchConfig } from "./config.ts";
+import { isSparse, type SwitchConfig, sparseLayers } from "./config.ts";
+import { inputMatrices } from "./parameters.ts";
 
 /** A stack under construction: the graph, the model, and what its layers share. */
 export interface SwitchBuild {
@@ -134,42 +136,66 @@ export function feedForwardSublayer(
   const { graph: g, config: c } = b;
   const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
   const mlp = `${prefix}.mlp`;
-  if (isSparse(layer, sparseStep))
-    return residual(g, `${prefix}.out`, h, sparse(b, x, mlp, stack, layer, routed), drop(b));
-  const hidden = linear(g, `${mlp}.hidden`, x, parameter(b, `${mlp}.wi.weight`), { relu: true });
-  const y = linear(g, `${mlp}.out`, dropout(g, hidden, drop(b)), parameter(b, `${mlp}.wo.weight`));
-  return residual(g, `${prefix}.out`, h, y, drop(b));
+  if (!isSparse(c.sparseLayout, layer, sparseStep)) return residual(g, `${prefix}.out`, h, dense(b, x, mlp), drop(b));
+  const routedOut = residual(g, `${prefix}.out`, h, sparse(b, x, mlp, stack, layer, routed), drop(b));
+  if (!c.extraDenseFfn) return routedOut;
+  const extra = `${stack}.block.${layer}.layer.${stack === "encoder" ? 2 : 3}`;
+  const y = rmsNorm(g, `${extra}.norm`, routedOut, parameter(b, `${extra}.layer_norm.weight`), c.epsilon);
+  return residual(g, `${extra}.out`, routedOut, dense(b, y, `${extra}.mlp`), drop(b));
 }
 
-/** The switch layer: each routable token goes to the expert of its largest gate, whose output is scaled by the gate. */
+/** The dense feed-forward layer of x [tokens, dModel]. */
+function dense(b: SwitchBuild, x: Tensor, mlp: string): Tensor {
+  const { graph: g } = b;
+  const hidden = activation(b, `${mlp}.hidden`, (name, matrix, relu) =>
+    linear(g, name, x, parameter(b, `${mlp}.${matrix}.weight`), { relu }),
+  );
+  return linear(g, `${mlp}.out`, dropout(g, hidden, drop(b)), parameter(b, `${mlp}.wo.weight`));
+}
+
+/** The hidden activation of a feed-forward layer whose input matrices `project` applies: ReLU or GEGLU. */
+function activation(
+  b: SwitchBuild,
+  name: string,
+  project: (name: string, matrix: string, relu: boolean) => Tensor,
+): Tensor {
+  const [first, second] = inputMatrices(b.config);
+  if (second === undefined) return project(name, first, true);
+  return gatedGelu(b.graph, name, project(`${name}_gate`, first, false), project(`${name}_up`, second, false));
+}
+
+/** The sparse layer: each routable token goes to the experts of its largest gates, whose outputs are scaled by them. */
 function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: number, routed: Tensor): Tensor {
-  const { graph: g, options: o } = b;
+  const { graph: g, options: o, config: c } = b;
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
   const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
   const logits = linear(g, `${mlp}.router_logits`, routerInput, parameter(b, `${mlp}.router.classifier.weight`));
+  const share = o.losses.layerReduction === "mean" ? 1 / sparseLayers(c) : 1;
   const routing = route(g, `${mlp}.router`, logits, routed, {
-    topK: 1,
-    normalizeGates: false,
-    secondExpertPolicy: "always",
-    priority: "position",
-    choose: "tokens",
+    topK: o.routing.topK ?? c.topK,
+    normalizeGates: (o.routing.gateNormalization ?? c.gateNormalization) === "top_k",
     groups: o.routing.group === "sequence" ? o.batch : 1,
     capacity: capacityOf(o),
-    countAll: false,
+    secondExpertPolicy: o.train ? (o.routing.secondExpertPolicy ?? "always") : "always",
+    // In a decoder, a place that depends on later tokens would leak them.
+    priority: stack === "encoder" ? (o.routing.priority ?? "position") : "position",
+    choose: "tokens",
+    countAll: o.losses.fCounts === "all_k",
     denominator: "routable",
-    balanceCoefficient: o.losses.balanceCoefficient,
-    zCoefficient: o.losses.zCoefficient,
+    balanceCoefficient: o.losses.balanceCoefficient * share,
+    zCoefficient: o.losses.zCoefficient * share,
     lossGradient: o.lossGradient,
     step: b.step,
   });
-  const hidden = expertLinear(g, `${mlp}.expert_hidden`, x, parameter(b, `${mlp}.experts.wi.weight`), routing, {
-    gather: true,
-    relu: true,
-  });
+  let hidden = activation(b, `${mlp}.expert_hidden`, (name, matrix, relu) =>
+    expertLinear(g, name, x, parameter(b, `${mlp}.experts.${matrix}.weight`), routing, { gather: true, relu }),
+  );
+  if (c.expertBias)
+    hidden = expertScale(g, `${mlp}.expert_scaled`, hidden, parameter(b, `${mlp}.experts.scale.weight`), routing);
   const rows = expertLinear(
     g,
     `${mlp}.expert_out`,
-    dropout(g, hidden, drop(b)),
+    dropout(g, hidden, { rate: o.expertDropout, step: b.step }),
     parameter(b, `${mlp}.experts.wo.weight`),
     routing,
     { gather: false, relu: false },

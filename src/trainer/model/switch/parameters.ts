@@ -1,8 +1,12 @@
-// The parameters of a Switch model in the order of its Hugging Face checkpoint.
+// The parameters of a model in the order of its Hugging Face checkpoint; what Switch lacks is named as in T5 v1.1
+// (`wi_0`, `wi_1`) and, where that lacks it too, in the same manner.
 
 import type { Stack } from "../../types.ts";
 import type { ParameterSpec } from "../parameters.ts";
 import { isSparse, type SwitchConfig } from "./config.ts";
+
+/** The matrices that read a feed-forward layer's input: the gate's first. */
+export const inputMatrices = (c: SwitchConfig): readonly string[] => (c.gated ? ["wi_0", "wi_1"] : ["wi"]);
 
 export function switchParameters(c: SwitchConfig): ParameterSpec[] {
   const inner = c.heads * c.headDim;
@@ -39,12 +43,17 @@ export function switchParameters(c: SwitchConfig): ParameterSpec[] {
       if (stack === "decoder") attention(1, "EncDecAttention", "attention.cross");
       const ffn = stack === "encoder" ? 1 : 2;
       const mlp = `${block}.${ffn}.mlp`;
-      if (isSparse(layer, step)) {
+      const matrices: readonly (readonly [string, readonly number[]])[] = [
+        ...inputMatrices(c).map((name) => [name, [c.dFf, c.dModel]] as const),
+        ["wo", [c.dModel, c.dFf]],
+      ];
+      const dense = (sublayer: number) => {
+        for (const [matrix, shape] of matrices) add(`${block}.${sublayer}.mlp.${matrix}.weight`, "ffn", shape, place);
+      };
+      if (isSparse(c.sparseLayout, layer, step)) {
         add(`${mlp}.router.classifier.weight`, "router", [c.experts, c.dModel], place);
-        for (const [matrix, shape] of [
-          ["wi", [c.dFf, c.dModel]],
-          ["wo", [c.dModel, c.dFf]],
-        ] as const)
+        const scale = c.expertBias ? [["scale", [c.dFf]] as const] : [];
+        for (const [matrix, shape] of [...matrices, ...scale])
           list.push({
             name: `${mlp}.experts.${matrix}.weight`,
             kind: "expert",
@@ -53,11 +62,12 @@ export function switchParameters(c: SwitchConfig): ParameterSpec[] {
             ...place,
             keys: Array.from({ length: c.experts }, (_, e) => `${mlp}.experts.expert_${e}.${matrix}.weight`),
           });
-      } else {
-        add(`${mlp}.wi.weight`, "ffn", [c.dFf, c.dModel], place);
-        add(`${mlp}.wo.weight`, "ffn", [c.dModel, c.dFf], place);
-      }
+      } else dense(ffn);
       add(`${block}.${ffn}.layer_norm.weight`, "norm", [c.dModel], place);
+      if (c.extraDenseFfn && isSparse(c.sparseLayout, layer, step)) {
+        dense(ffn + 1);
+        add(`${block}.${ffn + 1}.layer_norm.weight`, "norm", [c.dModel], place);
+      }
     }
     add(`${stack}.final_layer_norm.weight`, "norm", [c.dModel], { stack });
   }

@@ -1,4 +1,4 @@
-// The Switch family: Hugging Face `switch_transformers`.
+// The T5-shaped sparse models: Hugging Face `switch_transformers`, and `st_moe`.
 
 import type { Model } from "../family.ts";
 import { parseSwitchConfig } from "./config.ts";
@@ -6,7 +6,7 @@ import { decodingBuckets, decodingGraphs } from "./incremental.ts";
 import { switchAliases, switchParameters } from "./parameters.ts";
 import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
 
-/** A Switch model from its config.json. @throws InputError naming every field that is wrong or not supported */
+/** A Switch or ST-MoE model from its config.json. @throws InputError naming every field that is wrong or not supported */
 export function switchModel(
   configJson: Readonly<Record<string, unknown>>,
   checkpointKeys: ReadonlySet<string> = new Set(),
@@ -14,7 +14,7 @@ export function switchModel(
   const config = parseSwitchConfig(configJson, checkpointKeys);
   const parameters = switchParameters(config);
   return {
-    modelType: "switch_transformers",
+    modelType: config.modelType,
     parameters,
     aliases: switchAliases(config),
     vocabularySize: config.vocabularySize,
