@@ -27,47 +27,36 @@ export interface Place {
 
 export type Read<T> = (place: Place) => T | undefined;
 
-export interface ReadText<T> {
-  /** Undefined where a mistake prevented it. */
-  readonly value?: T;
-  /** In the order of the file. */
-  readonly mistakes: readonly Mistake[];
-  /** A mistake found later, at the place of a path that was read. */
-  mistakeAt(path: string, message: string): Mistake;
-}
-
-/** Reads a whole file. */
-export function readText<T>(text: string, read: Read<T>): ReadText<T> {
+/**
+ * Reads a whole file.
+ * @returns the value, undefined where a mistake prevented it, and all mistakes in the order of the file
+ */
+export function readText<T>(
+  text: string,
+  read: Read<T>,
+): { readonly value?: T; readonly mistakes: readonly Mistake[] } {
   const lineCounter = new LineCounter();
   const document = parseDocument(text, { lineCounter, prettyErrors: false });
   const mistakes: Mistake[] = [];
-  const offsets = new Map<string, number>();
-  const mistake = (offset: number, path: string, message: string): Mistake => {
+  const note = (offset: number, path: string, message: string): undefined => {
     const { line, col } = lineCounter.linePos(offset);
-    return { line: Math.max(1, line), column: Math.max(1, col), path, message };
+    mistakes.push({ line: Math.max(1, line), column: Math.max(1, col), path, message });
   };
   const place = (node: Node | null, path: string, fallback: number): Place => {
     const offset = node?.range?.[0] ?? fallback;
-    offsets.set(path, offset);
     return {
       node,
       path,
       resolve: (other) => (isAlias(other) ? (other.resolve(document) ?? null) : other),
-      wrong: (message) => void mistakes.push(mistake(offset, path, message)),
+      wrong: (message) => note(offset, path, message),
       inside: (other, inner) => place(other, inner, offset),
     };
   };
-  for (const { pos, message } of document.errors) mistakes.push(mistake(pos[0], "", message));
+  for (const { pos, message } of document.errors) note(pos[0], "", message);
   const value = mistakes.length > 0 ? undefined : read(place(document.contents as ParsedNode | null, "", 0));
-  return {
-    value,
-    mistakes: inOrder(mistakes),
-    mistakeAt: (path, message) => mistake(offsets.get(path) ?? 0, path, message),
-  };
+  mistakes.sort((a, b) => a.line - b.line || a.column - b.column);
+  return { value, mistakes };
 }
-
-export const inOrder = (mistakes: readonly Mistake[]): Mistake[] =>
-  [...mistakes].sort((a, b) => a.line - b.line || a.column - b.column);
 
 /** `3:5 tasks[0].steps: must be a whole number of at least 1`, one a line. */
 export const mistakesText = (mistakes: readonly Mistake[]): string =>

@@ -1,5 +1,7 @@
 // What a study file may say. Its fields are documented here, once; examples/studies has files that use them.
 
+import { existsSync } from "node:fs";
+import { join, resolve } from "node:path";
 import { parseSelector } from "../cli/plan.ts";
 import { flag, listOf, optional, type Place, type Read, real, record, required, text, whole, word } from "./fields.ts";
 import type { CellSettings } from "./results.ts";
@@ -95,25 +97,42 @@ const NAME = /^[a-z][a-z0-9_-]{0,39}$/;
 const name = text(NAME, "a name of small letters, digits, - and _, at most 40, beginning with a letter");
 const itself = <T>(value: T): T => value;
 
-const source = text(/^[^/\s][^\s]*$/, "a path, models/{model} or runs/{run}/checkpoints/{checkpoint}");
-const modelRecord = record<ModelSource>({ name: required(name), source: required(source) });
-const model: Read<ModelSource> = (place) => {
-  if (!isText(place)) return modelRecord(place);
-  const path = source(place);
-  if (path === undefined) return undefined;
-  const last = path.split("/").filter(Boolean).at(-1)?.toLowerCase() ?? "";
-  return NAME.test(last) ? { name: last, source: path } : place.wrong("needs a name: {name: …, source: …}");
+export const isDatasetFolder = (dataset: string): boolean => !dataset.startsWith("datasets/");
+export const isModelFolder = (source: string): boolean => /^\.\.?\//.test(source);
+
+/** A text whose folder, where it is one, holds what it must. @param base what folders are relative to */
+const folderText =
+  (read: Read<string>, base: string, isFolder: (text: string) => boolean, needed: readonly string[]): Read<string> =>
+  (place) => {
+    const value = read(place);
+    if (value === undefined || !isFolder(value)) return value;
+    const missing = needed.filter((name) => !existsSync(join(resolve(base, value), name)));
+    return missing.length === 0 ? value : place.wrong(`there is no ${missing.join(" and no ")} in this folder`);
+  };
+
+const model = (base: string): Read<ModelSource> => {
+  const path = text(/^[^/\s]\S*$/, "a relative path, models/{model} or runs/{run}/checkpoints/{checkpoint}");
+  const source = folderText(path, base, isModelFolder, ["config.json"]);
+  const modelRecord = record<ModelSource>({ name: required(name), source: required(source) });
+  return (place) => {
+    if (!isText(place)) return modelRecord(place);
+    const read = source(place);
+    if (read === undefined) return undefined;
+    const last = read.split("/").filter(Boolean).at(-1)?.toLowerCase() ?? "";
+    return NAME.test(last) ? { name: last, source: read } : place.wrong("needs a name: {name: …, source: …}");
+  };
 };
 
-const task = record<StudyTask>({
-  name: required(name),
-  dataset: required(text()),
-  metric: optional(word(METRICS), "accuracy"),
-  steps: required(whole({ atLeast: 1 })),
-  batchSize: optional(whole({ atLeast: 1 }), 16),
-  maxInputTokens: optional(whole({ atLeast: 1 }), 128),
-  maxTargetTokens: optional(whole({ atLeast: 1 }), 32),
-});
+const task = (base: string): Read<StudyTask> =>
+  record<StudyTask>({
+    name: required(name),
+    dataset: required(folderText(text(), base, isDatasetFolder, ["train.jsonl", "validation.jsonl"])),
+    metric: optional(word(METRICS), "accuracy"),
+    steps: required(whole({ atLeast: 1 })),
+    batchSize: optional(whole({ atLeast: 1 }), 16),
+    maxInputTokens: optional(whole({ atLeast: 1 }), 128),
+    maxTargetTokens: optional(whole({ atLeast: 1 }), 32),
+  });
 
 const selector: Read<string> = (place) => {
   const value = text()(place);
@@ -153,8 +172,12 @@ const evaluation = record<StudyEvaluation>({
 
 const rate = real({ atLeast: 0, below: 1 });
 
-/** Reads a study file. @param claims ids of the claims there are */
-export const studyFile = (claims: readonly string[]): Read<StudyFile> =>
+/**
+ * Reads a study file.
+ * @param claims ids of the claims there are
+ * @param base the file's folder
+ */
+export const studyFile = (claims: readonly string[], base: string): Read<StudyFile> =>
   record<StudyFile>(
     {
       name: required(text(/^[a-z][a-z0-9-]{0,23}$/, "a name of small letters, digits and -, at most 24")),
@@ -163,8 +186,8 @@ export const studyFile = (claims: readonly string[]): Read<StudyFile> =>
       baseline: required(textOrNumber),
       claims: optional(listOf(word(claims), itself), []),
       equivalenceMargin: optional(real({ above: 0, below: 1 }), 0.02),
-      models: required(listOf(model, (m) => m.name)),
-      tasks: required(listOf(task, (t) => t.name)),
+      models: required(listOf(model(base), (m) => m.name)),
+      tasks: required(listOf(task(base), (t) => t.name)),
       strategies: optional(
         listOf(strategy, (s) => s.name),
         [{ name: "all", preset: "all", add: [], remove: [], routerLosses: "keep" }],
