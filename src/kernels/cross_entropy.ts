@@ -3,6 +3,9 @@
 // The caller never holds the logits of a whole batch: it computes a chunk of rows, calls `crossEntropy`, and uses the
 // gradient, which takes the logits' place, before the next chunk. One workgroup per row: lanes stride over the
 // vocabulary, their partial results are put together in lane order.
+//
+// Two terms can be added to what the gradient is taken of (t5x's label smoothing and z_loss). Neither changes rowLoss:
+// they are reported beside it, and cost nothing while both are off.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
@@ -55,29 +58,47 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   row_argmax(first, lane);
 `;
 
-const crossEntropyKernel = (gradient: boolean) =>
-  defineKernel<"rows" | "vocabulary" | "row_offset", string>({
-    name: gradient ? "cross_entropy_gradient" : "cross_entropy",
-    params: { rows: "u32", vocabulary: "u32", row_offset: "u32" },
+interface Variant {
+  readonly gradient: boolean;
+  /** Label smoothing or the z-loss is on. */
+  readonly regularized: boolean;
+}
+
+const crossEntropyKernel = ({ gradient, regularized }: Variant) =>
+  defineKernel<string, string>({
+    name: `cross_entropy${gradient ? "_gradient" : ""}${regularized ? "_regularized" : ""}`,
+    params: {
+      rows: "u32",
+      vocabulary: "u32",
+      row_offset: "u32",
+      ...(regularized ? { label_smoothing: "f32", vocabulary_z: "f32" } : {}),
+    },
     buffers: {
       logits: gradient ? write("f32") : read("f32"), // [rows, vocabulary]
       labels: read("i32"),
       row_loss: write("f32"),
       row_correct: write("u32"),
+      ...(regularized ? { row_terms: write("vec2f") } : {}),
       ...(gradient ? { step: { access: "read", type: "StepScalars" } } : {}),
     },
     wgsl: /* wgsl */ `${gradient ? STEP_SCALARS : ""}${ROW_ARGMAX}
 var<workgroup> lane_sum: array<f32, LANES>;
+${regularized ? "var<workgroup> lane_distance: array<f32, LANES>;" : ""}
 ${ENTRY}
   let largest = lane_value[0];
   let predicted = lane_index[0];
   let label = labels[params.row_offset + row];
   let counts = label != ${IGNORED_LABEL};
 
-  // Sum of exp(logit - largest).
+  // Sum of exp(logit - largest)${regularized ? ", and of largest - logit" : ""}.
   var sum = 0.0;
-  for (var c = lane; c < params.vocabulary; c += LANES) { sum += exp(logits[first + c] - largest); }
+  ${regularized ? "var distance = 0.0;" : ""}
+  for (var c = lane; c < params.vocabulary; c += LANES) {
+    sum += exp(logits[first + c] - largest);
+    ${regularized ? "distance += largest - logits[first + c];" : ""}
+  }
   lane_sum[lane] = sum;
+  ${regularized ? "lane_distance[lane] = distance;" : ""}
   workgroupBarrier();
   if (lane == 0u) {
     for (var other = 1u; other < LANES; other++) { sum += lane_sum[other]; }
@@ -85,6 +106,16 @@ ${ENTRY}
     let label_logit = logits[first + select(0u, u32(label), counts)];
     row_loss[params.row_offset + row] = select(0.0, largest - label_logit + log(sum), counts);
     row_correct[params.row_offset + row] = u32(counts && u32(label) == predicted);
+${
+  regularized
+    ? /* wgsl */ `
+    for (var other = 1u; other < LANES; other++) { distance += lane_distance[other]; }
+    let log_sum_exp = largest + log(sum);
+    // Smoothed cross-entropy less the plain one: epsilon · (logit of the label - mean logit).
+    let surplus = params.label_smoothing * (distance / f32(params.vocabulary) - (largest - label_logit));
+    row_terms[params.row_offset + row] = select(vec2f(), vec2f(surplus, log_sum_exp * log_sum_exp), counts);`
+    : ""
+}
   }
 ${
   gradient
@@ -93,9 +124,18 @@ ${
   workgroupBarrier();
   let scale = select(0.0, step.inverse_target_count * step.loss_scale, counts);
   let inverse_sum = 1.0 / lane_sum[0];
+${
+  regularized
+    ? /* wgsl */ `
+  let softmax_factor = 1.0 + 2.0 * params.vocabulary_z * (largest + log(lane_sum[0]));
+  let elsewhere = params.label_smoothing / f32(params.vocabulary);
+  let at_label = elsewhere + (1.0 - params.label_smoothing);`
+    : ""
+}
   for (var c = lane; c < params.vocabulary; c += LANES) {
-    let target_value = select(0.0, 1.0, c == u32(label));
-    logits[first + c] = (exp(logits[first + c] - largest) * inverse_sum - target_value) * scale;
+    let target_value = select(${regularized ? "elsewhere, at_label" : "0.0, 1.0"}, c == u32(label));
+    let softmax = exp(logits[first + c] - largest) * inverse_sum;
+    logits[first + c] = (softmax${regularized ? " * softmax_factor" : ""} - target_value) * scale;
   }`
     : ""
 }
@@ -103,24 +143,46 @@ ${
 `,
   });
 
+/** Terms beside the cross-entropy; both 0 by default. */
+export interface LossTerms {
+  /** Probability mass ε of the target spread evenly over the vocabulary, in [0, 1). */
+  readonly labelSmoothing?: number;
+  /** Coefficient of the squared logsumexp of each row's logits. */
+  readonly vocabularyZ?: number;
+}
+
+/** Whether any of the terms is on. */
+export const regularizes = ({ labelSmoothing = 0, vocabularyZ = 0 }: LossTerms): boolean =>
+  labelSmoothing > 0 || vocabularyZ > 0;
+
 /**
  * rowLoss = logsumexp(logits) − logits[label] and rowCorrect (u32) = 1 where the largest logit, ties to the lower id,
  * is the label; both 0 where the label is -100. logits [rows, vocabulary] f32 is the chunk of rows that starts at
  * `rowOffset` in labels (i32, otherwise in [0, vocabulary)), rowLoss and rowCorrect. With `gradient`, logits become
  * (softmax − onehot) · inverse_target_count · loss_scale, 0 where ignored; both factors come from the step scalars.
+ *
+ * With label smoothing ε or a z coefficient c, the gradient is that of
+ * (1−ε) · CE + ε · mean over the vocabulary of −log softmax + c · logsumexp², and rowTerms [rows, 2] f32 becomes the
+ * smoothed cross-entropy less rowLoss, and logsumexp² without c; both 0 where ignored. rowTerms is needed only then.
  */
 export function crossEntropy<T>(
-  buffers: { logits: T; labels: T; rowLoss: T; rowCorrect: T; step: T },
-  dims: { rows: number; vocabulary: number; rowOffset: number; gradient: boolean },
+  buffers: { logits: T; labels: T; rowLoss: T; rowCorrect: T; step: T; rowTerms?: T },
+  dims: { rows: number; vocabulary: number; rowOffset: number; gradient: boolean } & LossTerms,
 ): Command<T>[] {
-  const { logits, labels, rowLoss, rowCorrect, step } = buffers;
-  const bound = { logits, labels, row_loss: rowLoss, row_correct: rowCorrect };
+  const { logits, labels, rowLoss, rowCorrect, step, rowTerms } = buffers;
+  const { rows, vocabulary, rowOffset, gradient, labelSmoothing = 0, vocabularyZ = 0 } = dims;
+  const regularized = regularizes(dims);
+  if (regularized && rowTerms === undefined) throw new TypeError("label smoothing and the z-loss need rowTerms");
+  const bound: Record<string, T> = { logits, labels, row_loss: rowLoss, row_correct: rowCorrect };
+  if (regularized) bound.row_terms = rowTerms!;
+  if (gradient) bound.step = step;
+  const terms = regularized ? { label_smoothing: labelSmoothing, vocabulary_z: vocabularyZ } : {};
   return [
     call(
-      crossEntropyKernel(dims.gradient),
-      { rows: dims.rows, vocabulary: dims.vocabulary, row_offset: dims.rowOffset },
-      dims.gradient ? { ...bound, step } : bound,
-      spread(dims.rows),
+      crossEntropyKernel({ gradient, regularized }),
+      { rows, vocabulary, row_offset: rowOffset, ...terms },
+      bound,
+      spread(rows),
     ),
   ];
 }
@@ -148,6 +210,7 @@ export function argmaxRows<T>(
 export interface CrossEntropyRows {
   rowLoss: Float64Array; //    [rows]
   rowCorrect: Uint32Array; //  [rows]
+  rowTerms: Float64Array; //   [rows, 2]
   argmax: Uint32Array; //      [rows]
   dLogits: Float64Array; //    [rows, vocabulary]
 }
@@ -156,9 +219,11 @@ export interface CrossEntropyRows {
 export function crossEntropyReference(
   logits: ArrayLike<number>,
   labels: ArrayLike<number>,
-  { rows, vocabulary, scale }: { rows: number; vocabulary: number; scale: number },
+  dims: { rows: number; vocabulary: number; scale: number } & LossTerms,
 ): CrossEntropyRows {
+  const { rows, vocabulary, scale, labelSmoothing = 0, vocabularyZ = 0 } = dims;
   const rowLoss = new Float64Array(rows);
+  const rowTerms = new Float64Array(2 * rows);
   const rowCorrect = new Uint32Array(rows);
   const argmax = new Uint32Array(rows);
   const dLogits = new Float64Array(rows * vocabulary);
@@ -171,9 +236,15 @@ export function crossEntropyReference(
     if (label === IGNORED_LABEL) continue;
     rowLoss[r] = largest + Math.log(sum) - row[label];
     rowCorrect[r] = Number(argmax[r] === label);
+    const logSumExp = largest + Math.log(sum);
+    const uniform = row.reduce((total, x) => total + logSumExp - x, 0) / vocabulary;
+    rowTerms[2 * r] = labelSmoothing * (uniform - rowLoss[r]);
+    rowTerms[2 * r + 1] = logSumExp ** 2;
     row.forEach((x, c) => {
-      dLogits[r * vocabulary + c] = (Math.exp(x - largest) / sum - Number(c === label)) * scale;
+      const target = (1 - labelSmoothing) * Number(c === label) + labelSmoothing / vocabulary;
+      const softmax = Math.exp(x - largest) / sum;
+      dLogits[r * vocabulary + c] = (softmax * (1 + 2 * vocabularyZ * logSumExp) - target) * scale;
     });
   }
-  return { rowLoss, rowCorrect, argmax, dLogits };
+  return { rowLoss, rowCorrect, rowTerms, argmax, dLogits };
 }

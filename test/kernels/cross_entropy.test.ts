@@ -105,6 +105,72 @@ for (const { what, rows, vocabulary, rowOffset, ignored = 0.3, range = 6 } of ca
     });
   }
 
+const terms = [
+  { labelSmoothing: 0.1, vocabularyZ: 0 },
+  { labelSmoothing: 0, vocabularyZ: 1e-2 },
+  { labelSmoothing: 0.3, vocabularyZ: 1e-4 },
+];
+for (const { labelSmoothing, vocabularyZ } of terms)
+  for (const gradient of [false, true])
+    test(`label smoothing ${labelSmoothing}, z-loss ${vocabularyZ}${gradient ? ", gradient" : ""}: agree with float64`, async () => {
+      const [rows, vocabulary, rowOffset, range] = [5, 131, 2, 6];
+      const total = rowOffset + rows;
+      const random = randomNumbers(vocabulary);
+      const logits = uniform(rows * vocabulary, range, random);
+      const labels = Int32Array.from({ length: total }, (_, r) => (r === 4 ? IGNORED_LABEL : (r * 29) % vocabulary));
+      const out = await runTwice({
+        buffers: {
+          logits: Float32Array.from(withGuard(logits, floatOutput(logits.length))),
+          labels,
+          step,
+          rowLoss: floatOutput(total),
+          rowCorrect: integerOutput(total),
+          rowTerms: floatOutput(2 * total),
+        },
+        commands: (b) => crossEntropy(b, { rows, vocabulary, rowOffset, gradient, labelSmoothing, vocabularyZ }),
+      });
+      const scale = LOSS_SCALE * INVERSE_TARGETS;
+      const dims = { rows, vocabulary, scale, labelSmoothing, vocabularyZ };
+      const expected = crossEntropyReference(logits, labels.subarray(rowOffset), dims);
+      const exp = EPSILON * (2 * (3 + 4 * range) + 2 * range);
+      const relative = 2 * exp + EPSILON * (vocabulary / 64 + 64 + 8);
+      const logSumExp = relative + 2 ** -21 + 16 * EPSILON * (range + Math.log(vocabulary));
+      // What is reported as the loss stays the plain cross-entropy.
+      const before = (n: number) => Array.from({ length: n }, () => Math.fround(SENTINEL));
+      compareWithTolerance(
+        out.rowLoss,
+        withGuard([...before(rowOffset), ...expected.rowLoss], out.rowLoss),
+        (i) => (i < rowOffset || i >= total || labels[i] === IGNORED_LABEL ? 0 : logSumExp),
+        "rowLoss",
+      );
+      // The surplus: a mean of numbers up to 2 · range in 64 + vocabulary / 64 roundings. The square: twice the
+      // logarithm's error times itself, at most range + log(vocabulary).
+      const largest = range + Math.log(vocabulary);
+      compareWithTolerance(
+        out.rowTerms,
+        withGuard([...before(2 * rowOffset), ...expected.rowTerms], out.rowTerms),
+        (i) => {
+          if (i < 2 * rowOffset || i >= 2 * total || labels[i >> 1] === IGNORED_LABEL) return 0;
+          return i % 2 === 0
+            ? labelSmoothing * 2 * range * EPSILON * (vocabulary / 64 + 64 + 8)
+            : 2 * largest * logSumExp + EPSILON * largest ** 2;
+        },
+        "rowTerms",
+      );
+      compareWithTolerance(
+        out.logits,
+        withGuard(gradient ? expected.dLogits : logits, out.logits),
+        (i) => {
+          const row = rowOffset + Math.floor(i / vocabulary);
+          if (!gradient || i >= logits.length || labels[row] === IGNORED_LABEL) return 0;
+          const target = (1 - labelSmoothing) * Number(labels[row] === i % vocabulary) + labelSmoothing / vocabulary;
+          const softmax = Math.abs(expected.dLogits[i] / scale + target);
+          return scale * ((relative + 2 * vocabularyZ * logSumExp + 4 * EPSILON) * softmax + 6 * EPSILON * target);
+        },
+        "logits",
+      );
+    });
+
 test("the lowest index wins among equal logits, within a lane and across lanes", async () => {
   const vocabulary = 200;
   const highest = [

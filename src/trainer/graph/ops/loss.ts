@@ -3,7 +3,7 @@
 // when the forward pass runs; gradients are therefore taken chunk by chunk in the forward pass, while a chunk's logits
 // are at hand, and the backward pass only hands them over (as in Liger Kernel's fused linear cross-entropy).
 
-import { argmaxRows, crossEntropy } from "../../../kernels/cross_entropy.ts";
+import { argmaxRows, crossEntropy, type LossTerms, regularizes } from "../../../kernels/cross_entropy.ts";
 import type { Command } from "../../../kernels/kernel.ts";
 import { matmul } from "../../../kernels/matmul.ts";
 import { gradientTensor } from "../autodiff.ts";
@@ -17,13 +17,16 @@ export interface LossRows {
   readonly rowLoss: Tensor;
   /** [rows] u32: 1 where the most probable token is the label. */
   readonly rowCorrect: Tensor;
+  /** [rows, 2] f32: smoothed cross-entropy less rowLoss, squared logsumexp; only with either term on. */
+  readonly rowTerms?: Tensor;
   /** [rows] u32: most probable token; only without training. */
   readonly predicted?: Tensor;
 }
 
 /**
  * Cross-entropy of softmax(alpha · hidden · weightᵀ) against `labels`, hidden [rows, width], weight [vocabulary, width],
- * labels [rows] i32 (-100 = ignored). `train` false computes predictions instead of gradients.
+ * labels [rows] i32 (-100 = ignored). `train` false computes predictions instead of gradients. Label smoothing and the
+ * vocabulary's z-loss (moe-spec section 2, t5x) enter the gradient and `rowTerms`, never `rowLoss`.
  */
 export function linearCrossEntropy(
   g: Graph,
@@ -31,14 +34,15 @@ export function linearCrossEntropy(
   weight: Tensor,
   labels: Tensor,
   step: Tensor,
-  options: { alpha: number; train: boolean },
+  options: { alpha: number; train: boolean } & LossTerms,
 ): LossRows {
   const [rows, width] = hidden.shape;
   const vocabulary = weight.shape[0];
-  const { alpha, train } = options;
+  const { alpha, train, labelSmoothing, vocabularyZ } = options;
   const chunkRows = Math.max(1, Math.min(rows, Math.floor(LOGITS_CHUNK_BYTES / (4 * vocabulary))));
   const rowLoss = g.activation("row_loss", [rows]);
   const rowCorrect = g.indices("row_correct", [rows]);
+  const rowTerms = regularizes(options) ? g.activation("row_terms", [rows, 2]) : undefined;
   const logits = g.activation("logits_chunk", [chunkRows, vocabulary]);
   const dHidden = train && hidden.requiresGradient ? g.activation("d_decoder_output", hidden.shape) : undefined;
   const dWeight = train && weight.requiresGradient ? gradientTensor(g, weight) : undefined;
@@ -49,7 +53,7 @@ export function linearCrossEntropy(
   g.add({
     name: "linear_cross_entropy",
     reads: [hidden, weight, labels, step],
-    writes: [rowLoss, rowCorrect, predicted, dHidden, dWeight],
+    writes: [rowLoss, rowCorrect, rowTerms, predicted, dHidden, dWeight],
     scratch: [logits],
     flops: product * (1 + (dHidden ? 1 : 0) + (dWeight ? 1 : 0)),
     startsGradient: gradient,
@@ -72,8 +76,8 @@ export function linearCrossEntropy(
             target,
           ),
           ...crossEntropy(
-            { logits, labels, rowLoss, rowCorrect, step },
-            { rows: count, vocabulary, rowOffset: start, gradient },
+            { logits, labels, rowLoss, rowCorrect, step, rowTerms },
+            { rows: count, vocabulary, rowOffset: start, gradient, labelSmoothing, vocabularyZ },
           ),
         );
         if (predicted)
@@ -119,6 +123,6 @@ export function linearCrossEntropy(
       if (dWeight) gradients.addTensor(weight, dWeight, true);
     },
   });
-  g.keep(rowLoss, rowCorrect, predicted);
-  return { rowLoss, rowCorrect, predicted };
+  g.keep(rowLoss, rowCorrect, rowTerms, predicted);
+  return { rowLoss, rowCorrect, rowTerms, predicted };
 }
