@@ -14,10 +14,14 @@ export interface Dispatch {
   slot: Uint32Array;
 }
 
-/** Walks each group's assignments in order (choice, token), keeping the first `capacity` of every expert. */
+/**
+ * Walks each group's assignments in order (choice, token), or (choice, place in `tokenOrder`), keeping the first `capacity`
+ * of every expert.
+ */
 export function moeDispatchReference(
   expertIds: ArrayLike<number>, // [tokens, topK]; ≥ experts = masked
   dims: DispatchDims & { maxRows: number },
+  tokenOrder?: ArrayLike<number>, // [tokens]; left to right when absent
 ): Dispatch {
   const { tokens, groups, topK, experts, capacity, rowTile, maxRows } = dims;
   const tokensPerGroup = tokens / groups;
@@ -27,7 +31,8 @@ export function moeDispatchReference(
   for (let g = 0; g < groups; g++) {
     const taken = new Uint32Array(experts);
     for (let choice = 0; choice < topK; choice++)
-      for (let token = g * tokensPerGroup; token < (g + 1) * tokensPerGroup; token++) {
+      for (let place = g * tokensPerGroup; place < (g + 1) * tokensPerGroup; place++) {
+        const token = tokenOrder ? tokenOrder[place] : place;
         const a = token * topK + choice;
         const e = expertIds[a];
         if (e >= experts) continue;

@@ -17,6 +17,8 @@ const CASES = [
   ["routing/top1-cf1.0", routingParity],
   ["routing/top2-cf1.25", routingParity],
   ["routing/top2-padded", routingParity],
+  ["routing/top2-cf1.0-bpr", routingParity],
+  ["routing/experts-choose", routingParity],
 ] as const;
 
 for (const [name, parity] of CASES)
