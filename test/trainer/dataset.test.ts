@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { encodeDataset } from "../../src/trainer/data/dataset.ts";
+import { type EncodingProgress, encodeDataset, encodeDatasetInSlices } from "../../src/trainer/data/dataset.ts";
 import { type Example, parseJsonl } from "../../src/trainer/data/jsonl.ts";
 import type { Tokenizer } from "../../src/trainer/data/tokenizer.ts";
 import { InputError } from "../../src/trainer/types.ts";
@@ -159,6 +159,36 @@ test("text needs a tokenizer, token ids do not", async () => {
   );
   assert.is(problems.length, 1);
   assert.match(problems[0], /line 2: .*no tokenizer/);
+});
+
+test("encoding in slices gives the same, lets the event loop run and reports how far it is", async () => {
+  const examples: Example[] = Array.from({ length: 300 }, (_, i) => ({
+    line: i + 1,
+    input: "a".repeat(i % 6),
+    target: "b",
+  }));
+  const slow: Tokenizer = {
+    ...characters(true),
+    encode(text, encoding) {
+      for (const end = performance.now() + 0.1; performance.now() < end; );
+      return characters(true).encode(text, encoding);
+    },
+  };
+  const seen: EncodingProgress[] = [];
+  let turns = 0;
+  const timer = setInterval(() => turns++, 1);
+  const encoded = await encodeDatasetInSlices(examples, slow, options, (progress) => seen.push(progress));
+  clearInterval(timer);
+  assert.equal(encoded, encodeDataset(examples, characters(true), options));
+  assert.ok(seen.length > 1 && turns > 0, `${seen.length} slices, ${turns} turns`); // 300 · 2 · 0.1 ms = 60 ms
+  seen.slice(1).forEach((progress, i) => {
+    assert.ok(progress.encoded > seen[i].encoded);
+  });
+  assert.equal(seen.at(-1), { encoded: 300, total: 300, truncatedInputs: 100, truncatedTargets: 0 });
+  const bad: Example[] = [{ line: 3, unit: "row", inputIds: [128], targetIds: [1] }];
+  assert.equal(await problemsOf(() => encodeDatasetInSlices(bad, undefined, options)), [
+    "row 3: input has token id 128; the model's vocabulary has 128",
+  ]);
 });
 
 test.run();

@@ -6,12 +6,13 @@
 // `id` and `task` are optional, other fields are ignored, blank lines are skipped; a byte order mark and CRLF are
 // tolerated. Files are read line by line, and everything wrong with one is reported at once, by line number.
 
-import { open } from "node:fs/promises";
 import { problemList } from "../formats/problems.ts";
+import { readLines } from "./lines.ts";
 
 interface ExampleSource {
-  /** 1-based line in the file. */
+  /** From 1: the line in the file, or the row where `unit` says so. */
   readonly line: number;
+  readonly unit?: "row";
   readonly id?: string;
   readonly task?: string;
 }
@@ -25,62 +26,12 @@ export interface TokenExample extends ExampleSource {
 }
 export type Example = TextExample | TokenExample;
 
-const MAX_LINE_BYTES = 1 << 20;
-const NEWLINE = 0x0a;
-
-async function* fileChunks(path: string): AsyncGenerator<Uint8Array> {
-  const file = await open(path, "r");
-  try {
-    while (true) {
-      const chunk = new Uint8Array(1 << 16);
-      const { bytesRead } = await file.read(chunk, 0, chunk.length);
-      if (bytesRead === 0) return;
-      yield chunk.subarray(0, bytesRead);
-    }
-  } finally {
-    await file.close();
-  }
-}
-
-/** Lines without their newline; a line over the limit comes as undefined. */
-async function* splitLines(
-  chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array>,
-): AsyncGenerator<Uint8Array | undefined> {
-  let parts: Uint8Array[] = []; // of the line that is not complete yet
-  let length = 0;
-  const line = (): Uint8Array | undefined => {
-    if (length > MAX_LINE_BYTES) return undefined;
-    const bytes = new Uint8Array(length);
-    let offset = 0;
-    for (const part of parts) {
-      bytes.set(part, offset);
-      offset += part.length;
-    }
-    return bytes;
-  };
-  for await (const chunk of chunks) {
-    for (let start = 0; start < chunk.length; ) {
-      const newline = chunk.indexOf(NEWLINE, start);
-      const part = chunk.subarray(start, newline < 0 ? chunk.length : newline);
-      length += part.length;
-      if (length <= MAX_LINE_BYTES) parts.push(part);
-      else parts = [];
-      if (newline < 0) break;
-      yield line();
-      parts = [];
-      length = 0;
-      start = newline + 1;
-    }
-  }
-  if (length > 0) yield line();
-}
-
 const isText = (value: unknown): value is string => typeof value === "string" && value.length > 0;
 const isTokenIds = (value: unknown): value is number[] =>
   Array.isArray(value) && value.length > 0 && value.every((id) => Number.isInteger(id) && id >= 0);
 
-/** The example of one line, or what is wrong with it. */
-function parseExample(value: unknown, line: number): Example | string[] {
+/** The example of one line (or row, from 1), or what is wrong with it. */
+export function parseExample(value: unknown, line: number): Example | string[] {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return ["is not a JSON object"];
   const fields = value as Record<string, unknown>;
   const problems: string[] = [];
@@ -126,32 +77,21 @@ function parseExample(value: unknown, line: number): Example | string[] {
 export async function parseJsonl(source: string | Uint8Array, name = ""): Promise<Example[]> {
   const problems = problemList(name);
   const examples: Example[] = [];
-  const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  let line = 0;
-  for await (const bytes of splitLines(typeof source === "string" ? fileChunks(source) : [source])) {
-    line++;
-    const report = (message: string): void => problems.add(`line ${line}: ${message}`);
-    if (!bytes) {
-      report(`is longer than ${MAX_LINE_BYTES} bytes`);
+  for await (const line of readLines(source)) {
+    const report = (message: string): void => problems.add(`line ${line.number}: ${message}`);
+    if ("problem" in line) {
+      report(line.problem);
       continue;
     }
-    let text: string;
-    try {
-      text = utf8.decode(bytes);
-    } catch {
-      report("is not UTF-8");
-      continue;
-    }
-    if (line === 1 && text.startsWith("\ufeff")) text = text.slice(1);
-    if (text.trim() === "") continue;
+    if (line.text.trim() === "") continue;
     let value: unknown;
     try {
-      value = JSON.parse(text);
+      value = JSON.parse(line.text);
     } catch {
       report("is not JSON");
       continue;
     }
-    const example = parseExample(value, line);
+    const example = parseExample(value, line.number);
     if (Array.isArray(example)) example.forEach(report);
     else examples.push(example);
   }
