@@ -60,7 +60,7 @@ export function completeBatch(content: BatchContent, shape: BatchShape): Batch {
 }
 
 /** The rows `ids` of `examples`, at most `shape.size`, then empty rows. Longer examples are a programming error. */
-function collate(examples: readonly EncodedExample[], ids: readonly number[], shape: BatchShape): Batch {
+export function collate(examples: readonly EncodedExample[], ids: readonly number[], shape: BatchShape): Batch {
   const { size, inputLength, targetLength } = shape;
   const inputIds = new Uint32Array(size * inputLength).fill(shape.padTokenId);
   const inputMask = new Uint32Array(size * inputLength);
