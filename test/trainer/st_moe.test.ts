@@ -147,8 +147,8 @@ test("biases of frozen experts have no gradient", () => {
 const device = await testDevice();
 const data = await tinyData();
 
-async function open(changes: Partial<RunConfig> = {}): Promise<Run> {
-  const run = tinyRun(directory, data, changes);
+async function open(changes: Partial<RunConfig>, file = data): Promise<Run> {
+  const run = tinyRun(directory, file, changes);
   const source = await openModelDirectory(directory);
   try {
     return await Run.open(device, source, run, await openTrainingData(source, run));
@@ -167,5 +167,36 @@ test("every parameter of a run trains, and the loss falls", async () => {
   for (const p of model.parameters) assert.not.equal(await run.readParameter(p.name), before.get(p.name), p.name);
   run.close();
 });
+
+const oneBatch = await tinyData(4);
+for (const kind of ["expert", "ffn", "norm"] as const)
+  test(`the gradient of ${kind} parameters predicts what a small step does to the loss`, async () => {
+    const select = { kinds: [kind], stacks: [], experts: [] };
+    const learningRate = 1e-3;
+    const run = await open(
+      {
+        dropout: 0,
+        trainable: plan({ add: [select] }),
+        optimizer: {
+          algorithm: { kind: "sgd", momentum: 0, weightDecay: 0 },
+          learningRate,
+          maxGradientNorm: 0,
+          schedule: "constant",
+          warmupSteps: 0,
+        },
+        routing: { ...routing, trainCapacity: { rule: "dropless" } },
+        losses: { balanceCoefficient: 0, zCoefficient: 0 },
+      },
+      oneBatch,
+    );
+    const first = await run.trainStep();
+    const second = await run.trainStep();
+    run.close();
+    const predicted = learningRate * first.gradientNorm ** 2;
+    const actual = first.loss - second.loss;
+    // Both batches are the same four examples. Second order in a step this small, and the losses' last digits.
+    assert.ok(Math.abs(actual - predicted) < 0.05 * predicted + 2e-6, `${actual}, predicted ${predicted}`);
+    assert.ok(predicted > 2e-5, `${predicted} is too small to tell`);
+  });
 
 test.run();
