@@ -1,0 +1,172 @@
+// Study files: every mistake at its place, the ready studies, and the cells and runs that a study becomes.
+
+import { cp, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { readStudy, StudyFileError } from "../../clients/study/file.ts";
+import { planCells, runSpec } from "../../clients/study/plan.ts";
+import { CLAIM_IDS } from "../../clients/study/verdicts.ts";
+
+const test = suite<{ folder: string }>("study file");
+
+const EXAMPLES = fileURLToPath(new URL("../../examples", import.meta.url));
+
+test.before.each(async (context) => {
+  context.folder = await mkdtemp(join(tmpdir(), "thaw-study-"));
+});
+test.after.each(({ folder }) => rm(folder, { recursive: true }));
+
+const write = async (folder: string, text: string): Promise<string> => {
+  const path = join(folder, "study.yaml");
+  await writeFile(path, text);
+  return path;
+};
+
+async function mistakes(path: string): Promise<string[]> {
+  try {
+    await readStudy(path, CLAIM_IDS);
+  } catch (error) {
+    assert.instance(error, StudyFileError);
+    return (error as StudyFileError).mistakes.map(({ line, column, path }) => `${line}:${column} ${path}`);
+  }
+  return [];
+}
+
+test("every mistake is listed with line, column and path", async ({ folder }) => {
+  const path = await write(
+    folder,
+    `name: Not a name
+question: does it help?
+baseline: all
+claims: [ffn_better, sometimes_better]
+models: [./nowhere, /absolute]
+tasks:
+  - name: small
+    dataset: nowhere
+    steps: none
+  - name: large
+    steps: 3
+strategies: [all, some, {name: x, add: ["color=red"]}, {name: nothing}]
+seeds: [1, 1, -1]
+learning_rates:
+colour: red
+`,
+  );
+  assert.equal(await mistakes(path), [
+    "1:7 name",
+    "4:22 claims[1]",
+    "5:10 models[0]",
+    "5:21 models[1]",
+    "8:14 tasks[0].dataset",
+    "9:12 tasks[0].steps",
+    "10:5 tasks[1].dataset",
+    "12:19 strategies[1]",
+    "12:41 strategies[2].add[0]",
+    "12:63 strategies[3].name",
+    "13:12 seeds[1]",
+    "13:15 seeds[2]",
+    "14:16 learning_rates",
+    "15:1 colour",
+  ]);
+});
+
+const SMALL = {
+  name: "small",
+  question: "which?",
+  baseline: "all",
+  models: ["models/m"],
+  tasks: [{ name: "t", dataset: "datasets/d", steps: 7 }],
+  strategies: ["all", "ffn"],
+  seeds: [1, 2],
+};
+
+test("JSON is read too, and what is wrong in its syntax has a place", async ({ folder }) => {
+  assert.is((await readStudy(await write(folder, JSON.stringify(SMALL)), CLAIM_IDS)).tasks[0].steps, 7);
+  assert.equal(await mistakes(await write(folder, '{"name": "x",\n "name": "y"}')), ["2:2 "]);
+});
+
+test("a baseline that is no value of the axis is refused", async ({ folder }) => {
+  assert.equal(await mistakes(await write(folder, JSON.stringify({ ...SMALL, baseline: "moe" }))), ["1:48 baseline"]);
+});
+
+test("ready studies are without mistakes and no cell is there twice", async () => {
+  const files = (await readdir(join(EXAMPLES, "studies"))).sort();
+  assert.equal(
+    files,
+    ["batch-and-lr", "capacity", "expert-count", "expert-dropout", "freezing-mini", "freezing"].map((n) => `${n}.yaml`),
+  );
+  for (const file of files) {
+    const cells = planCells(await readStudy(join(EXAMPLES, "studies", file), CLAIM_IDS));
+    assert.is(new Set(cells.map((cell) => cell.id)).size, cells.length, file);
+    for (const { run } of cells) assert.match(run, /^[a-z][a-z0-9-]{0,61}[a-z0-9]$/);
+  }
+});
+
+test("cells are the cross product of the axes, seed by seed", async ({ folder }) => {
+  const axes = { learning_rates: [1e-3, 1e-4], capacity_factors: [1, 2] };
+  const cells = planCells(await readStudy(await write(folder, JSON.stringify({ ...SMALL, ...axes })), CLAIM_IDS));
+  assert.is(cells.length, 2 * 2 * 2 * 2);
+  assert.equal(
+    cells.map(({ settings }) => settings.seed),
+    [...Array(8).fill(1), ...Array(8).fill(2)],
+  );
+});
+
+test("a cell's id changes with what decides its result and with nothing else", async ({ folder }) => {
+  const ids = async (change: object) => {
+    const study = await readStudy(await write(folder, JSON.stringify({ ...SMALL, ...change })), CLAIM_IDS);
+    return planCells(study).map(({ id }) => id);
+  };
+  const [first, ...others] = await ids({});
+  const same = { question: "another?", seeds: [3, 1], strategies: ["moe", "all"], learning_rates: [1e-2, 1e-3] };
+  assert.ok((await ids(same)).includes(first));
+  assert.not(others.includes(first));
+  const changes = [
+    { optimizer: "sgd" },
+    { warmup_steps: 1 },
+    { eval_capacity_factor: 2 },
+    { evaluation: { every_steps: 1 } },
+    { models: [{ name: "m", source: "models/other" }] },
+    { tasks: [{ ...SMALL.tasks[0], steps: 8 }] },
+    { tasks: [{ ...SMALL.tasks[0], dataset: "datasets/other" }] },
+    { strategies: [{ name: "all", preset: "ffn" }] },
+  ];
+  for (const change of changes) assert.not((await ids(change)).includes(first), JSON.stringify(change));
+});
+
+test("other data in the same folder makes other cells", async ({ folder }) => {
+  await cp(join(EXAMPLES, "data", "entailment"), join(folder, "data"), { recursive: true });
+  const path = await write(folder, JSON.stringify({ ...SMALL, tasks: [{ ...SMALL.tasks[0], dataset: "data" }] }));
+  const before = planCells(await readStudy(path, CLAIM_IDS))[0].id;
+  await writeFile(join(folder, "data", "train.jsonl"), '{"input":"a","target":"b"}\n');
+  assert.is.not(planCells(await readStudy(path, CLAIM_IDS))[0].id, before);
+});
+
+test("a cell's run says its settings and its plan", async ({ folder }) => {
+  const given = {
+    strategies: [{ name: "all", add: ["expert:experts=0,1:layers=1-3"], router: false, router_losses: "off" }],
+    learning_rates: [3e-4],
+    capacity_factors: [1.25],
+    dropouts: [0.2],
+    optimizer: "adafactor",
+    evaluation: { every_steps: 5, test: true },
+  };
+  const study = await readStudy(await write(folder, JSON.stringify({ ...SMALL, ...given })), CLAIM_IDS);
+  const resources = { model: "models/m", dataset: "datasets/d", initialCheckpoint: "" };
+  const spec = runSpec(study, planCells(study)[1], resources);
+  assert.is(spec.seed, 2n);
+  assert.is(spec.dropout, 0.2);
+  assert.is(spec.optimizer?.learningRate, 3e-4);
+  assert.is(spec.optimizer?.algorithm?.case, "adafactor");
+  assert.equal(spec.routing?.trainCapacity, { rule: { case: "factor", value: { factor: 1.25 } } });
+  assert.is(spec.routing?.evalCapacity, undefined);
+  assert.equal(spec.evaluation?.splits, ["validation", "test"]);
+  assert.is(spec.trainable?.selection?.router, false);
+  assert.equal(spec.trainable?.selection?.add?.[0].layers, { first: 1, last: 3 });
+  assert.equal(spec.trainable?.selection?.add?.[0].experts, [0, 1]);
+});
+
+test.run();
