@@ -1,8 +1,8 @@
 // A run's data files as token ids, and the padded lengths they need.
 
 import { trainingBatches } from "../data/batches.ts";
-import { type EncodedDataset, encodeDataset } from "../data/dataset.ts";
-import { parseJsonl } from "../data/jsonl.ts";
+import { type EncodedDataset, encodeDatasetInSlices } from "../data/dataset.ts";
+import { parseExamples } from "../data/examples.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { RunConfig } from "../types.ts";
 import { type Lengths, longest } from "./plan.ts";
@@ -10,12 +10,12 @@ import type { TrainingInput } from "./run.ts";
 
 type Limits = Pick<RunConfig, "maxInputTokens" | "maxTargetTokens">;
 
-/** A JSONL file as token ids. @throws InputError with line numbers */
+/** A JSON Lines or Parquet file as token ids. @throws InputError with line or row numbers */
 export async function encodeFile(source: OpenModel, path: string, limits: Limits): Promise<EncodedDataset> {
   const { vocabularySize, eosTokenId } = source.model;
   const { maxInputTokens, maxTargetTokens } = limits;
   const options = { maxInputTokens, maxTargetTokens, vocabularySize, eosTokenId };
-  return encodeDataset(await parseJsonl(path), source.tokenizer, options);
+  return encodeDatasetInSlices(await parseExamples(path), source.tokenizer, options);
 }
 
 /** Lengths are padded to a multiple of this, so that nearly equal data shares programs. */
@@ -29,7 +29,7 @@ export function lengthsOf({ examples }: Pick<EncodedDataset, "examples">, limits
   return { input: padded(input, limits.maxInputTokens), target: padded(target, limits.maxTargetTokens) };
 }
 
-/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line numbers */
+/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line or row numbers */
 export async function openTrainingData(
   source: OpenModel,
   config: RunConfig,

@@ -97,8 +97,8 @@ function buildOptions(c: BuildConfig, lengths: Lengths, train: boolean, lossGrad
 }
 
 function planGraph<G extends InferenceGraph>(built: G, alignment: number, extra: readonly Tensor[] = []): Planned<G> {
-  const { rowLoss, rowCorrect, predicted } = built.loss ?? {};
-  const rows = [rowLoss, rowCorrect, predicted].filter((t) => t !== undefined);
+  const { rowLoss, rowCorrect, rowTerms } = built.loss ?? {};
+  const rows = [rowLoss, rowCorrect, rowTerms].filter((t) => t !== undefined);
   return {
     built,
     lowered: lowerGraph(built.graph, alignment),

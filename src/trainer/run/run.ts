@@ -231,7 +231,8 @@ export class Run implements TrainingRun {
         for (const [i, batch] of batches.entries())
           this.emitRoutes(this.routesOf(program, results[i], "training", step, batch));
       const known = { step: step + 1, learningRate: rate, stepSeconds: seconds };
-      return stepMetrics(program.planned.built, results, batches, known, routerLosses ? config.losses : undefined);
+      const losses = routerLosses ? config.losses : { ...config.losses, balanceCoefficient: 0, zCoefficient: 0 };
+      return stepMetrics(program.planned.built, results, batches, known, losses);
     });
     this.#arrived = metrics.catch(() => undefined);
     return { metrics };

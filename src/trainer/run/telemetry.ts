@@ -6,33 +6,44 @@ import type { SparseLayer, TrainingGraph } from "../model/family.ts";
 import type { LossOptions, RouteBatch, RouterLayerMetrics, RouteSource, StepMetrics } from "../types.ts";
 import type { Results } from "./readback.ts";
 
-/** Metrics of a training step over its batches; `routerLosses` are the coefficients of the losses that are minimised besides. */
+/** Metrics of a training step over its batches; `losses` are the coefficients of what is minimised besides. */
 export function stepMetrics(
   { loss: rows, sparse, optimizer }: TrainingGraph,
   results: readonly Results[],
   batches: readonly Batch[],
   known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
-  routerLosses: LossOptions = { balanceCoefficient: 0, zCoefficient: 0 },
+  losses: LossOptions,
 ): StepMetrics {
-  const targetTokens = batches.reduce((n, batch) => n + batch.targetTokens, 0);
-  const loss = results.reduce((n, r) => n + sum(r.f32(rows.rowLoss)), 0) / Math.max(1, targetTokens);
+  const { balanceCoefficient, zCoefficient, layerReduction, vocabularyZCoefficient = 0, labelSmoothing = 0 } = losses;
+  const perToken =
+    1 /
+    Math.max(
+      1,
+      batches.reduce((n, batch) => n + batch.targetTokens, 0),
+    );
+  const loss = results.reduce((n, r) => n + sum(r.f32(rows.rowLoss)), 0) * perToken;
   const layers = results.map((r) => sparse.map((layer) => layerMetrics(layer, r)));
-  const { balanceCoefficient, zCoefficient } = routerLosses;
+  const routers = layers.flat().reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, 0);
+  const share = 1 / (results.length * (layerReduction === "mean" ? Math.max(1, sparse.length) : 1));
+  const terms = [0, 1].map(
+    (term) => results.reduce((n, r) => n + (rows.rowTerms ? sum(r.f32(rows.rowTerms), term, 2) : 0), 0) * perToken,
+  );
   return {
     ...known,
     loss,
-    totalLoss: layers
-      .flat()
-      .reduce((n, l) => n + (balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss) / results.length, loss),
+    totalLoss: loss + routers * share + terms[0] + vocabularyZCoefficient * terms[1],
+    ...(labelSmoothing > 0 && { smoothedLoss: loss + terms[0] }),
+    ...(vocabularyZCoefficient > 0 && { vocabularyZLoss: terms[1] }),
     gradientNorm: results.at(-1)!.f32(optimizer.norm)[0],
     tokens: batches.reduce((n, batch) => n + sum(batch.inputMask) + sum(batch.decoderMask), 0),
     layers: mergeLayerMetrics(layers),
   };
 }
 
-function sum(values: Float32Array | Uint32Array): number {
+/** The sum of every `stride`-th value from `first` on. */
+function sum(values: Float32Array | Uint32Array, first = 0, stride = 1): number {
   let total = 0;
-  for (const v of values) total += v;
+  for (let i = first; i < values.length; i += stride) total += values[i];
   return total;
 }
 

@@ -3,7 +3,7 @@
 // when the forward pass runs; gradients are therefore taken chunk by chunk in the forward pass, while a chunk's logits
 // are at hand, and the backward pass only hands them over (as in Liger Kernel's fused linear cross-entropy).
 
-import { argmaxRows, crossEntropy, type LossTerms, regularizes } from "../../../kernels/cross_entropy.ts";
+import { crossEntropy, type LossTerms, regularizes } from "../../../kernels/cross_entropy.ts";
 import type { Command } from "../../../kernels/kernel.ts";
 import { matmul } from "../../../kernels/matmul.ts";
 import { gradientTensor } from "../autodiff.ts";
@@ -19,13 +19,11 @@ export interface LossRows {
   readonly rowCorrect: Tensor;
   /** [rows, 2] f32: smoothed cross-entropy less rowLoss, squared logsumexp; only with either term on. */
   readonly rowTerms?: Tensor;
-  /** [rows] u32: most probable token; only without training. */
-  readonly predicted?: Tensor;
 }
 
 /**
  * Cross-entropy of softmax(alpha · hidden · weightᵀ) against `labels`, hidden [rows, width], weight [vocabulary, width],
- * labels [rows] i32 (-100 = ignored). `train` false computes predictions instead of gradients. Label smoothing and the
+ * labels [rows] i32 (-100 = ignored). `train` false computes no gradients. Label smoothing and the
  * vocabulary's z-loss (moe-spec section 2, t5x) enter the gradient and `rowTerms`, never `rowLoss`.
  */
 export function linearCrossEntropy(
@@ -47,13 +45,12 @@ export function linearCrossEntropy(
   const dHidden = train && hidden.requiresGradient ? g.activation("d_decoder_output", hidden.shape) : undefined;
   const dWeight = train && weight.requiresGradient ? gradientTensor(g, weight) : undefined;
   const gradient = dHidden !== undefined || dWeight !== undefined;
-  const predicted = train ? undefined : g.indices("predicted", [rows]);
   const product = 2 * rows * vocabulary * width;
 
   g.add({
     name: "linear_cross_entropy",
     reads: [hidden, weight, labels, step],
-    writes: [rowLoss, rowCorrect, rowTerms, predicted, dHidden, dWeight],
+    writes: [rowLoss, rowCorrect, rowTerms, dHidden, dWeight],
     scratch: [logits],
     flops: product * (1 + (dHidden ? 1 : 0) + (dWeight ? 1 : 0)),
     startsGradient: gradient,
@@ -80,8 +77,6 @@ export function linearCrossEntropy(
             { rows: count, vocabulary, rowOffset: start, gradient, labelSmoothing, vocabularyZ },
           ),
         );
-        if (predicted)
-          commands.push(...argmaxRows({ logits, out: predicted }, { rows: count, vocabulary, rowOffset: start }));
         if (dHidden)
           commands.push(
             ...matmul(
@@ -123,6 +118,6 @@ export function linearCrossEntropy(
       if (dWeight) gradients.addTensor(weight, dWeight, true);
     },
   });
-  g.keep(rowLoss, rowCorrect, rowTerms, predicted);
-  return { rowLoss, rowCorrect, rowTerms, predicted };
+  g.keep(rowLoss, rowCorrect, rowTerms);
+  return { rowLoss, rowCorrect, rowTerms };
 }

@@ -98,7 +98,12 @@ export function trainingGraph(
   const encoded = encode(build, t.input, t.inputMask, t.inputRouted);
   const decoded = decode(build, t.decoder, encoded, t.inputMask, t.decoderRouted);
   const head = vocabularyHead(build);
-  const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: true });
+  const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, {
+    alpha: head.alpha,
+    train: true,
+    labelSmoothing: options.losses.labelSmoothing ?? 0,
+    vocabularyZ: options.losses.vocabularyZCoefficient ?? 0,
+  });
   const own = differentiate(graph);
   const gradients = options.accumulationSteps > 1 ? accumulateGradients(graph, own) : own;
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
