@@ -4,7 +4,7 @@
 
 import { type Html, html } from "./html.ts";
 
-const FONT = 12;
+export const FONT = 12;
 
 export interface Series {
   readonly label: string;
@@ -24,10 +24,12 @@ export function ticks(low: number, high: number, wanted: number): number[] {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-const scale = (from: readonly [number, number], to: readonly [number, number]) => (value: number) =>
+/** A linear map of one range onto another. */
+export const scale = (from: readonly [number, number], to: readonly [number, number]) => (value: number) =>
   to[0] + ((value - from[0]) / (from[1] - from[0] || 1)) * (to[1] - to[0]);
 
-const at = (value: number): string => value.toFixed(1);
+/** A coordinate as SVG text. */
+export const at = (value: number): string => value.toFixed(1);
 
 /** Moves labels apart to `gap` at least, within [low, high], changing as little as a simple sweep can. */
 export function spread(wanted: readonly number[], gap: number, low: number, high: number): number[] {

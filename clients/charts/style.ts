@@ -45,6 +45,8 @@ svg .tick, svg .axis-name { fill: var(--soft); font-variant-numeric: tabular-num
 ${SERIES.map((i) => `.s${i} { --c: var(--c${i}); }`).join(" ")} .s-start { --c: var(--soft); }
 svg :is(${COLOURED}) .label { fill: var(--c); font-weight: 600; }
 .dot { fill: var(--c); } .ring { fill: var(--paper); stroke: var(--c); stroke-width: 2; } .score-tick { stroke: var(--c); stroke-width: 2; } .error { stroke: var(--c); opacity: .45; stroke-width: 2; }
+.point { fill: var(--c); fill-opacity: .3; stroke: var(--c); } .interval { stroke: var(--c); stroke-width: 3; } .mean { stroke: var(--c); stroke-width: 3; }
+.band { fill: var(--grid); opacity: .6; } .zero { stroke: var(--soft); }
 .bar { fill: var(--c0); } .bar-frozen { fill: var(--c1); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .3em; }
 .scroll { overflow-x: auto; margin: .8em 0; }
@@ -55,6 +57,8 @@ thead th { white-space: normal; min-width: 4.6em; line-height: 1.25; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody th { color: var(--ink); }
 tbody tr:is(${COLOURED}) th { color: var(--c); font-weight: 600; }
+.prose th, .prose td { white-space: normal; text-align: left; vertical-align: top; } .prose td:nth-child(n + 2) { min-width: 9em; }
+details pre { overflow-x: auto; font: .8em/1.45 ui-monospace, monospace; }
 .best { font-weight: 700; }
 .heat thead th:not(:first-child):not(:last-child) { text-align: center; }
 .heat thead th { min-width: 0; }
