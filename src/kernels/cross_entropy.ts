@@ -176,7 +176,9 @@ export function crossEntropy<T>(
   const bound: Record<string, T> = { logits, labels, row_loss: rowLoss, row_correct: rowCorrect };
   if (regularized) bound.row_terms = rowTerms!;
   if (gradient) bound.step = step;
-  const terms = regularized ? { label_smoothing: labelSmoothing, vocabulary_z: vocabularyZ } : {};
+  const terms: Record<string, number> = regularized
+    ? { label_smoothing: labelSmoothing, vocabulary_z: vocabularyZ }
+    : {};
   return [
     call(
       crossEntropyKernel({ gradient, regularized }),
