@@ -10,6 +10,7 @@ import { addModels } from "./commands/models.ts";
 import { addRoutes } from "./commands/routes.ts";
 import { addRuns } from "./commands/runs.ts";
 import { addServe } from "./commands/serve.ts";
+import { addStudy } from "./commands/study.ts";
 import { addSystem } from "./commands/system.ts";
 import { EXIT } from "./exit_codes.ts";
 import { reportError } from "./session.ts";
@@ -21,7 +22,7 @@ const program = new Command("thaw")
   .showHelpAfterError("(--help shows what there is)")
   .exitOverride();
 
-for (const add of [addServe, addRuns, addGroups, addRoutes, addModels, addCheckpoints, addData, addSystem])
+for (const add of [addServe, addRuns, addGroups, addRoutes, addModels, addCheckpoints, addData, addStudy, addSystem])
   add(program);
 
 // A reader that goes away, as in `thaw runs list | head`, is no error.

@@ -1,0 +1,114 @@
+// `thaw study`: the runs of a study file, its results and its report. Ctrl-C leaves; the same command goes on.
+
+import { mkdir, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import process from "node:process";
+import type { Command } from "commander";
+import { readStudy, type Study, StudyFileError } from "../../study/file.ts";
+import { planCells } from "../../study/plan.ts";
+import { renderStudyReport } from "../../study/report.ts";
+import type { StudyDescription } from "../../study/results.ts";
+import { type CellFailure, runStudy, type StudyProgress } from "../../study/runner.ts";
+import { AXES } from "../../study/schema.ts";
+import { type OwnServer, startServer } from "../../study/server.ts";
+import { CLAIM_IDS } from "../../study/verdicts.ts";
+import { connectThaw } from "../../typescript/index.ts";
+import { EXIT } from "../exit_codes.ts";
+import { percent } from "../format.ts";
+import { liveLine } from "../live.ts";
+import { note, print, reportError, UsageError } from "../session.ts";
+
+interface StudyFlags {
+  readonly out?: string;
+  readonly models?: string;
+  readonly plan?: boolean;
+}
+
+export function addStudy(program: Command): void {
+  program
+    .command("study <file>")
+    .description("train every cell of a study file and report what they show; again, it goes on where it was left")
+    .option("--out <dir>", "results.jsonl, failures.jsonl and report.html go here; default: study-{name}")
+    .option("--models <dir>", "models folder of the server started when no --server is given")
+    .option("--plan", "print the cells and train nothing")
+    .action(async (file: string, flags: StudyFlags, command: Command) => {
+      const { server, json = false } = command.optsWithGlobals<{ server: string; json?: boolean }>();
+      const given = program.getOptionValueSource("server") !== "default" || process.env.THAW_SERVER;
+      try {
+        process.exitCode = await study(file, flags, given ? server : undefined);
+      } catch (error) {
+        process.exitCode = reportError(error, json, server);
+      }
+    });
+}
+
+async function study(path: string, flags: StudyFlags, server: string | undefined): Promise<number> {
+  const read = await readFileOrSay(path);
+  if (flags.plan) {
+    for (const { id } of planCells(read)) print(id);
+    return EXIT.OK;
+  }
+  const out = resolve(flags.out ?? `study-${read.name}`);
+  const leave = new AbortController();
+  const interrupt = () => leave.abort(new Error("interrupted"));
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, interrupt);
+  let own: OwnServer | undefined;
+  try {
+    if (server === undefined) {
+      await mkdir(out, { recursive: true });
+      own = await startServer(join(out, "server"), flags.models && resolve(flags.models), leave.signal);
+      note(`a server of its own on ${own.address}, ${own.adapter}`);
+    }
+    return await carryOut(read, out, server ?? own!.address, leave.signal);
+  } catch (error) {
+    if (!leave.signal.aborted) throw error;
+    note("Left; the same command goes on where it was.");
+    return EXIT.DETACHED;
+  } finally {
+    await own?.stop();
+  }
+}
+
+async function readFileOrSay(path: string): Promise<Study> {
+  try {
+    return await readStudy(path, CLAIM_IDS);
+  } catch (error) {
+    throw error instanceof StudyFileError ? new UsageError(error.message) : error;
+  }
+}
+
+async function carryOut(study: Study, out: string, address: string, signal: AbortSignal): Promise<number> {
+  const thaw = connectThaw(address);
+  const live = process.stdout.isTTY ? liveLine(process.stdout) : undefined;
+  const say = (text: string) => (live ? live.print(text) : note(text));
+  const progress: StudyProgress = {
+    say,
+    show: (cell, { step, loss }) => live?.paint(`${cell.id}  step ${step}/${cell.task.steps}  ${lossText(loss)}`),
+    done: (cell, outcome, { ended, of }) => {
+      const told = "error" in outcome ? outcome.error : `${outcome.metric} ${percent(outcome.score)}`;
+      say(`${ended}/${of}  ${cell.id}  ${told}`);
+    },
+  };
+  try {
+    const { results, failures } = await runStudy(thaw, study, out, progress, signal);
+    await writeFile(join(out, "report.html"), renderStudyReport(description(study), results));
+    for (const failure of failures) say(failureText(failure));
+    print(join(out, "results.jsonl"));
+    print(join(out, "report.html"));
+    return failures.length === 0 ? EXIT.OK : EXIT.FAILED;
+  } finally {
+    live?.end();
+    thaw.close();
+  }
+}
+
+const lossText = (loss: number | undefined): string => (loss === undefined ? "" : `loss ${loss.toFixed(3)}`);
+
+const failureText = ({ run, error }: CellFailure): string =>
+  `${run} failed: ${error}; "thaw runs delete ${run}" lets the next call try it again`;
+
+/** What the report says about the study. Folders of this machine are left out: the file names them its own way. */
+function description({ datasets: _, folders: __, ...file }: Study): StudyDescription {
+  const { name, question, axis, baseline, claims, equivalenceMargin } = file;
+  return { name, question, axis: AXES[axis], baseline, claims: [...claims], equivalenceMargin, settings: file };
+}
