@@ -44,7 +44,7 @@ ${
   margin !== undefined &&
   html`<rect class="band" x="${at(x(-margin))}" width="${at(x(margin) - x(-margin))}" y="${area.top}" height="${area.bottom - area.top}"/>`
 }
-${xTicks.map((t) => html`<line class="grid" x1="${at(x(t / 100))}" x2="${at(x(t / 100))}" y1="${area.top}" y2="${area.bottom}"/><text class="tick" x="${at(x(t / 100))}" y="${area.bottom + 16}" text-anchor="middle">${Number(t.toFixed(2))}</text>`)}
+${xTicks.map((t) => html`<line class="grid" x1="${at(x(t / 100))}" x2="${at(x(t / 100))}" y1="${area.top}" y2="${area.bottom}"/><text class="tick" x="${at(x(t / 100))}" y="${area.bottom + 16}" text-anchor="middle">${String(Number(t.toFixed(2))).replace("-", "−")}</text>`)}
 ${margin !== undefined && html`<line class="zero" x1="${at(x(0))}" x2="${at(x(0))}" y1="${area.top}" y2="${area.bottom}"/>`}
 ${rows.map((row, i) => intervalRow(row, area.top + (i + 0.5) * ROW, x))}
 <text class="axis-name" x="${at((area.left + area.right) / 2)}" y="${height - 3}" text-anchor="middle" font-size="${FONT}">${axis.name}</text>

@@ -50,3 +50,13 @@ export function comparisons(study: StudyDescription, results: readonly CellResul
     values: valuesOf(study, results, cells).filter((v) => v.cells.length > 0),
   }));
 }
+
+/** The cells of each model, where the model is not what is compared: models differ in size and in layers. */
+export function byModel(study: StudyDescription, results: readonly CellResult[]): Omit<Comparison, "metric">[] {
+  const models = study.axis === "model" ? [] : axisValues(results, "model");
+  if (models.length < 2) return [{ title: "", values: valuesOf(study, results) }];
+  return models.map((model) => {
+    const cells = results.filter((r) => r.settings.model === model);
+    return { title: `model ${model}`, values: valuesOf(study, results, cells).filter((v) => v.cells.length > 0) };
+  });
+}

@@ -3,7 +3,7 @@
 import { lineChart, responsive } from "../charts/charts.ts";
 import { bytes, count, milliseconds, nats, percent } from "../charts/format.ts";
 import { type Html, html } from "../charts/html.ts";
-import { AXIS_NAMES, type Comparison, comparisons, type ValueCells, valuesOf } from "./report_comparison.ts";
+import { AXIS_NAMES, byModel, type Comparison, comparisons, type ValueCells } from "./report_comparison.ts";
 import type { CellResult, CurvePoint, LayerDrift, StudyDescription } from "./results.ts";
 import { groupBy, mean, quantile } from "./statistics.ts";
 
@@ -56,46 +56,59 @@ const median = (values: readonly number[]): number =>
 
 export function costSection(study: StudyDescription, results: readonly CellResult[]): Html {
   return html`<section><h2>Cost</h2>
+${byModel(study, results).map(
+  ({ title, values }) => html`${title && html`<h3>${title}</h3>`}
 <div class="scroll"><table><thead><tr><th>${AXIS_NAMES[study.axis]}</th><th>parameters trained</th><th>of the model</th><th>optimizer state</th><th>peak memory</th><th>step time</th></tr></thead><tbody>
-${valuesOf(study, results).map(({ value, colour, cells }) => {
+${values.map(costRow)}</tbody></table></div>`,
+)}
+<p class="note">Medians over all cells of a row. Memory: planned before anything was allocated, device bytes.</p></section>`;
+}
+
+function costRow({ value, colour, cells }: ValueCells): Html {
   const of = (figure: (c: CellResult) => number) => median(cells.map(figure));
   return html`<tr class="s${colour}"><th>${value}</th><td>${count(of((c) => c.trainableParameters))}</td><td>${percent(of((c) => c.trainableParameters / c.totalParameters))}</td>
 <td>${bytes(of((c) => c.optimizerBytes))}</td><td>${bytes(of((c) => c.peakBytes))}</td><td>${milliseconds(of((c) => c.stepSeconds))}</td></tr>`;
-})}</tbody></table></div>
-<p class="note">Medians over all cells of a row. Memory: planned before anything was allocated, device bytes.</p></section>`;
 }
 
 const layerName = ({ stack, layer }: LayerDrift): string => `${stack} ${layer}`;
 
+interface RoutingFigure {
+  readonly name: string;
+  readonly of: (layer: LayerDrift) => number;
+  readonly show: (value: number) => string;
+}
+
+const ROUTING_FIGURES: readonly RoutingFigure[] = [
+  { name: "drift: share of tokens that went to another expert, at least", of: (l) => l.drift, show: percent },
+  { name: "load of the busiest expert over the mean", of: (l) => l.loadImbalance, show: (v) => v.toFixed(2) },
+  { name: "token choices dropped by capacity", of: (l) => l.droppedShare, show: percent },
+];
+
 export function routingSection(study: StudyDescription, results: readonly CellResult[]): Html {
-  const layers = [
-    ...groupBy(
-      results.flatMap((r) => r.routing),
-      layerName,
-    ).keys(),
-  ];
-  if (layers.length === 0) return html``;
-  const values = valuesOf(study, results);
-  const tables: readonly (readonly [string, (l: LayerDrift) => number, (v: number) => string])[] = [
-    ["Drift: share of tokens that went to another expert, at least", (l) => l.drift, (v) => percent(v)],
-    ["Load of the busiest expert over the mean", (l) => l.loadImbalance, (v) => v.toFixed(2)],
-    ["Token choices dropped by capacity", (l) => l.droppedShare, (v) => percent(v)],
-  ];
+  if (results.every((r) => r.routing.length === 0)) return html``;
   return html`<section><h2>Routing by layer</h2>
-${tables.map(
-  ([name, figure, show]) => html`<h3>${name}</h3>
-<div class="scroll"><table><thead><tr><th>${AXIS_NAMES[study.axis]}</th>${layers.map((l) => html`<th>${l}</th>`)}</tr></thead><tbody>
-${values.map(({ value, colour, cells }) => {
-  const routing = groupBy(
-    cells.flatMap((c) => c.routing),
-    layerName,
-  );
-  return html`<tr class="s${colour}"><th>${value}</th>${layers.map((l) => {
-    const seen = routing.get(l);
-    return html`<td>${seen ? show(mean(seen.map(figure))) : "–"}</td>`;
-  })}</tr>`;
-})}</tbody></table></div>`,
+${byModel(study, results).map(({ title, values }) =>
+  ROUTING_FIGURES.map((figure) => routingTable(title, figure, AXIS_NAMES[study.axis], values)),
 )}
 <p class="note">After training, means over all cells of a row. Drift: total variation distance between the experts' shares of tokens on the same
 validation examples before and after. Layers count from 0 within their stack.</p></section>`;
+}
+
+function routingTable(title: string, figure: RoutingFigure, axis: string, values: readonly ValueCells[]): Html {
+  const layersOf = ({ cells }: ValueCells) =>
+    groupBy(
+      cells.flatMap((c) => c.routing),
+      layerName,
+    );
+  const layers = [...new Set(values.flatMap((v) => [...layersOf(v).keys()]))];
+  if (layers.length === 0) return html``;
+  return html`<h3>${title && `${title}, `}${figure.name}</h3>
+<div class="scroll"><table><thead><tr><th>${axis}</th>${layers.map((l) => html`<th>${l}</th>`)}</tr></thead><tbody>
+${values.map((v) => {
+  const routing = layersOf(v);
+  return html`<tr class="s${v.colour}"><th>${v.value}</th>${layers.map((l) => {
+    const seen = routing.get(l);
+    return html`<td>${seen ? figure.show(mean(seen.map(figure.of))) : "–"}</td>`;
+  })}</tr>`;
+})}</tbody></table></div>`;
 }

@@ -82,6 +82,17 @@ test("figures are those of the results", () => {
   assert.ok(row("<th>ffn</th>", section("Routing")).includes("<td>12.5%</td>"));
 });
 
+test("cost and routing are told for each model, layers for those that have them", () => {
+  const dense = results.map((r) => ({
+    ...cellResult({ ...r.settings, model: "dense" }, { totalParameters: 2000 }),
+    routing: [],
+  }));
+  const text = renderStudyReport(study, [...results, ...dense]);
+  for (const model of ["mini-switch", "dense"]) assert.ok(text.includes(`<h3>model ${model}</h3>`), model);
+  assert.ok(text.includes("<h3>model mini-switch, drift"));
+  assert.not.ok(text.includes("<h3>model dense, drift"));
+});
+
 test("text from studies cannot become markup, and the page loads nothing", () => {
   const hostile = renderStudyReport(
     { ...study, name: HOSTILE, question: HOSTILE, baseline: HOSTILE, settings: { [HOSTILE]: HOSTILE } },
