@@ -137,3 +137,24 @@ export function routerBackwardReference(
   }
   return dLogits;
 }
+
+/** [L_B, L_z] pooled over layers, weighted by their groups' tokens, and what `routerBackwardReference` needs for it. */
+export function routerPoolReference(
+  layers: readonly RouterStatistics[],
+  experts: number,
+): { losses: [number, number]; load: Float64Array; tokens: number } {
+  const load = new Float64Array(experts);
+  const probability = new Float64Array(experts);
+  const tokens = layers.reduce((sum, layer) => sum + layer.groupTokens.reduce((a, b) => a + b, 0), 0);
+  let z = 0;
+  for (const layer of layers)
+    layer.groupTokens.forEach((n, g) => {
+      z += (n / tokens) * layer.zSum[g];
+      for (let e = 0; e < experts; e++) {
+        load[e] += (n / tokens) * layer.load[g * experts + e];
+        probability[e] += (n / tokens) * layer.meanProbability[g * experts + e];
+      }
+    });
+  const balance = load.reduce((sum, f, e) => sum + f * probability[e], 0);
+  return { losses: [experts * balance, z], load, tokens };
+}

@@ -13,6 +13,7 @@ import { STEP_SCALARS } from "./step_scalars.ts";
 
 export { routerBackward } from "./router_backward.ts";
 export { routerLosses, routerStatistics, routerStatisticsScratch } from "./router_losses.ts";
+export { type PooledLayer, routerPool, routerPoolScratch } from "./router_pool.ts";
 
 export const MAX_TOP_K = 16;
 

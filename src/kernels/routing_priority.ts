@@ -18,11 +18,12 @@ const orderKernel = defineKernel({
     token_order: write("u32"), //  [tokens]
   },
   wgsl: /* wgsl */ `${LINEAR_INDEX}
-// Probability of a token's first choice; below all others for a token that is not routed.
-fn priority(t: u32) -> f32 {
+// Grows with the probability of a token's first choice; 0 for a token that is not routed. The bits of floats that are not
+// negative order as they do, and order NaN too, so that every place is taken by one token whatever the probabilities are.
+fn priority(t: u32) -> u32 {
   let e = expert_ids[t * params.top_k];
-  if (e >= params.experts) { return -1.0; }
-  return probabilities[t * params.experts + e];
+  if (e >= params.experts) { return 0u; }
+  return bitcast<u32>(probabilities[t * params.experts + e]) + 1u;
 }
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -83,10 +84,11 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   let e = at % params.experts;
   let first = t / params.tokens_per_group * params.tokens_per_group;
   let own = probabilities[at];
+  let own_bits = bitcast<u32>(own); // ordered like the probabilities, NaN included
   var rank = 0u;
   for (var u = first; u < first + params.tokens_per_group; u++) {
-    let other = probabilities[u * params.experts + e];
-    rank += u32(mask[u] != 0u && (other > own || (other == own && u < t)));
+    let other = bitcast<u32>(probabilities[u * params.experts + e]);
+    rank += u32(mask[u] != 0u && (other > own_bits || (other == own_bits && u < t)));
   }
   let taken = mask[t] != 0u && rank < params.capacity;
   expert_ids[at] = select(params.experts, e, taken);

@@ -38,6 +38,16 @@ test("the total is the cross-entropy and every term with its coefficient; layers
   }
 });
 
+test("pooled losses are one loss over all layers, and learn otherwise than their sum", async () => {
+  const steps = async (layerReduction: "sum" | "pooled") =>
+    firstSteps({ ...ROUTERS, balanceCoefficient: 1, layerReduction }, 3);
+  const [pooled, , later] = await steps("pooled");
+  const values = pooled.layers.map((l) => l.balanceLoss + 1e-3 * l.zLoss);
+  const added = pooled.totalLoss - pooled.loss;
+  assert.ok(added > 0.9 && added < 1.05 * Math.max(...values), `${added} is of the size of one layer's ${values}`);
+  assert.is.not(later.loss, (await steps("sum"))[2].loss);
+});
+
 test("what is off is not reported, and leaves the cross-entropy as it is", async () => {
   const [plain] = await firstSteps(ROUTERS);
   const [regularised] = await firstSteps({ ...ROUTERS, labelSmoothing: 0.2, vocabularyZCoefficient: 1e-3 });

@@ -139,10 +139,6 @@ test("a run's top-k and gate normalisation override the model's", () => {
   assert.equal(topK({ topK: 1 }), [1, 1, 1]);
 });
 
-test("pooled router losses are refused, never summed in silence", () => {
-  assert.throws(() => kernels({ losses: { ...losses, layerReduction: "pooled" } }), /layer_reduction: pooled/);
-});
-
 test("biases of frozen experts have no gradient", () => {
   assert.is(kernels({}).count("expert_scale_gradient"), 3);
   assert.is(kernels({}, { preset: "ffn" }).count("expert_scale_gradient"), 0);

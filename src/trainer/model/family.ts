@@ -50,6 +50,8 @@ export interface TrainingGraph {
   readonly graph: Graph;
   readonly loss: LossRows;
   readonly sparse: readonly SparseLayer[];
+  /** [2] f32: load-balancing and z-loss pooled over all layers; only where these are minimised instead of each layer's. */
+  readonly pooledLosses?: Tensor;
   /** Gradients by parameter name, summed over batches where several make a step. */
   readonly gradients: ReadonlyMap<string, Tensor>;
   readonly optimizer: OptimizerNodes;

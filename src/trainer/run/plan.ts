@@ -141,7 +141,12 @@ export function planPrograms(request: PlanRequest): RunPlan {
   const trainingGraph =
     training &&
     model.trainingGraph(target, training.trainable, options(training.lengths, true), config.optimizer.algorithm);
-  const train = trainingGraph && planned(trainingGraph, [trainingGraph.optimizer.norm]);
+  const train =
+    trainingGraph &&
+    planned(
+      trainingGraph,
+      [trainingGraph.optimizer.norm, trainingGraph.pooledLosses].filter((t) => t !== undefined),
+    );
   const encoder = planned(model.encoderGraph(target, options(request.inference, false)));
   const decoder = planned(model.decoderGraph(target, options(request.inference, false)));
   const all = [train, encoder, decoder].filter((p) => p !== undefined);

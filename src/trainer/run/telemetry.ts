@@ -8,7 +8,7 @@ import type { Results } from "./readback.ts";
 
 /** Metrics of a training step over its batches; `losses` are the coefficients of what is minimised besides. */
 export function stepMetrics(
-  { loss: rows, sparse, optimizer }: TrainingGraph,
+  { loss: rows, sparse, pooledLosses, optimizer }: TrainingGraph,
   results: readonly Results[],
   batches: readonly Batch[],
   known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
@@ -23,7 +23,10 @@ export function stepMetrics(
     );
   const loss = results.reduce((n, r) => n + sum(r.f32(rows.rowLoss)), 0) * perToken;
   const layers = results.map((r) => sparse.map((layer) => layerMetrics(layer, r)));
-  const routers = layers.flat().reduce((n, l) => n + balanceCoefficient * l.balanceLoss + zCoefficient * l.zLoss, 0);
+  const routerLosses = pooledLosses
+    ? results.map((r) => [...r.f32(pooledLosses)])
+    : layers.flat().map((l) => [l.balanceLoss, l.zLoss]);
+  const routers = routerLosses.reduce((n, [balance, z]) => n + balanceCoefficient * balance + zCoefficient * z, 0);
   const share = 1 / (results.length * (layerReduction === "mean" ? Math.max(1, sparse.length) : 1));
   const terms = [0, 1].map(
     (term) => results.reduce((n, r) => n + (rows.rowTerms ? sum(r.f32(rows.rowTerms), term, 2) : 0), 0) * perToken,

@@ -9,6 +9,8 @@ import {
   routerBackward,
   routerForward,
   routerLosses,
+  routerPool,
+  routerPoolScratch,
   routerSoftmax,
   routerStatistics,
   routerStatisticsScratch,
@@ -63,6 +65,22 @@ export interface Routing {
   readonly demand: Tensor;
   /** [2] f32: load-balancing loss, z-loss. */
   readonly losses: Tensor;
+  readonly statistics: RouterStatistics;
+}
+
+/** What a layer's losses are made of, per loss group. */
+export interface RouterStatistics {
+  readonly groups: number;
+  /** [groups, E] f32 */
+  readonly load: Tensor;
+  /** [groups, E] f32 */
+  readonly meanProbability: Tensor;
+  /** [groups] f32 */
+  readonly groupTokens: Tensor;
+  /** [groups] f32 */
+  readonly zSum: Tensor;
+  /** Set by {@link poolRouterLosses}: the statistics whose losses are differentiated instead of the layer's own. */
+  pooled?: { readonly load: Tensor; readonly tokens: Tensor };
 }
 
 /** Rows per expert are padded to this many, the height of a grouped matmul's tile. */
@@ -92,6 +110,9 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
   const logSumExp = g.activation(`${name}_log_sum_exp`, [tokens]);
   const load = g.activation(`${name}_load`, [groups, experts]);
   const groupTokens = g.activation(`${name}_group_tokens`, [groups]);
+  const meanProbability = g.activation(`${name}_mean_probability`, [groups, experts]);
+  const zSum = g.activation(`${name}_z_sum`, [groups]);
+  const statistics: RouterStatistics = { groups, load, meanProbability, groupTokens, zSum };
 
   // Which experts were chosen, used or not: the gates' normalisation and its gradient need all of them.
   const random = o.secondExpertPolicy === "random" && o.topK > 1 && !byExperts;
@@ -124,19 +145,33 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
           ),
     backward: (gradients) => {
       const dGates = gradients.of(gates);
+      // Pooled statistics stand for one group that holds the tokens of every layer.
+      const { pooled } = statistics;
+      const lossLoad = pooled?.load ?? load;
+      const lossTokens = pooled?.tokens ?? groupTokens;
       gradients.add(logits, false, (dLogits) =>
         g.add({
           name: "router_gradient",
-          reads: [probabilities, chosenIds, dGates, logSumExp, mask, load, groupTokens, step],
+          reads: [probabilities, chosenIds, dGates, logSumExp, mask, lossLoad, lossTokens, step],
           writes: [dLogits],
           flops: 8 * tokens * experts,
           lower: () =>
             routerBackward(
-              { probabilities, expertIds: chosenIds, dGates, logSumExp, mask, load, groupTokens, step, dLogits },
+              {
+                probabilities,
+                expertIds: chosenIds,
+                dGates,
+                logSumExp,
+                mask,
+                load: lossLoad,
+                groupTokens: lossTokens,
+                step,
+                dLogits,
+              },
               {
                 tokens,
-                tokensPerGroup,
-                groups,
+                tokensPerGroup: pooled ? tokens : tokensPerGroup,
+                groups: pooled ? 1 : groups,
                 experts,
                 topK,
                 normalizeGates,
@@ -149,11 +184,9 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
     },
   });
 
-  const meanProbability = g.activation(`${name}_mean_probability`, [groups, experts]);
-  const zSum = g.activation(`${name}_z_sum`, [groups]);
   const losses = g.activation(`${name}_losses`, [2]);
-  const statistics = { groups, tokensPerGroup, experts, topK, countAll: o.countAll, denominator: o.denominator };
-  const scratch = g.activation("router_statistics_scratch", [routerStatisticsScratch(statistics)]);
+  const counted = { groups, tokensPerGroup, experts, topK, countAll: o.countAll, denominator: o.denominator };
+  const scratch = g.activation("router_statistics_scratch", [routerStatisticsScratch(counted)]);
   g.add({
     name: "router_statistics",
     reads: [probabilities, expertIds, logSumExp, mask],
@@ -163,7 +196,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
     lower: () => [
       ...routerStatistics(
         { probabilities, expertIds, logSumExp, mask, scratch, load, meanProbability, groupTokens, zSum },
-        statistics,
+        counted,
       ),
       ...routerLosses(
         { load, meanProbability, zSum, out: losses },
@@ -229,7 +262,35 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
     expertCount,
     demand,
     losses,
+    statistics,
   };
+}
+
+/**
+ * Pools the losses of several routers over all their tokens (`layer_reduction: pooled`): returns [2] f32, L_B and L_z,
+ * and makes every router's gradient that of the pooled losses, by its own coefficients. Call it before
+ * differentiating; each layer's own losses are still reported.
+ * @throws RangeError when the routers differ in experts.
+ */
+export function poolRouterLosses(g: Graph, routings: readonly Routing[]): Tensor {
+  const { experts } = routings[0];
+  if (routings.some((r) => r.experts !== experts))
+    throw new RangeError("losses are pooled only over layers with the same number of experts");
+  const load = g.activation("pooled_load", [experts]);
+  const tokens = g.activation("pooled_tokens", [1]);
+  const losses = g.activation("pooled_losses", [2]);
+  const sums = g.activation("router_pool_scratch", [routerPoolScratch(experts)]);
+  const layers = routings.map((r) => r.statistics);
+  g.add({
+    name: "router_pool",
+    reads: layers.flatMap((s) => [s.load, s.meanProbability, s.groupTokens, s.zSum]),
+    writes: [load, tokens, losses],
+    scratch: [sums],
+    lower: () => routerPool(layers, { sums, load, tokens, losses }, experts),
+  });
+  for (const s of layers) s.pooled = { load, tokens };
+  g.keep(losses);
+  return losses;
 }
 
 /**

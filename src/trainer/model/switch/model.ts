@@ -5,7 +5,6 @@
 // relative position bias held by the first block of each stack and added in every self-attention of that stack.
 
 import { relativeBuckets } from "../../../kernels/attention.ts";
-import { inputError } from "../../formats/problems.ts";
 import type { Graph, Tensor } from "../../graph/graph.ts";
 import { attention, type PositionBias, positionBias } from "../../graph/ops/attention.ts";
 import {
@@ -171,8 +170,6 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
   const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
   const logits = linear(g, `${mlp}.router_logits`, routerInput, parameter(b, `${mlp}.router.classifier.weight`));
-  if (o.losses.layerReduction === "pooled")
-    throw inputError("losses.layer_reduction", ["pooled is not supported by this model; supported: sum, mean"]);
   const share = o.losses.layerReduction === "mean" ? 1 / sparseLayers(c) : 1;
   const routing = route(g, `${mlp}.router`, logits, routed, {
     topK: o.routing.topK ?? c.topK,

@@ -8,6 +8,7 @@ import { Graph, type Tensor } from "../../graph/graph.ts";
 import { accumulateGradients } from "../../graph/ops/accumulate.ts";
 import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
+import { poolRouterLosses } from "../../graph/ops/moe.ts";
 import { optimizerNodes } from "../../graph/ops/optimizer.ts";
 import type { TrainableSet } from "../../groups.ts";
 import type { OptimizerAlgorithm } from "../../types.ts";
@@ -104,10 +105,14 @@ export function trainingGraph(
     labelSmoothing: options.losses.labelSmoothing ?? 0,
     vocabularyZ: options.losses.vocabularyZCoefficient ?? 0,
   });
+  const routings = build.sparse.map((layer) => layer.routing);
+  const pooled = options.losses.layerReduction === "pooled" && routings.length > 0;
+  const pooledLosses = pooled ? poolRouterLosses(graph, routings) : undefined;
   const own = differentiate(graph);
   const gradients = options.accumulationSteps > 1 ? accumulateGradients(graph, own) : own;
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
-  return { graph, loss, sparse: build.sparse, gradients, optimizer, hidden: { encoder: encoded, decoder: decoded } };
+  const hidden = { encoder: encoded, decoder: decoded };
+  return { graph, loss, sparse: build.sparse, pooledLosses, gradients, optimizer, hidden };
 }
 
 /** The encoder, writing the input tensor `encoder_output`. */
