@@ -1,11 +1,9 @@
-// A thaw server of a client's own, started as a user would start one: `thaw serve` in another process, on a free port of
-// loopback. It ends when told, or when this process ends.
+// A thaw server of a client's own, the one `thaw serve` starts, on a free port of loopback. It ends when told, or with
+// this process, however that ends.
 
-import { type ChildProcess, spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
-
-const THAW = fileURLToPath(new URL("../cli/thaw.mjs", import.meta.url));
+import { spawnServer } from "../cli/commands/serve.ts";
 
 const START_SECONDS = 60;
 /** The server drains for a few seconds; then it is ended. */
@@ -28,11 +26,7 @@ export interface OwnServer {
  */
 export async function startServer(data: string, models: string | undefined, signal: AbortSignal): Promise<OwnServer> {
   const options = ["--port", "0", "--data-dir", data, ...(models === undefined ? [] : ["--models", models])];
-  const child = spawn(process.execPath, [THAW, "serve", ...options], {
-    stdio: ["ignore", "pipe", "pipe"],
-    // A terminal's Ctrl-C reaches the client only, which then stops the server in order.
-    detached: true,
-  });
+  const child = spawnServer(options, "pipe");
   let stopped: Promise<void> | undefined;
   const stop = (): Promise<void> => {
     stopped ??= endProcess(child);

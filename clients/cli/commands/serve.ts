@@ -1,7 +1,7 @@
 // `thaw serve`: starts the server as a child process of the same runtime and passes options and signals on. The client
 // knows nothing of the server but its file.
 
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { constants } from "node:os";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -21,16 +21,23 @@ export function addServe(program: Command): void {
     });
 }
 
-/** @returns the server's exit code, by the shell's convention where a signal ended it */
-function runServer(options: readonly string[]): Promise<number> {
+/**
+ * Starts the server in a process group of its own: a terminal's Ctrl-C reaches only this process. The server stops when its
+ * standard input ends, which it does however this process ends.
+ */
+export function spawnServer(options: readonly string[], output: "inherit" | "pipe"): ChildProcess {
   const runtime = "Deno" in globalThis ? ["run", "-A"] : ["--import", import.meta.resolve("tsx")];
-  const child = spawn(process.execPath, [...runtime, SERVER, ...options], {
-    // A process group of its own: a terminal's Ctrl-C reaches only this process, and each signal is passed on once.
+  return spawn(process.execPath, [...runtime, SERVER, ...options], {
     detached: true,
-    // The server stops when this pipe ends, which it does however this process ends.
-    stdio: ["pipe", "inherit", "inherit"],
+    stdio: ["pipe", output, output],
     env: { ...process.env, THAW_LAUNCHER_PIPE: "1" },
   });
+}
+
+/** @returns the server's exit code, by the shell's convention where a signal ended it */
+function runServer(options: readonly string[]): Promise<number> {
+  const child = spawnServer(options, "inherit");
+  // Each signal is passed on once.
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => child.kill(signal));
   return new Promise((resolve, reject) => {
     child.on("error", reject);
