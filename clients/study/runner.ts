@@ -4,7 +4,9 @@
 
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
+import type { CreateRunRequestSchema } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState, RunStateSchema } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOf, RpcError, type Thaw, uploadDataset, uploadModel, watchRun } from "../typescript/index.ts";
 import { type Collected, cellResult, collect, nothing } from "./collect.ts";
@@ -13,7 +15,7 @@ import { type Lines, openLines } from "./lines.ts";
 import { type Cell, planCells, type Resources, runSpec } from "./plan.ts";
 import type { CellResult } from "./results.ts";
 
-/** A cell without a result. The next call tries it again when its run was deleted. */
+/** A cell without a result; the next call tries it again. */
 export interface CellFailure {
   readonly cell: string;
   /** `runs/{run}` */
@@ -174,20 +176,8 @@ async function runCell(
   const failure = (error: string) => ({ cell: cell.id, run: name, error, failedAt: new Date().toISOString() });
   const labels = { study: study.name, cell: cell.id };
   try {
-    await persist(
-      () =>
-        onceThere(
-          () =>
-            thaw.runs.createRun({
-              runId: cell.run,
-              displayName: cell.id,
-              labels,
-              spec: runSpec(study, cell, resources),
-            }),
-          name,
-        ),
-      signal,
-    );
+    const request = { runId: cell.run, displayName: cell.id, labels, spec: runSpec(study, cell, resources) };
+    await persist(() => createOrFind(thaw, request, name), signal);
     const collected = nothing();
     const onReconnect = (lost: RpcError) => progress.say(`connection lost (${lost.message}); trying again`);
     for await (const event of watchRun(thaw, name, { signal, onReconnect, patienceMs: PATIENCE_MS })) {
@@ -205,8 +195,27 @@ async function runCell(
     const { code, message, fields } = problemsOf(error);
     // Without the server no other cell does better; what it refuses about this one is this cell's own.
     if (signal.aborted || code === "UNAVAILABLE" || !(error instanceof RpcError)) throw error;
-    return failure([`${code}: ${message}`, ...fields.map((f) => `${f.field}: ${f.message}`)].join("; "));
+    const told = fields.length > 0 ? fields.map((f) => `${f.field}: ${f.message}`).join("; ") : message;
+    return failure(`${code}: ${told}`);
   }
+}
+
+/** Creates a run unless it exists. One that failed before is deleted and gets another try; failures.jsonl keeps why. */
+async function createOrFind(
+  thaw: Thaw,
+  request: MessageInitShape<typeof CreateRunRequestSchema>,
+  name: string,
+): Promise<void> {
+  try {
+    await thaw.runs.createRun(request);
+    return;
+  } catch (error) {
+    if (problemsOf(error).code !== "ALREADY_EXISTS") throw error;
+  }
+  const { run } = await thaw.runs.getRun({ name });
+  if (run?.state !== RunState.FAILED && run?.state !== RunState.CANCELLED) return;
+  await thaw.runs.deleteRun({ name });
+  await thaw.runs.createRun(request);
 }
 
 /** Calls again while the server is away, within patience, and while its queue is full, as long as it takes. */

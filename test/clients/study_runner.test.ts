@@ -74,13 +74,18 @@ const LOG = [
 ];
 
 /** A server whose runs do what `end` says. It keeps what it was asked. */
-async function server(end: (run: string) => RunState, existing: readonly string[] = []) {
+async function server(
+  end: (run: string) => RunState,
+  existing: readonly string[] = [],
+  state: RunState = RunState.RUNNING,
+) {
   const created: string[] = [];
   const watched: string[] = [];
+  const deleted: string[] = [];
   const { thaw } = await fakeServer({
     runs: {
       createRun: ({ runId }) => {
-        if (existing.includes(runId)) throw new RpcError(status.ALREADY_EXISTS, "it exists");
+        if (existing.includes(runId) && deleted.length === 0) throw new RpcError(status.ALREADY_EXISTS, "it exists");
         created.push(runId);
         return { run: { name: `runs/${runId}` } };
       },
@@ -90,10 +95,18 @@ async function server(end: (run: string) => RunState, existing: readonly string[
         const events = [...LOG, ends(end(name))].map((event, i) => ({ revision: BigInt(i + 1), event }));
         yield { reply: { case: "events" as const, value: { events } } };
       },
-      getRun: ({ name }) => ({ run: { name, cost: create(PlanCostSchema, { trainableParameters: 5n }) } }),
+      getRun: ({ name }) => {
+        const old = existing.includes(name.slice("runs/".length)) && deleted.length === 0;
+        const cost = create(PlanCostSchema, { trainableParameters: 5n });
+        return { run: { name, cost, state: old ? state : RunState.QUEUED } };
+      },
+      deleteRun: ({ name }) => {
+        deleted.push(name);
+        return {};
+      },
     },
   });
-  return { thaw, created, watched };
+  return { thaw, created, watched, deleted };
 }
 
 test("a cell's result is read from its run's log", async ({ folder }) => {
@@ -147,6 +160,16 @@ test("a cell that fails is recorded and the study goes on", async ({ folder }) =
   );
   const recorded = JSON.parse(await readFile(join(folder, "failures.jsonl"), "utf8"));
   assert.is(recorded.cell, bad.id);
+});
+
+test("a run that failed before is replaced by a new try", async ({ folder }) => {
+  const small = await study(folder);
+  const cells = planCells(small);
+  const { thaw, created, deleted } = await server(() => RunState.SUCCEEDED, [cells[0].run], RunState.FAILED);
+  const { results } = await runStudy(thaw, small, folder, QUIET, never);
+  assert.is(results.length, 4);
+  assert.equal(deleted, [`runs/${cells[0].run}`]);
+  assert.ok(created.includes(cells[0].run));
 });
 
 test("a line torn by a crash is cut off before the next is written", async ({ folder }) => {

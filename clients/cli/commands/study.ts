@@ -8,7 +8,7 @@ import { readStudy, type Study, StudyFileError } from "../../study/file.ts";
 import { planCells } from "../../study/plan.ts";
 import { renderStudyReport } from "../../study/report.ts";
 import type { StudyDescription } from "../../study/results.ts";
-import { type CellFailure, runStudy, type StudyProgress } from "../../study/runner.ts";
+import { runStudy, type StudyProgress } from "../../study/runner.ts";
 import { AXES } from "../../study/schema.ts";
 import { type OwnServer, startServer } from "../../study/server.ts";
 import { CLAIM_IDS } from "../../study/verdicts.ts";
@@ -92,7 +92,7 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
   try {
     const { results, failures } = await runStudy(thaw, study, out, progress, signal);
     await writeFile(join(out, "report.html"), renderStudyReport(description(study), results));
-    for (const failure of failures) say(failureText(failure));
+    if (failures.length > 0) say(`${failures.length} cells failed; ${join(out, "failures.jsonl")} says why`);
     print(join(out, "results.jsonl"));
     print(join(out, "report.html"));
     return failures.length === 0 ? EXIT.OK : EXIT.FAILED;
@@ -103,9 +103,6 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
 }
 
 const lossText = (loss: number | undefined): string => (loss === undefined ? "" : `loss ${loss.toFixed(3)}`);
-
-const failureText = ({ run, error }: CellFailure): string =>
-  `${run} failed: ${error}; "thaw runs delete ${run}" lets the next call try it again`;
 
 /** What the report says about the study. Folders of this machine are left out: the file names them its own way. */
 function description({ datasets: _, folders: __, ...file }: Study): StudyDescription {
