@@ -1,26 +1,27 @@
 // What a study has found: one line of results.jsonl per finished cell, and the words the report needs about the study.
 // Plain JSON, so that a results file can be read by anything.
 
-/** Both splits scored at one step, from the same evaluation. */
+/** Where a run stood at one of its evaluations. */
 export interface CurvePoint {
   step: number;
-  /** Mean cross-entropy per target token, in nats. */
+  /** Mean cross-entropy per target token of the training steps since the point before, dropout on; in nats. */
   trainLoss: number;
+  /** Cross-entropy per target token of the validation split, in nats. */
   validationLoss: number;
   /** By the task's metric, in [0, 1]. */
   validationScore: number;
 }
 
-/** What fine-tuning did to one router, the last routing summary against the first. */
+/** What fine-tuning did to one router on the validation split, the last evaluation against the starting model's. */
 export interface LayerDrift {
   stack: "encoder" | "decoder";
   /** Among all layers of the stack, from 0. */
   layer: number;
-  /** Total variation distance between the shares of tokens per expert, in [0, 1]. */
+  /** Total variation distance between the experts' shares of the assignments, in [0, 1]. */
   drift: number;
   /** The largest expert's share over the mean share; 1 is even. */
   loadImbalance: number;
-  /** Token choices that found no capacity, in [0, 1]. */
+  /** Assignments that found no capacity, in [0, 1]. */
   droppedShare: number;
 }
 

@@ -92,7 +92,8 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
   try {
     const { results, failures } = await runStudy(thaw, study, out, progress, signal);
     await writeFile(join(out, "report.html"), renderStudyReport(description(study), results));
-    if (failures.length > 0) say(`${failures.length} cells failed; ${join(out, "failures.jsonl")} says why`);
+    if (failures.length > 0)
+      say(`without a result: ${failures.length} of the cells; ${join(out, "failures.jsonl")} says why`);
     print(join(out, "results.jsonl"));
     print(join(out, "report.html"));
     return failures.length === 0 ? EXIT.OK : EXIT.FAILED;
