@@ -1,29 +1,15 @@
-// A thaw server of the demo's own, started as a user would start one: `thaw serve` in another process, a free port on
-// loopback, a temporary data folder. It ends when told, or when the demo ends.
+// A thaw server of the demo's own, with a temporary data folder that goes when the server is stopped.
 
-import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { type OwnServer, startServer as startOwnServer } from "../../clients/study/server.ts";
 
-const THAW = fileURLToPath(new URL("../../clients/cli/thaw.mjs", import.meta.url));
+export type DemoServer = OwnServer;
+
 /** The folder LoadModel may read. */
 const MODELS = fileURLToPath(new URL("../models", import.meta.url));
-
-const START_SECONDS = 60;
-/** The server drains for a few seconds; then it is ended. */
-const STOP_SECONDS = 20;
-
-export interface DemoServer {
-  /** `host:port` */
-  readonly address: string;
-  /** What the server said about its adapter. */
-  readonly adapter: string;
-  /** Ends the server gracefully and removes its data; a second call waits for the first. */
-  stop(): Promise<void>;
-}
 
 /**
  * @param signal gives up while the server is still coming up
@@ -31,50 +17,12 @@ export interface DemoServer {
  */
 export async function startServer(signal: AbortSignal): Promise<DemoServer> {
   const data = await mkdtemp(join(tmpdir(), "thaw-demo-"));
-  const child = spawn(process.execPath, [THAW, "serve", "--port", "0", "--data-dir", data, "--models", MODELS], {
-    stdio: ["ignore", "pipe", "pipe"],
-    // A terminal's Ctrl-C reaches the demo only, which then stops the server in order.
-    detached: true,
-  });
-  let stopped: Promise<void> | undefined;
-  const stop = (): Promise<void> => {
-    stopped ??= endProcess(child).then(() => rm(data, { recursive: true, force: true }));
-    return stopped;
-  };
+  const discard = () => rm(data, { recursive: true, force: true });
   try {
-    return { ...(await readyLine(child, signal)), stop };
+    const server = await startOwnServer(data, MODELS, signal);
+    return { ...server, stop: () => server.stop().then(discard) };
   } catch (error) {
-    await stop();
+    await discard();
     throw error;
   }
-}
-
-/** Waits for `thaw serves on HOST:PORT, ADAPTER`. */
-function readyLine(child: ChildProcess, signal: AbortSignal): Promise<{ address: string; adapter: string }> {
-  let output = "";
-  return new Promise((resolve, reject) => {
-    const fail = (why: string) => reject(new Error(`the server ${why}${output ? `:\n${output.trimEnd()}` : ""}`));
-    const timer = setTimeout(() => fail(`did not come up within ${START_SECONDS} s`), START_SECONDS * 1000);
-    const read = (text: string) => {
-      output = `${output}${text}`.slice(-10_000);
-      const ready = /^thaw serves on (\S+), (.+)$/m.exec(output);
-      if (!ready) return;
-      clearTimeout(timer);
-      resolve({ address: ready[1], adapter: ready[2] });
-    };
-    child.stdout?.setEncoding("utf8").on("data", read);
-    child.stderr?.setEncoding("utf8").on("data", read);
-    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
-    child.on("error", (error) => fail(`did not start (${error.message})`));
-    child.on("exit", (code, signal) => fail(`ended with ${signal ?? `exit code ${code}`}`));
-  });
-}
-
-async function endProcess(child: ChildProcess): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
-  const ended = new Promise((resolve) => child.once("exit", resolve));
-  child.kill("SIGTERM");
-  const timer = setTimeout(() => child.pid && process.kill(-child.pid, "SIGKILL"), STOP_SECONDS * 1000);
-  await ended;
-  clearTimeout(timer);
 }
