@@ -254,7 +254,7 @@ export interface RouteBatch {
   readonly expertIds: Uint16Array;
   /** [tokens, topK] */
   readonly gates: Float32Array;
-  /** [tokens, topK]; 0 = dropped by capacity. */
+  /** [tokens, topK]; 0 = dropped by capacity, or a later expert that the random policy did not use. */
   readonly kept: Uint8Array;
 }
 

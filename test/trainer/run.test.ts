@@ -230,6 +230,25 @@ test("evaluation: a model that has learnt its data matches it, and evaluation le
   assert.equal(actual, expected);
 });
 
+test("routes name the expert that was chosen also where the random policy does not use it", async () => {
+  const base = tinyRun(model, data).routing;
+  const dropless = { ...base, trainCapacity: { rule: "dropless" as const } };
+  const run = await open({
+    routing: { ...dropless, topK: 2, gateNormalization: "top_k", secondExpertPolicy: "random" },
+  });
+  const routes: RouteBatch[] = [];
+  run.onRoutes = (batch) => routes.push(batch);
+  const { layers } = await run.trainStep();
+  run.close();
+  const unused = routes.flatMap((r) => [...r.kept]).filter((kept) => kept === 0).length;
+  assert.ok(unused > 0 && routes.every((r) => r.expertIds.every((e) => e < r.experts)));
+  for (const r of routes) assert.ok(r.kept.every((kept, a) => kept === 1 || (a % 2 === 1 && r.gates[a] === 0)));
+  assert.ok(
+    layers.every((l) => l.dropped === 0),
+    "an unused choice is not a dropped one",
+  );
+});
+
 test("an exported model is the run's, bit for bit", async () => {
   const run = await open();
   await losses(run, 2);

@@ -145,7 +145,7 @@ function decoderRoutes(run: Run, decoder: Decoder, batch: Batch, decoded: Decode
       kept: [] as number[],
     };
     const values = decoded.positions.map(({ results }) => ({
-      expertIds: results.u32(routing.expertIds),
+      expertIds: results.u32(routing.chosenIds),
       gates: results.f32(routing.gates),
       rows: results.u32(routing.rowOfAssignment),
     }));

@@ -67,7 +67,7 @@ const layerResults = (layer: SparseLayer): Tensor[] => [
   layer.routing.demand,
   layer.routing.expertCount,
 ];
-const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.expertIds, routing.gates, routing.rowOfAssignment];
+const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.chosenIds, routing.gates, routing.rowOfAssignment];
 
 type BuildConfig = Pick<
   RunConfig,

@@ -103,7 +103,7 @@ export function routeBatch(layer: SparseLayer, results: Results, context: RouteC
   const mask = encoder ? batch.inputMask : batch.decoderMask;
   const tokens = Uint32Array.from(ids.keys()).filter((t) => context.routePadding || mask[t] === 1);
   const { experts, topK } = layer.routing;
-  const expertIds = results.u32(layer.routing.expertIds);
+  const expertIds = results.u32(layer.routing.chosenIds);
   const rows = results.u32(layer.routing.rowOfAssignment);
   const all: RouteBatch = {
     source: context.source,

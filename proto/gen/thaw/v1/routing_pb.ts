@@ -422,7 +422,8 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
   gates: Uint8Array;
 
   /**
-   * Bit i (bit i % 8, least significant first, of byte i / 8) belongs to element i of [n, k]: 1 kept, 0 dropped by capacity.
+   * Bit i (bit i % 8, least significant first, of byte i / 8) belongs to element i of [n, k]: 1 kept, 0 dropped by capacity
+   * or not used by the random second expert policy.
    *
    * @generated from field: bytes kept_bits = 14;
    */

@@ -50,8 +50,10 @@ export interface Routing {
   readonly topK: number;
   readonly maxRows: number;
   readonly rowTile: number;
-  /** [T, k] u32 */
+  /** [T, k] u32; E where a choice is not used: padding, or a later expert that the random policy left out. */
   readonly expertIds: Tensor;
+  /** [T, k] u32: what was chosen, used or not. */
+  readonly chosenIds: Tensor;
   /** [T, k] f32 */
   readonly gates: Tensor;
   /** [T·k] u32: sorted row of each assignment, 0xffffffff when dropped or padding. */
@@ -247,13 +249,14 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
       ),
   });
 
-  g.keep(expertIds, gates, rowOfAssignment, expertCount, demand, losses);
+  g.keep(expertIds, chosenIds, gates, rowOfAssignment, expertCount, demand, losses);
   return {
     experts,
     topK,
     maxRows,
     rowTile,
     expertIds,
+    chosenIds,
     gates,
     rowOfAssignment,
     sourceOfRow,
