@@ -169,6 +169,10 @@ export class Graph {
   }
 }
 
+/** Trainable entries of a parameter's expert axis, ascending; [0] for a parameter that has none. */
+export const trainableSlots = ({ slots, parameter }: Tensor): readonly number[] =>
+  slots ?? Array.from({ length: parameter?.experts ?? 1 }, (_, e) => e);
+
 export const elements = (shape: readonly number[]): number => shape.reduce((n, d) => n * d, 1);
 
 /** Bytes of a tensor's buffer; WebGPU sizes are multiples of 4 and a buffer of ours is never smaller than 16. */

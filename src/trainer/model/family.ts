@@ -83,6 +83,8 @@ export interface DecodingGraphs {
     readonly logits: Tensor;
     /** [rows] u32: most probable token, the lower id among equals. */
     readonly predicted: Tensor;
+    /** What decoding_buckets holds while `position` is decoded: the bucket of the distance to every key. */
+    bucketsAt(position: number): Uint32Array<ArrayBuffer>;
   };
   /** Rows of the self-attention caches change places. */
   readonly reorder: InferenceGraph;
@@ -110,6 +112,4 @@ export interface Model {
   decoderGraph(target: KernelTarget, options: BuildOptions): InferenceGraph;
   /** Programs of generation for at most `options.targetLength` tokens. */
   decodingGraphs(target: KernelTarget, options: BuildOptions, beams: number): DecodingGraphs;
-  /** The bucket of the distance from `position` to each of `length` keys, u32 [length]. */
-  decodingBuckets(position: number, length: number): Uint32Array<ArrayBuffer>;
 }

@@ -4,7 +4,7 @@
 
 import type { Device } from "../../kernels/device/device.ts";
 import { runProgram } from "../../kernels/program.ts";
-import type { DecodingGraphs, Model } from "../model/family.ts";
+import type { DecodingGraphs } from "../model/family.ts";
 import { DeviceMemory, type Lent, type RecordedGraph } from "./device_memory.ts";
 import type { Planned } from "./plan.ts";
 import { Readback, type Results } from "./readback.ts";
@@ -30,26 +30,24 @@ export class Decoder {
   readonly step: Planned<DecodingGraphs["step"]>;
   readonly #device: Device;
   readonly #memory: DeviceMemory;
-  readonly #model: Model;
   readonly #readLogits: boolean;
   #prefix: RecordedGraph | undefined;
   #step: RecordedGraph | undefined;
   #reorder: RecordedGraph | undefined;
   #readback: Readback | undefined;
 
-  private constructor(memory: DeviceMemory, model: Model, plan: DecoderPlan) {
+  private constructor(memory: DeviceMemory, plan: DecoderPlan) {
     this.#device = memory.device;
     this.#memory = memory;
-    this.#model = model;
     this.#readLogits = plan.readLogits;
     this.shape = plan.shape;
     this.step = plan.step;
   }
 
   /** Allocates and records; `lent` are the run's buffers it reads. On any error nothing stays allocated. */
-  static async open(device: Device, model: Model, plan: DecoderPlan, lent: Lent): Promise<Decoder> {
+  static async open(device: Device, plan: DecoderPlan, lent: Lent): Promise<Decoder> {
     const memory = new DeviceMemory(device, lent);
-    const decoder = new Decoder(memory, model, plan);
+    const decoder = new Decoder(memory, plan);
     try {
       await memory.prepare([plan.prefix.lowered, plan.step.lowered, plan.reorder.lowered]);
       decoder.#prefix = await memory.record("decoding prefix", plan.prefix.lowered);
@@ -83,7 +81,7 @@ export class Decoder {
     set("decoding_ids", tokens);
     set("decoding_routed", live);
     set("decoding_position", Uint32Array.of(position));
-    set("decoding_buckets", this.#model.decodingBuckets(position, length));
+    set("decoding_buckets", this.step.built.bucketsAt(position));
     set(
       "decoding_visible",
       Uint32Array.from({ length: rows * length }, (_, i) => Number(i % length <= position)),

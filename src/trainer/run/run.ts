@@ -336,7 +336,7 @@ export class Run implements TrainingRun {
     if (needed > limit) throw new MemoryError(needed, limit, 0);
     const inputs = [...this.#memory.inputs].filter(([name]) => DECODER_INPUTS.includes(name));
     const lent = { parameters: this.#memory.parameters, inputs: new Map(inputs) };
-    return Decoder.open(this.device, source.model, plan, lent);
+    return Decoder.open(this.device, plan, lent);
   }
 
   /** A data file as token ids; read again only when the file has changed. @throws InputError with line numbers */

@@ -7,7 +7,7 @@ import {
   gatedGelu as gatedGeluKernel,
   gatedGeluUpGradient,
 } from "../../../kernels/gated_gelu.ts";
-import { elements, type Graph, type Tensor } from "../graph.ts";
+import { elements, type Graph, type Tensor, trainableSlots } from "../graph.ts";
 import type { Routing } from "./moe.ts";
 
 /** gelu(gate) · up, the GELU in its tanh approximation; all of one shape. */
@@ -71,7 +71,7 @@ export function expertScale(g: Graph, name: string, x: Tensor, scale: Tensor, r:
         }),
       );
       gradients.add(scale, false, (dScale) => {
-        const slots = scale.slots ?? Array.from({ length: experts }, (_, e) => e);
+        const slots = trainableSlots(scale);
         const trainableExperts = g.constant("trainable_experts", Uint32Array.from(slots));
         g.add({
           name: "expert_scale_gradient",

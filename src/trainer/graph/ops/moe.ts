@@ -17,7 +17,7 @@ import {
 } from "../../../kernels/router.ts";
 import { expertChoice, priorityOrder } from "../../../kernels/routing_priority.ts";
 import type { CapacityRule } from "../../types.ts";
-import type { Graph, Tensor } from "../graph.ts";
+import { type Graph, type Tensor, trainableSlots } from "../graph.ts";
 import { reluBackward } from "./dense.ts";
 
 export interface RouterOptions {
@@ -353,7 +353,7 @@ export function expertLinear(
           });
       });
       gradients.add(weight, false, (dWeight) => {
-        const slots = weight.slots ?? Array.from({ length: r.experts }, (_, e) => e);
+        const slots = trainableSlots(weight);
         const trainableExperts = g.constant("trainable_experts", Uint32Array.from(slots));
         g.add({
           name: "expert_weight_gradient",

@@ -10,7 +10,7 @@ import { gradientNorm, partialsOfCount, sumOfSquares } from "../../../kernels/re
 import { sgd } from "../../../kernels/sgd.ts";
 import { keyShape } from "../../model/parameters.ts";
 import type { Adafactor, AdamW, OptimizerAlgorithm, Sgd } from "../../types.ts";
-import { elements, type Graph, type Tensor } from "../graph.ts";
+import { elements, type Graph, type Tensor, trainableSlots } from "../graph.ts";
 
 /** One of the tensors an algorithm remembers of a parameter. */
 export interface StateTensor {
@@ -59,7 +59,7 @@ export function optimizerNodes(
   for (const [name, gradient] of gradients) {
     const parameter = g.parameters.get(name)!;
     const spec = parameter.parameter!;
-    const slots = parameter.slots ?? Array.from({ length: spec.experts ?? 1 }, (_, e) => e);
+    const slots = trainableSlots(parameter);
     const declare = (kind: string, shape: readonly number[]) =>
       g.tensor({
         name: `${kind}.${name}`,

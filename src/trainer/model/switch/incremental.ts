@@ -148,17 +148,13 @@ function stepGraph(
   });
   const head = vocabularyHead(b);
   const next = nextTokens(g, finalNorm(b, h, "decoder"), head.weight, head.alpha);
-  return { graph: g, sparse: b.sparse, ...next };
-}
-
-type Projection = (from: Tensor, projection: string) => Tensor;
-
-/** The relative position bucket of every key's distance to `position`, keys 0 … length-1. */
-export function decodingBuckets(config: SwitchConfig, position: number, length: number): Uint32Array<ArrayBuffer> {
   const byDistance = relativeBuckets(length, length, {
     buckets: config.relativeBuckets,
     maxDistance: config.relativeMaxDistance,
     bidirectional: false,
   });
-  return byDistance.slice(length - 1 - position, 2 * length - 1 - position);
+  const bucketsAt = (at: number) => byDistance.slice(length - 1 - at, 2 * length - 1 - at);
+  return { graph: g, sparse: b.sparse, ...next, bucketsAt };
 }
+
+type Projection = (from: Tensor, projection: string) => Tensor;

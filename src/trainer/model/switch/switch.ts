@@ -2,7 +2,7 @@
 
 import type { Model } from "../family.ts";
 import { parseSwitchConfig } from "./config.ts";
-import { decodingBuckets, decodingGraphs } from "./incremental.ts";
+import { decodingGraphs } from "./incremental.ts";
 import { switchAliases, switchParameters } from "./parameters.ts";
 import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
 
@@ -26,6 +26,5 @@ export function switchModel(
     encoderGraph: (target, options) => encoderGraph(target, config, parameters, options),
     decoderGraph: (target, options) => decoderGraph(target, config, parameters, options),
     decodingGraphs: (target, options, beams) => decodingGraphs(target, config, parameters, options, beams),
-    decodingBuckets: (position, length) => decodingBuckets(config, position, length),
   };
 }
