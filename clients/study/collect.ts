@@ -9,6 +9,7 @@ import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOfStatus } from "../typescript/index.ts";
 import type { Cell } from "./plan.ts";
 import type { CellResult, CurvePoint, LayerDrift } from "./results.ts";
+import { median } from "./statistics.ts";
 
 export interface Collected {
   state: RunState;
@@ -86,7 +87,7 @@ export function cellResult(cell: Cell, collected: Collected, cost: PlanCost | un
     totalParameters: Number(cost?.totalParameters ?? 0n),
     optimizerBytes: Number(cost?.optimizerBytes ?? 0n),
     peakBytes: Number(cost?.peakBytes ?? 0n),
-    stepSeconds: median(stepSeconds),
+    stepSeconds: stepSeconds.length > 0 ? median(stepSeconds) : 0,
     routing: collected.last.map((layer, i) => layerDrift(collected.first[i], layer)),
     finishedAt: finishedAt.toISOString(),
   };
@@ -102,11 +103,4 @@ function layerDrift(first: RouterLayerMetrics, last: RouterLayerMetrics): LayerD
     loadImbalance: Math.max(...last.load) * last.load.length,
     droppedShare: last.assignments === 0n ? 0 : Number(last.dropped) / Number(last.assignments),
   };
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length / 2;
-  if (sorted.length === 0) return 0;
-  return sorted.length % 2 ? sorted[Math.floor(middle)] : (sorted[middle - 1] + sorted[middle]) / 2;
 }

@@ -5,7 +5,7 @@ import { bytes, count, milliseconds, nats, percent } from "../charts/format.ts";
 import { type Html, html } from "../charts/html.ts";
 import { AXIS_NAMES, byModel, type Comparison, comparisons, type ValueCells } from "./report_comparison.ts";
 import type { CellResult, CurvePoint, LayerDrift, StudyDescription } from "./results.ts";
-import { groupBy, mean, quantile } from "./statistics.ts";
+import { groupBy, mean, median } from "./statistics.ts";
 
 const gap = (p: CurvePoint): number => p.validationLoss - p.trainLoss;
 /** JSON has no NaN: a loss that was not a number is null. */
@@ -47,12 +47,6 @@ ${values.map(({ value, colour, cells }) => {
 <td>${count(median(cells.map((c) => c.bestStep)))}</td><td>${count(median(cells.map((c) => c.steps)))}</td></tr>`;
 })}</tbody></table></div>`;
 }
-
-const median = (values: readonly number[]): number =>
-  quantile(
-    [...values].sort((a, b) => a - b),
-    0.5,
-  );
 
 export function costSection(study: StudyDescription, results: readonly CellResult[]): Html {
   return html`<section><h2>Cost</h2>

@@ -32,6 +32,10 @@ export function quantile(sorted: ArrayLike<number>, share: number): number {
   return sorted[below] + (position - below) * (sorted[above] - sorted[below]);
 }
 
+/** NaN of nothing. */
+export const median = (values: readonly number[]): number =>
+  values.length > 0 ? quantile(Float64Array.from(values).sort(), 0.5) : Number.NaN;
+
 /** Mean with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3). */
 export function estimate(values: readonly number[], seed = 0): Estimate {
   const means = Float64Array.from({ length: values.length > 0 ? RESAMPLES : 0 }, (_, resample) => {
