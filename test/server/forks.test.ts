@@ -4,12 +4,13 @@ import { setTimeout as delay } from "node:timers/promises";
 import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { problemsOf, RpcError } from "../../clients/typescript/index.ts";
+import { problemsOf } from "../../clients/typescript/index.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import {
   eventsUntil,
   reaches,
+  refused,
   type TestServer,
   type TestServerOptions,
   testServer,
@@ -34,16 +35,6 @@ function scenario(name: string, options: TestServerOptions, body: (server: TestS
       await server.stop();
     }
   });
-}
-
-async function refused(call: Promise<unknown>): Promise<RpcError> {
-  try {
-    await call;
-  } catch (error) {
-    if (error instanceof RpcError) return error;
-    throw error;
-  }
-  return assert.unreachable("the call succeeded") as never;
 }
 
 const sourceCheckpoint = "runs/s/checkpoints/step-2";

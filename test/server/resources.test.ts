@@ -6,9 +6,9 @@ import { basename, join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { problemsOf, RpcError, uploadDataset } from "../../clients/typescript/index.ts";
+import { problemsOf, uploadDataset } from "../../clients/typescript/index.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
-import { eventsUntil, reaches, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
+import { eventsUntil, reaches, refused, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
 import { tinyModel } from "../support/tiny_model.ts";
 
 const test = suite("resources");
@@ -31,16 +31,6 @@ test.after(async () => {
   await server.stop();
   for (const folder of [root, outside]) await rm(folder, { recursive: true });
 });
-
-async function refused(call: Promise<unknown>): Promise<RpcError> {
-  try {
-    await call;
-  } catch (error) {
-    if (error instanceof RpcError) return error;
-    throw error;
-  }
-  return assert.unreachable("the call succeeded") as never;
-}
 
 test("LoadModel reads only below the models folder, links included", async () => {
   const { thaw } = server;

@@ -6,7 +6,7 @@ import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { problemsOf, RpcError } from "../../clients/typescript/index.ts";
+import { problemsOf, type RpcError } from "../../clients/typescript/index.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
 import type { SteerRunResponse } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
@@ -15,6 +15,7 @@ import {
   describeEvent,
   eventsUntil,
   reaches,
+  refused,
   type TestServer,
   type TestServerOptions,
   testServer,
@@ -41,16 +42,6 @@ function scenario(name: string, options: TestServerOptions, body: (server: TestS
 }
 
 const first = <T>(stream: AsyncIterable<T>) => stream[Symbol.asyncIterator]().next();
-
-async function refused(call: Promise<unknown>): Promise<RpcError> {
-  try {
-    await call;
-  } catch (error) {
-    if (error instanceof RpcError) return error;
-    throw error;
-  }
-  return assert.unreachable("the call succeeded") as never;
-}
 
 scenario("a run goes from the queue to its end, and its log tells all of it", {}, async ({ thaw }) => {
   const { run } = await thaw.runs.createRun({ runId: "r", spec: { ...SPEC, checkpoints: { everySteps: 2n } } });

@@ -6,7 +6,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
-import { connectThaw, type Thaw, uploadDataset, uploadModel } from "../../clients/typescript/index.ts";
+import * as assert from "uvu/assert";
+import { connectThaw, RpcError, type Thaw, uploadDataset, uploadModel } from "../../clients/typescript/index.ts";
 import type { RunEvent } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { type FromWorker, FromWorkerSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
@@ -192,4 +193,15 @@ export function describeEvent({ step, event }: RunEvent): string {
   if (event.case === "metrics") return `step ${event.value.step}`;
   if (event.case === "warning") return event.value.reason;
   return `${event.case} ${step}`;
+}
+
+/** What a call is refused with; a call that succeeds fails the test. */
+export async function refused(call: Promise<unknown>): Promise<RpcError> {
+  try {
+    await call;
+  } catch (error) {
+    if (error instanceof RpcError) return error;
+    throw error;
+  }
+  return assert.unreachable("the call succeeded") as never;
 }
