@@ -11,15 +11,16 @@ import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
 import { attention, positionBias } from "../../graph/ops/attention.ts";
 import { appendToCache, nextTokens, reorderCache } from "../../graph/ops/decoding.ts";
-import { embedding, linear, residual, rmsNorm } from "../../graph/ops/dense.ts";
+import { embedding, linear } from "../../graph/ops/dense.ts";
 import type { BuildOptions, DecodingGraphs } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
 import type { SwitchConfig } from "./config.ts";
 import {
-  drop,
+  aroundAttention,
   embeddingTable,
   feedForwardSublayer,
   finalNorm,
+  headsOf,
   parameter,
   type SwitchBuild,
   vocabularyHead,
@@ -110,18 +111,12 @@ function stepGraph(
   const buckets = g.input("decoding_buckets", [length], "u32");
   const table = parameter(b, "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
   const bias = positionBias(g, "decoding_position_bias", table, buckets, { queryLength: 1, keyLength: length });
-  const shared = { heads: config.heads, kvHeads: config.heads, headDim: config.headDim, scale: 1, causal: false };
+  const shared = { ...headsOf(b), causal: false };
 
   let h = embedding(g, "decoder_embedding", embeddingTable(b, "decoder"), ids);
   caches.forEach((cache, layer) => {
     const block = `decoder.block.${layer}.layer`;
-    const sublayer = (prefix: string, module: string, mix: (x: Tensor, project: Projection) => Tensor): Tensor => {
-      const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), config.epsilon);
-      const project: Projection = (from, p) =>
-        linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`));
-      return residual(g, `${prefix}.out`, h, project(mix(x, project), "o"), drop(b));
-    };
-    h = sublayer(`${block}.0`, "SelfAttention", (x, project) => {
+    h = aroundAttention(b, h, `${block}.0`, "SelfAttention", (x, project) => {
       appendToCache(g, project(x, "k"), cache.selfKeys, position);
       appendToCache(g, project(x, "v"), cache.selfValues, position);
       return attention(g, `${block}.0.attention`, project(x, "q"), cache.selfKeys, cache.selfValues, {
@@ -131,17 +126,15 @@ function stepGraph(
         keyLength: length,
         keyMask: visible,
         bias,
-        dropout: drop(b),
       });
     });
-    h = sublayer(`${block}.1`, "EncDecAttention", (x, project) =>
+    h = aroundAttention(b, h, `${block}.1`, "EncDecAttention", (x, project) =>
       attention(g, `${block}.1.attention`, project(x, "q"), cache.crossKeys, cache.crossValues, {
         ...shared,
         batch,
         queryLength: beams,
         keyLength: inputLength,
         keyMask: inputMask,
-        dropout: drop(b),
       }),
     );
     h = feedForwardSublayer(b, h, `${block}.2`, "decoder", layer, config.decoderSparseStep, routed);
@@ -156,5 +149,3 @@ function stepGraph(
   const bucketsAt = (at: number) => byDistance.slice(length - 1 - at, 2 * length - 1 - at);
   return { graph: g, sparse: b.sparse, ...next, bucketsAt };
 }
-
-type Projection = (from: Tensor, projection: string) => Tensor;

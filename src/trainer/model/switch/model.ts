@@ -103,25 +103,42 @@ interface AttentionSublayer {
 }
 
 function attentionSublayer(b: SwitchBuild, h: Tensor, prefix: string, module: string, a: AttentionSublayer): Tensor {
-  const { graph: g, config: c, options: o } = b;
+  return aroundAttention(b, h, prefix, module, (x, project) => {
+    const source = a.memory?.states ?? x;
+    return attention(b.graph, `${prefix}.attention`, project(x, "q"), project(source, "k"), project(source, "v"), {
+      ...headsOf(b),
+      batch: b.options.batch,
+      queryLength: a.length,
+      keyLength: a.memory?.length ?? a.length,
+      causal: a.causal,
+      keyMask: a.mask,
+      bias: a.bias,
+    });
+  });
+}
+
+/** What every attention of the model has. */
+export const headsOf = (b: SwitchBuild) => ({
+  heads: b.config.heads,
+  kvHeads: b.config.heads,
+  headDim: b.config.headDim,
+  scale: 1,
+  dropout: drop(b),
+});
+
+/** The pre-norm frame of an attention: `mix` makes of the normed input what the output projection reads. */
+export function aroundAttention(
+  b: SwitchBuild,
+  h: Tensor,
+  prefix: string,
+  module: string,
+  mix: (x: Tensor, project: (from: Tensor, projection: string) => Tensor) => Tensor,
+): Tensor {
+  const { graph: g, config: c } = b;
   const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
   const project = (from: Tensor, p: string) =>
     linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`));
-  const source = a.memory?.states ?? x;
-  const mixed = attention(g, `${prefix}.attention`, project(x, "q"), project(source, "k"), project(source, "v"), {
-    batch: o.batch,
-    heads: c.heads,
-    kvHeads: c.heads,
-    queryLength: a.length,
-    keyLength: a.memory?.length ?? a.length,
-    headDim: c.headDim,
-    scale: 1,
-    causal: a.causal,
-    keyMask: a.mask,
-    bias: a.bias,
-    dropout: drop(b),
-  });
-  return residual(g, `${prefix}.out`, h, project(mixed, "o"), drop(b));
+  return residual(g, `${prefix}.out`, h, project(mix(x, project), "o"), drop(b));
 }
 
 export function feedForwardSublayer(
