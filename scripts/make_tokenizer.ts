@@ -1,21 +1,28 @@
-// Trains the tokenizer of the example models: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with T5's
-// special tokens, in the form of Hugging Face's tokenizer.json.
+// Trains a tokenizer: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with T5's special tokens, in the form of
+// Hugging Face's tokenizer.json.
 //
-//   npx tsx scripts/make_tokenizer.ts
+//   npx tsx scripts/make_tokenizer.ts                 the example models', from examples/data
+//   npx tsx scripts/make_tokenizer.ts --text PATH --text PATH --vocabulary 8192 --out DIR
+//                                                     from the text in files and folders (pretraining/corpus.ts)
 //
-// It learns from examples/data (the pre-training text and the training splits) and writes examples/models/mini-switch.
-// The same data gives the same bytes. Ids: <pad> 0, </s> 1, <unk> 2, the 256 bytes, the merges in the order learnt, the
-// sentinels <extra_id_0> … <extra_id_15>. Every text has an encoding and comes back from it unchanged: a space is put
-// before the first word, so that a word has one token wherever it stands, and taken away when decoding.
+// The first learns from the pre-training text and the tasks' training splits and writes examples/models/mini-switch. The
+// same data gives the same bytes. Ids: <pad> 0, </s> 1, <unk> 2, the 256 bytes, the merges in the order learnt, the
+// sentinels <extra_id_0> … Every text has an encoding and comes back from it unchanged: a space is put before the first
+// word, so that a word has one token wherever it stands, and taken away when decoding.
 
 import { mkdir, readFile, writeFile } from "node:fs/promises";
-import { join } from "node:path";
-import { argv, stdout } from "node:process";
+import { join, relative } from "node:path";
+import { argv, cwd, stdout } from "node:process";
 import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
 import { parseJsonl } from "../src/trainer/data/jsonl.ts";
+import { readCorpus } from "./pretraining/corpus.ts";
 
+/** Of the example models. */
 const VOCABULARY_SIZE = 960;
 const SENTINELS = 16;
+/** Pieces rarer than this teach no merge when there is much text. */
+const MIN_WORD_COUNT = 3;
 const SPECIALS = ["<pad>", "</s>", "<unk>"];
 
 /** How text is cut into words before merging: GPT-2's pattern, which the ByteLevel pre-tokenizer has built in. */
@@ -51,34 +58,55 @@ function merge(symbols: readonly string[], [left, right]: readonly [string, stri
   return result;
 }
 
+/** Pairs of neighbours in a word, each place of theirs once. */
+const pairsOf = (symbols: readonly string[]): string[] => symbols.slice(1).map((right, i) => `${symbols[i]} ${right}`);
+
 /** The most frequent pair of neighbours, joined; again, up to `limit` times. Ties: the pair first in code-unit order. */
 function learnMerges(wordCounts: ReadonlyMap<string, number>, limit: number): [string, string][] {
-  let words = [...wordCounts].map(([letters, count]) => ({ symbols: [...letters], count }));
+  const words = [...wordCounts].map(([letters, count]) => ({ symbols: [...letters], count }));
+  const counts = new Map<string, number>();
+  /** Words in which a pair stands or once stood. */
+  const places = new Map<string, Set<number>>();
+  const add = (pair: string, word: number, times: number): void => {
+    const count = (counts.get(pair) ?? 0) + times;
+    if (count === 0) counts.delete(pair);
+    else counts.set(pair, count);
+    const at = places.get(pair);
+    if (at) at.add(word);
+    else places.set(pair, new Set([word]));
+  };
+  words.forEach(({ symbols, count }, word) => {
+    for (const pair of pairsOf(symbols)) add(pair, word, count);
+  });
   const merges: [string, string][] = [];
-  while (merges.length < limit) {
-    const counts = new Map<string, number>();
-    for (const { symbols, count } of words) {
-      for (let i = 0; i + 1 < symbols.length; i++) {
-        const pair = `${symbols[i]} ${symbols[i + 1]}`;
-        counts.set(pair, (counts.get(pair) ?? 0) + count);
-      }
-    }
-    let best: [pair: string, count: number] | undefined;
-    for (const [pair, count] of counts) {
-      if (!best || count > best[1] || (count === best[1] && pair < best[0])) best = [pair, count];
-    }
-    if (!best) break;
-    const pair = best[0].split(" ") as [string, string];
+  while (merges.length < limit && counts.size > 0) {
+    let [best, most] = ["", 0];
+    for (const [pair, count] of counts)
+      if (count > most || (count === most && pair < best)) [best, most] = [pair, count];
+    const pair = best.split(" ") as [string, string];
     merges.push(pair);
-    words = words.map(({ symbols, count }) => ({ symbols: merge(symbols, pair), count }));
+    for (const at of places.get(best)!) {
+      const word = words[at];
+      const merged = merge(word.symbols, pair);
+      if (merged.length === word.symbols.length) continue;
+      for (const old of pairsOf(word.symbols)) add(old, at, -word.count);
+      for (const now of pairsOf(merged)) add(now, at, word.count);
+      word.symbols = merged;
+    }
+    places.delete(best);
   }
   return merges;
 }
 
-/** The tokenizer's two files by name, learnt from `texts`. */
-export function makeTokenizer(texts: Iterable<string>): Map<string, string> {
-  const room = VOCABULARY_SIZE - SPECIALS.length - BYTE_LETTERS.length - SENTINELS;
-  const merges = learnMerges(countWords(texts), room);
+/** The tokenizer's two files by name, learnt from words that occur at least `minCount` times in `texts`. */
+export function makeTokenizer(
+  texts: Iterable<string>,
+  vocabularySize = VOCABULARY_SIZE,
+  minCount = 1,
+): Map<string, string> {
+  const room = vocabularySize - SPECIALS.length - BYTE_LETTERS.length - SENTINELS;
+  const words = [...countWords(texts)].filter(([, count]) => count >= minCount);
+  const merges = learnMerges(new Map(words), room);
   const sentinels = Array.from({ length: SENTINELS }, (_, i) => `<extra_id_${i}>`);
   const tokens = [...SPECIALS, ...BYTE_LETTERS, ...merges.map((pair) => pair.join(""))];
   const added = [
@@ -156,10 +184,28 @@ export async function tokenizerTexts(dataDirectory: string): Promise<string[]> {
 
 if (argv[1] === fileURLToPath(import.meta.url)) {
   const examples = fileURLToPath(new URL("../examples", import.meta.url));
-  const directory = join(examples, "models/mini-switch");
-  await mkdir(directory, { recursive: true });
-  for (const [name, content] of makeTokenizer(await tokenizerTexts(join(examples, "data")))) {
-    await writeFile(join(directory, name), content);
-    stdout.write(`examples/models/mini-switch/${name}: ${content.length} bytes\n`);
+  const { values } = parseArgs({
+    options: {
+      text: { type: "string", multiple: true },
+      "max-characters": { type: "string", default: `${100e6}` },
+      vocabulary: { type: "string", default: `${VOCABULARY_SIZE}` },
+      out: { type: "string", default: join(examples, "models/mini-switch") },
+    },
+  });
+  const vocabularySize = Number(values.vocabulary);
+  const smallest = SPECIALS.length + BYTE_LETTERS.length + SENTINELS;
+  if (!(Number.isSafeInteger(vocabularySize) && vocabularySize >= smallest))
+    throw new Error(`--vocabulary must be a whole number from ${smallest}, is ${values.vocabulary}`);
+  const files = values.text
+    ? makeTokenizer(
+        (await readCorpus(values.text, Number(values["max-characters"]))).documents,
+        vocabularySize,
+        MIN_WORD_COUNT,
+      )
+    : makeTokenizer(await tokenizerTexts(join(examples, "data")), vocabularySize);
+  await mkdir(values.out, { recursive: true });
+  for (const [name, content] of files) {
+    await writeFile(join(values.out, name), content);
+    stdout.write(`${relative(cwd(), join(values.out, name))}: ${content.length} bytes\n`);
   }
 }

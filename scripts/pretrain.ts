@@ -1,113 +1,49 @@
-// Pre-trains the example model: a small Switch Transformer learns to fill in spans of examples/data/pretraining.txt.
+// Pre-trains a model on span corruption (Raffel et al. 2020): it learns to fill in what was cut out of a text.
 //
-//   npm run pretrain -- --steps 20000                 a fixed number of optimizer steps
-//   npm run pretrain -- --minutes 10                  as many as fit, evaluation aside; with both, whichever ends first
-//   npm run pretrain -- --steps 100 --out /tmp/model  somewhere else than examples/models/mini-switch
+//   npm run pretrain -- --steps 20000                 the example model, on examples/data/pretraining.txt
+//   npm run pretrain -- --minutes 10 --out DIR        as many steps as fit, evaluation aside; with both, what ends first
+//   npm run pretrain -- --config FILE --tokenizer DIR --text PATH --text PATH --steps 5000 --out DIR
+//                                                     another model, on the text in files and folders (pretraining/corpus.ts)
 //
 // It trains through the engine directly, on whatever adapter there is, and writes a Hugging Face directory with a README
-// that says how it was made. The tokenizer comes from examples/models/mini-switch (scripts/make_tokenizer.ts). Nothing is
-// written before the end; the same steps on the same adapter give the same model.
+// that says how it was made. Nothing is written before the end; the same steps on the same text and adapter give the same
+// model.
 
 import { copyFile, mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join, relative, resolve } from "node:path";
+import { basename, dirname, join, relative, resolve } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
 import { adapterLine, openDevice } from "../src/kernels/device/open.ts";
 import { ensureGpuEnvironment } from "../src/kernels/device/relaunch.ts";
-import { corruptSpans, type SpanCorruption, sentinelIdsOf } from "../src/trainer/data/span_corruption.ts";
-import { loadTokenizer, type Tokenizer } from "../src/trainer/data/tokenizer.ts";
-import { createEngine } from "../src/trainer/engine.ts";
+import { trainingBatches } from "../src/trainer/data/batches.ts";
+import { loadTokenizer } from "../src/trainer/data/tokenizer.ts";
 import { writeSafetensors } from "../src/trainer/formats/safetensors_writer.ts";
 import { elements } from "../src/trainer/graph/graph.ts";
-import { keyShape } from "../src/trainer/model/parameters.ts";
+import { openModelDirectory } from "../src/trainer/model/open.ts";
+import { keyShape, type ParameterSpec } from "../src/trainer/model/parameters.ts";
 import { initialValues } from "../src/trainer/model/switch/init.ts";
 import { switchModel } from "../src/trainer/model/switch/switch.ts";
-import type { EvaluationResult, RunConfig } from "../src/trainer/types.ts";
+import { lengthsOf } from "../src/trainer/run/data.ts";
+import { Run } from "../src/trainer/run/run.ts";
+import type { EvaluationResult, TrainingRun } from "../src/trainer/types.ts";
+import { HELD_OUT_EVERY, jsonLines, type PretrainingData, textData } from "./pretraining/examples.ts";
+import { EXAMPLE_MODEL, type Recipe, recipeOf, runSettings, SEED, USAGE } from "./pretraining/recipe.ts";
 
-const ROOT = fileURLToPath(new URL("..", import.meta.url));
-const TEXT = join(ROOT, "examples/data/pretraining.txt");
-const MODEL = join(ROOT, "examples/models/mini-switch");
 const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json"];
-
-const SEED = 0;
-const BATCH_SIZE = 32;
-/** Texts are shorter; one that is not would be cut. */
-const MAX_INPUT_TOKENS = 64;
-const MAX_TARGET_TOKENS = 32;
-/** Every so-many-th text is held out. */
-const HELD_OUT_EVERY = 20;
-/** So many of them are scored. */
-const SCORED_TEXTS = 100;
-/** Each text is written with so many different corruptions; a longer training repeats them. */
-const CORRUPTIONS = 20;
+/** So many held-out examples are scored. */
+const SCORED_EXAMPLES = 100;
 const REPORT_SECONDS = 5;
-
-/** Raffel et al. 2020: 15 % of the tokens, three at a time. */
-const corruption = (tokenizer: Tokenizer): SpanCorruption => ({
-  noiseDensity: 0.15,
-  meanSpanLength: 3,
-  sentinelIds: sentinelIdsOf(tokenizer),
-});
-
-/** The configuration of the example model, 0.6 M parameters, two thirds of them experts. */
-export const modelConfig = (vocabularySize: number) => ({
-  architectures: ["SwitchTransformersForConditionalGeneration"],
-  model_type: "switch_transformers",
-  is_encoder_decoder: true,
-  vocab_size: vocabularySize,
-  d_model: 64,
-  d_kv: 16,
-  num_heads: 4,
-  d_ff: 128,
-  num_layers: 4,
-  num_decoder_layers: 2,
-  num_sparse_encoder_layers: 2,
-  num_sparse_decoder_layers: 1,
-  num_experts: 8,
-  expert_capacity: 64,
-  router_jitter_noise: 0,
-  router_z_loss_coef: 0.001,
-  router_aux_loss_coef: 0.01,
-  router_bias: false,
-  relative_attention_num_buckets: 32,
-  relative_attention_max_distance: 128,
-  dense_act_fn: "relu",
-  is_gated_act: false,
-  dropout_rate: 0.1,
-  layer_norm_epsilon: 1e-6,
-  tie_word_embeddings: true,
-  pad_token_id: 0,
-  eos_token_id: 1,
-  decoder_start_token_id: 0,
-});
-
-/** JSONL of token ids: each text under `corruptions` different masks. Held-out texts and the others share none. */
-export function corruptedTexts(
-  texts: readonly string[],
-  tokenizer: Tokenizer,
-  part: "train" | "held_out",
-  corruptions: number,
-): string {
-  const options = corruption(tokenizer);
-  const lines: string[] = [];
-  for (const [i, text] of texts.entries()) {
-    if ((i % HELD_OUT_EVERY === 0) !== (part === "held_out")) continue;
-    const tokens = tokenizer.encode(text, { special: false });
-    for (let c = 0; c < corruptions; c++) {
-      const { inputIds, targetIds } = corruptSpans(tokens, options, SEED, i * CORRUPTIONS + c);
-      lines.push(JSON.stringify({ input_ids: inputIds, target_ids: targetIds }));
-    }
-  }
-  return `${lines.join("\n")}\n`;
-}
+/** Steps submitted before the first of them has come back. */
+const STEPS_IN_FLIGHT = 2;
 
 /** Writes an untrained model as a Hugging Face directory into `directory`. Returns its parameters. */
-async function writeUntrainedModel(directory: string, config: ReturnType<typeof modelConfig>): Promise<number> {
-  const { parameters } = switchModel(config);
-  await writeFile(join(directory, "config.json"), JSON.stringify(config));
-  for (const name of TOKENIZER_FILES) await copyFile(join(MODEL, name), join(directory, name));
+async function writeUntrainedModel(directory: string, recipe: Recipe): Promise<readonly ParameterSpec[]> {
+  const config = await readFile(recipe.config, "utf8");
+  const { parameters } = switchModel(JSON.parse(config));
+  await mkdir(directory);
+  await writeFile(join(directory, "config.json"), config);
+  for (const name of TOKENIZER_FILES) await copyFile(join(recipe.tokenizer, name), join(directory, name));
   const tensors = parameters.flatMap((p, stream) => {
     const values = initialValues(p, SEED, stream);
     const size = elements(keyShape(p));
@@ -119,135 +55,125 @@ async function writeUntrainedModel(directory: string, config: ReturnType<typeof 
     }));
   });
   await writeSafetensors(join(directory, "model.safetensors"), tensors, { format: "pt" });
-  return parameters.reduce((n, p) => n + elements(p.shape), 0);
+  return parameters;
 }
-
-const runConfig = (directory: string, steps: number): RunConfig => ({
-  modelDirectory: join(directory, "untrained"),
-  trainFile: join(directory, "train.jsonl"),
-  validationFile: join(directory, "held_out.jsonl"),
-  steps,
-  batchSize: BATCH_SIZE,
-  maxInputTokens: MAX_INPUT_TOKENS,
-  maxTargetTokens: MAX_TARGET_TOKENS,
-  seed: SEED,
-  trainable: { selection: { preset: "all", add: [], remove: [] }, optimizerState: "keep", routerLosses: "keep" },
-  // The inverse square root needs no end to be planned, so --minutes may stop anywhere.
-  optimizer: {
-    algorithm: { kind: "adamw", beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weightDecay: 0.01 },
-    learningRate: 3e-3,
-    maxGradientNorm: 1,
-    schedule: "inverse_sqrt",
-    warmupSteps: 100,
-  },
-  routing: {
-    trainCapacity: { rule: "dropless" },
-    evalCapacity: { rule: "dropless" },
-    group: "batch",
-    routePadding: false,
-    jitter: 0,
-  },
-  losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
-  dropout: 0,
-});
 
 interface Made {
   readonly command: string;
   readonly adapter: string;
-  readonly parameters: number;
+  readonly parameters: readonly ParameterSpec[];
+  readonly text: string;
   readonly bytes: number;
   readonly steps: number;
+  readonly tokens: number;
   readonly minutes: number;
+  readonly batchSize: number;
   readonly before: EvaluationResult;
   readonly after: EvaluationResult;
 }
 
-const readme = (made: Made): string => `# mini-switch
+const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+const count = (n: number): string => n.toLocaleString("en");
+const sizeOf = (parameters: readonly ParameterSpec[]): number => parameters.reduce((n, p) => n + elements(p.shape), 0);
 
-A Switch Transformer of ${made.parameters.toLocaleString("en")} parameters (${(made.bytes / 1e6).toFixed(1)} MB), small enough to fine-tune on a CPU in a minute: 4 encoder
-and 2 decoder layers, every other one sparse with 8 experts, d_model 64. It was pre-trained with thaw on span corruption
-over \`examples/data/pretraining.txt\` and knows that text's small world and nothing else.
+/** Share of the parameters that lie in experts. */
+const expertShare = (parameters: readonly ParameterSpec[]): number =>
+  sizeOf(parameters.filter((p) => p.kind === "expert")) / sizeOf(parameters);
+
+const readme = (name: string, made: Made): string => `# ${name}
+
+A model of ${count(sizeOf(made.parameters))} parameters (${(made.bytes / 1e6).toFixed(1)} MB), ${percent(expertShare(made.parameters))} of them in experts; config.json has its shape. It was
+pre-trained with thaw on span corruption over ${made.text}, and knows nothing else.
 
 | | |
 |---|---|
 | made by | \`${made.command}\` |
 | on | ${new Date().toISOString().slice(0, 10)}, ${made.adapter} |
-| training | ${made.steps} steps of ${BATCH_SIZE} texts, ${made.minutes.toFixed(1)} minutes |
+| training | ${count(made.steps)} steps of ${made.batchSize} texts, ${count(made.tokens)} tokens, ${made.minutes.toFixed(1)} minutes |
 | held-out loss, nats per target token | ${made.before.loss.toFixed(3)} untrained, ${made.after.loss.toFixed(3)} after |
 | held-out target tokens predicted right | ${percent(made.before.tokenAccuracy)} untrained, ${percent(made.after.tokenAccuracy)} after |
 
-Held out is every ${HELD_OUT_EVERY}th text; the first ${SCORED_TEXTS} of them were scored. Nothing from the tasks' validation and test splits is in the text.
+Held out is every ${HELD_OUT_EVERY}th text; the first ${SCORED_EXAMPLES} examples of them were scored.
 `;
 
-const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+/** Trains until the recipe's limit. Returns the tokens seen and the seconds taken. */
+async function train(run: TrainingRun, recipe: Recipe): Promise<{ tokens: number; seconds: number }> {
+  const started = performance.now();
+  const elapsed = () => (performance.now() - started) / 1e3;
+  const seconds = recipe.minutes * 60;
+  let submitted = run.step;
+  let tokens = 0;
+  let reported = { step: run.step, seconds: 0, tokens: 0 };
+  let mean = { loss: 0, steps: 0 };
 
-async function main(): Promise<void> {
-  const { values } = parseArgs({
-    options: { steps: { type: "string" }, minutes: { type: "string" }, out: { type: "string", default: MODEL } },
-  });
-  const steps = values.steps === undefined ? Number.MAX_SAFE_INTEGER : Number(values.steps);
-  const minutes = values.minutes === undefined ? Number.POSITIVE_INFINITY : Number(values.minutes);
-  if (!(Number.isSafeInteger(steps) && steps > 0 && minutes > 0) || (values.steps ?? values.minutes) === undefined) {
-    console.error(
-      "usage: npm run pretrain -- [--steps N] [--minutes M] [--out DIR], with a positive limit of one kind",
+  const step = async (): Promise<void> => {
+    const metrics = await run.trainStep();
+    if (!Number.isFinite(metrics.loss)) throw new Error(`the loss of step ${metrics.step} is ${metrics.loss}`);
+    tokens += metrics.tokens;
+    mean = { loss: mean.loss + metrics.loss, steps: mean.steps + 1 };
+    const now = elapsed();
+    if (now - reported.seconds < REPORT_SECONDS && metrics.step > 1) return;
+    const rate = (metrics.step - reported.step) / (now - reported.seconds);
+    const left = Math.min((recipe.steps - metrics.step) / rate, seconds - now);
+    const loads = metrics.layers.flatMap(({ load }) => load);
+    console.log(
+      `step ${metrics.step}  loss ${(mean.loss / mean.steps).toFixed(3)}` +
+        `${loads.length > 0 ? `  busiest expert ${percent(Math.max(...loads))}` : ""}` +
+        `  ${rate.toFixed(1)} steps/s  ${count(Math.round((tokens - reported.tokens) / (now - reported.seconds)))} tokens/s` +
+        `  ${Math.round(now)} s gone, about ${Math.max(0, Math.round(left))} s left`,
     );
-    process.exit(2);
-  }
-  const out = resolve(values.out);
-  const scratch = await mkdtemp(join(tmpdir(), "thaw-pretrain-"));
-  try {
-    await pretrain(steps, minutes, out, scratch);
-  } finally {
-    await rm(scratch, { recursive: true, force: true });
-  }
+    reported = { step: metrics.step, seconds: now, tokens };
+    mean = { loss: 0, steps: 0 };
+  };
+  const lane = async (): Promise<void> => {
+    while (submitted < recipe.steps && elapsed() < seconds) {
+      submitted++;
+      await step();
+    }
+  };
+  await Promise.all(Array.from({ length: STEPS_IN_FLIGHT }, lane));
+  return { tokens, seconds: elapsed() };
 }
 
-async function pretrain(steps: number, minutes: number, out: string, scratch: string): Promise<void> {
+async function pretrain(recipe: Recipe, scratch: string): Promise<void> {
   const device = await openDevice();
   const adapter = adapterLine(device.capabilities);
   console.log(adapter);
-  const tokenizer = await loadTokenizer(MODEL);
-  if (!tokenizer)
-    throw new Error("examples/models/mini-switch has no tokenizer; make it with scripts/make_tokenizer.ts");
-  const texts = (await readFile(TEXT, "utf8")).trimEnd().split("\n");
-  await mkdir(join(scratch, "untrained"));
-  // Rows to a multiple of 64; the tokenizer never uses the last ones.
-  const vocabularySize = Math.ceil(tokenizer.vocabularySize / 64) * 64;
-  const parameters = await writeUntrainedModel(join(scratch, "untrained"), modelConfig(vocabularySize));
-  const heldOut = join(scratch, "held_out.jsonl");
-  await writeFile(join(scratch, "train.jsonl"), corruptedTexts(texts, tokenizer, "train", CORRUPTIONS));
-  await writeFile(heldOut, corruptedTexts(texts, tokenizer, "held_out", 1));
-
-  const config = runConfig(scratch, steps);
-  const run = await createEngine(device).openRun(config);
-  console.log(
-    `${parameters} parameters, ${run.data.examples} corrupted texts, ${run.cost.dispatches} dispatches a step`,
-  );
-  const before = await run.evaluate(heldOut, "held_out", SCORED_TEXTS);
-  console.log(`held out before: loss ${before.loss.toFixed(3)}, ${percent(before.tokenAccuracy)} of tokens right`);
-
-  const started = performance.now();
-  const elapsed = () => (performance.now() - started) / 1e3;
-  let reported = { step: 0, seconds: 0 };
-  let mean = { loss: 0, steps: 0 };
-  while (run.step < steps && elapsed() < minutes * 60) {
-    const metrics = await run.trainStep();
-    if (!Number.isFinite(metrics.loss)) throw new Error(`the loss of step ${metrics.step} is ${metrics.loss}`);
-    mean = { loss: mean.loss + metrics.loss, steps: mean.steps + 1 };
-    const seconds = elapsed();
-    if (seconds - reported.seconds < REPORT_SECONDS && run.step > 1) continue;
-    const rate = (run.step - reported.step) / (seconds - reported.seconds);
-    const left = Math.min((steps - run.step) / rate, minutes * 60 - seconds);
-    const busiest = Math.max(...metrics.layers.flatMap(({ load }) => load));
-    console.log(
-      `step ${run.step}  loss ${(mean.loss / mean.steps).toFixed(3)}  busiest expert ${percent(busiest)}` +
-        `  ${rate.toFixed(1)} steps/s  ${Math.round(seconds)} s gone, about ${Math.max(0, Math.round(left))} s left`,
+  const parameters = await writeUntrainedModel(join(scratch, "untrained"), recipe);
+  const tokenizer = await loadTokenizer(recipe.tokenizer);
+  if (!tokenizer) throw new Error(`${recipe.tokenizer} has no tokenizer; scripts/make_tokenizer.ts makes one`);
+  const source = await openModelDirectory(join(scratch, "untrained"));
+  if (source.model.vocabularySize < tokenizer.vocabularySize)
+    throw new Error(
+      `${recipe.config}: vocab_size is ${source.model.vocabularySize}, the tokenizer has ${tokenizer.vocabularySize} tokens`,
     );
-    reported = { step: run.step, seconds };
-    mean = { loss: 0, steps: 0 };
-  }
-  const trained = elapsed();
-  const after = await run.evaluate(heldOut, "held_out", SCORED_TEXTS);
+  const data: PretrainingData = await textData(recipe, tokenizer, source.model.eosTokenId);
+  console.log(`${data.text}: ${count(data.train.length)} examples, ${count(data.heldOut.length)} held out`);
+  const heldOut = join(scratch, "held_out.jsonl");
+  await writeFile(heldOut, jsonLines(data.heldOut.slice(0, SCORED_EXAMPLES)));
+
+  const limits = { maxInputTokens: recipe.inputTokens, maxTargetTokens: recipe.targetTokens };
+  const lengths = lengthsOf({ examples: data.train }, limits);
+  const { padTokenId, decoderStartTokenId } = source.model;
+  const shape = { size: recipe.batchSize, inputLength: lengths.input, targetLength: lengths.target };
+  const run = await Run.open(device, source, runSettings(recipe), {
+    inference: lengths,
+    training: {
+      plan: { selection: { preset: "all", add: [], remove: [] }, optimizerState: "keep", routerLosses: "keep" },
+      lengths,
+      batches: trainingBatches(data.train, { ...shape, padTokenId, decoderStartTokenId }, SEED),
+      data: { examples: data.train.length, truncatedInputs: 0, truncatedTargets: 0 },
+    },
+  });
+  await source.checkpoint.close();
+  console.log(
+    `${count(sizeOf(parameters))} parameters, ${percent(expertShare(parameters))} in experts, ${run.cost.dispatches} dispatches a step,` +
+      ` ${((run.cost.forwardFlops + run.cost.backwardFlops) / 1e9).toFixed(1)} GFLOP, ${(run.cost.peakBytes / 1e9).toFixed(2)} GB`,
+  );
+  const before = await run.evaluate(heldOut, "held_out", SCORED_EXAMPLES);
+  console.log(`held out before: loss ${before.loss.toFixed(3)}, ${percent(before.tokenAccuracy)} of tokens right`);
+  const { tokens, seconds } = await train(run, recipe);
+  const after = await run.evaluate(heldOut, "held_out", SCORED_EXAMPLES);
   console.log(`held out after: loss ${after.loss.toFixed(3)}, ${percent(after.tokenAccuracy)} of tokens right`);
 
   const exported = join(scratch, "exported");
@@ -255,8 +181,9 @@ async function pretrain(steps: number, minutes: number, out: string, scratch: st
   const { bytes } = await run.exportModel(exported);
   run.close();
   const command = ["npm run pretrain --", ...process.argv.slice(2)].join(" ");
-  const made = { command, adapter, parameters, bytes, steps: run.step, minutes: trained / 60, before, after };
-  await writeFile(join(exported, "README.md"), readme(made));
+  const made = { command, adapter, parameters, bytes, steps: run.step, tokens, minutes: seconds / 60, before, after };
+  const { batchSize, out } = recipe;
+  await writeFile(join(exported, "README.md"), readme(basename(out), { ...made, batchSize, text: data.text }));
   await mkdir(out, { recursive: true });
   for (const name of ["config.json", "model.safetensors", "README.md", ...TOKENIZER_FILES])
     await replaceFile(join(exported, name), join(out, name));
@@ -272,5 +199,15 @@ async function replaceFile(from: string, to: string): Promise<void> {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   ensureGpuEnvironment();
-  await main();
+  const recipe = recipeOf(process.argv.slice(2));
+  if (typeof recipe === "string") {
+    console.error(`${recipe}\n${USAGE}`);
+    process.exit(2);
+  }
+  const scratch = await mkdtemp(join(tmpdir(), "thaw-pretrain-"));
+  try {
+    await pretrain({ ...recipe, out: resolve(recipe.out ?? EXAMPLE_MODEL) }, scratch);
+  } finally {
+    await rm(scratch, { recursive: true, force: true });
+  }
 }

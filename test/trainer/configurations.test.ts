@@ -17,6 +17,8 @@ const CONFIGURATIONS: Record<string, { parameters: number; expertShare: number; 
   "switch-mini": { parameters: 30_258_944, expertShare: 0.55 },
   "switch-base-8": { parameters: 619_339_008, expertShare: 0.73, published: 619e6 },
   "st-moe-tiny": { parameters: 616_704, expertShare: 0.32 },
+  "st-moe-mini": { parameters: 53_498_368, expertShare: 0.71 },
+  "st-moe-mini-dense": { parameters: 15_736_576, expertShare: 0 },
   "st-moe-small": { parameters: 161_209_728, expertShare: 0.62 },
   "st-moe-base": { parameters: 1_129_025_280, expertShare: 0.8 },
   "st-moe-l": { parameters: 4_162_213_888, expertShare: 0.8, published: 4.1e9 },
