@@ -4,6 +4,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import type { ForkRunRequestSchema } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { givenRuleFlags, type OptimizerFlags, type RuleFlag } from "./optimizer_flags.ts";
 import { type PlanFlags, planOf } from "./plan.ts";
+import { ROUTING_PATHS, type RoutingFlags } from "./routing_flags.ts";
 import { createRunRequest, type RunFlags } from "./run_flags.ts";
 import { UsageError } from "./session.ts";
 
@@ -14,7 +15,7 @@ const REFUSED = ["spec", "model", "fromCheckpoint"] as const;
 type AboutTheRun = "id" | "name" | "label" | "optimizer" | (typeof REFUSED)[number];
 
 /** Flag → field of the spec. */
-const PATHS: Record<Exclude<keyof RunFlags, keyof PlanFlags | RuleFlag | AboutTheRun>, string> = {
+const PATHS: Record<Exclude<keyof RunFlags, keyof (PlanFlags & RoutingFlags) | RuleFlag | AboutTheRun>, string> = {
   dataset: "dataset",
   steps: "steps",
   batchSize: "batch_size",
@@ -29,10 +30,6 @@ const PATHS: Record<Exclude<keyof RunFlags, keyof PlanFlags | RuleFlag | AboutTh
   maxGradientNorm: "optimizer.max_gradient_norm",
   schedule: "optimizer.schedule.kind",
   warmupSteps: "optimizer.schedule.warmup_steps",
-  topK: "routing.top_k",
-  gateNormalization: "routing.gate_normalization",
-  secondExpertPolicy: "routing.second_expert_policy",
-  priority: "routing.priority",
   balanceCoefficient: "losses.balance_coefficient",
   zCoefficient: "losses.z_coefficient",
   fCounts: "losses.f_counts",
@@ -58,8 +55,8 @@ export async function forkRunRequest(
   if (refused) throw new UsageError("--spec, --model and --from-checkpoint are not of a fork: it has its checkpoint's");
   const { resetOptimizerState } = flags;
   const request = await createRunRequest(flags);
-  const paths = Object.entries(PATHS).flatMap(([name, path]) =>
-    flags[name as keyof typeof PATHS] === undefined ? [] : [path],
+  const paths = Object.entries({ ...PATHS, ...ROUTING_PATHS }).flatMap(([name, path]) =>
+    flags[name as keyof typeof PATHS | keyof RoutingFlags] === undefined ? [] : path,
   );
   if (planOf(flags)) paths.push("trainable");
   paths.push(...rulePaths(flags, request.spec.optimizer?.algorithm.case ?? ""));

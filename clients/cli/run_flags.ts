@@ -8,15 +8,6 @@ import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
 import type { Command } from "commander";
 import { TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
 import {
-  type GateNormalization,
-  GateNormalizationSchema,
-  RoutingOptionsSchema,
-  type RoutingPriority,
-  RoutingPrioritySchema,
-  type SecondExpertPolicy,
-  SecondExpertPolicySchema,
-} from "../../proto/gen/thaw/v1/routing_pb.ts";
-import {
   CheckpointPolicySchema,
   type EvaluationMetric,
   EvaluationMetricSchema,
@@ -34,11 +25,12 @@ import {
 } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { resource } from "./format.ts";
 import { assignOptimizer, type OptimizerFlags, optimizerFlags } from "./optimizer_flags.ts";
-import { assign, enumValue, integer, keyValue, real, smallInteger } from "./parse.ts";
+import { assign, enumValue, integer, keyValue, real } from "./parse.ts";
 import { type PlanFlags, planFlags, planOf } from "./plan.ts";
+import { assignRouting, type RoutingFlags, routingFlags } from "./routing_flags.ts";
 import { UsageError } from "./session.ts";
 
-export interface RunFlags extends PlanFlags, OptimizerFlags {
+export interface RunFlags extends PlanFlags, OptimizerFlags, RoutingFlags {
   readonly spec?: string;
   readonly id?: string;
   readonly name?: string;
@@ -53,10 +45,6 @@ export interface RunFlags extends PlanFlags, OptimizerFlags {
   readonly seed?: bigint;
   readonly dropout?: number;
   readonly expertDropout?: number;
-  readonly topK?: number;
-  readonly gateNormalization?: GateNormalization;
-  readonly secondExpertPolicy?: SecondExpertPolicy;
-  readonly priority?: RoutingPriority;
   readonly balanceCoefficient?: number;
   readonly zCoefficient?: number;
   readonly fCounts?: FCounts;
@@ -90,17 +78,10 @@ export function runFlags(command: Command): Command {
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
     .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
     .option("--seed <n>", "seeds data order and dropout", integer);
-  return optimizerFlags(planFlags(command))
+  optimizerFlags(planFlags(command))
     .option("--dropout <x>", "dropout rate", real)
-    .option("--expert-dropout <x>", "of the experts' hidden activation; the dropout rate when left out", real)
-    .option("--top-k <n>", "experts per token; the model's when left out", smallInteger)
-    .option("--gate-normalization <rule>", "none, top_k; the model's when left out", enumValue(GateNormalizationSchema))
-    .option("--second-expert-policy <policy>", "always, random", enumValue(SecondExpertPolicySchema))
-    .option(
-      "--priority <rule>",
-      "who takes a slot first: position, batch_prioritized",
-      enumValue(RoutingPrioritySchema),
-    )
+    .option("--expert-dropout <x>", "of the experts' hidden activation; the dropout rate when left out", real);
+  return routingFlags(command)
     .option("--balance-coefficient <x>", "of the load-balancing loss", real)
     .option("--z-coefficient <x>", "of the router z-loss", real)
     .option("--f-counts <choices>", "what the load-balancing loss counts: top1, all_k", enumValue(FCountsSchema))
@@ -148,9 +129,7 @@ export async function createRunRequest(flags: RunFlags) {
   });
 
   assignOptimizer(spec, flags);
-  const routing = spec.routing ?? create(RoutingOptionsSchema);
-  const { topK, gateNormalization, secondExpertPolicy, priority } = flags;
-  if (assign(routing, { topK, gateNormalization, secondExpertPolicy, priority })) spec.routing = routing;
+  assignRouting(spec, flags);
   const losses = spec.losses ?? create(LossOptionsSchema);
   const { balanceCoefficient, zCoefficient, vocabularyZCoefficient, labelSmoothing } = flags;
   const { fCounts, layerReduction } = flags;

@@ -2,6 +2,7 @@
 // dispatch_mask [group, token, expert, slot] can be built.
 
 import { type DispatchDims, NO_ROW } from "./moe_dispatch.ts";
+import { groupCount } from "./token_groups.ts";
 
 export interface Dispatch {
   rowOfAssignment: Uint32Array; // [tokens, topK]
@@ -23,21 +24,23 @@ export function moeDispatchReference(
   dims: DispatchDims & { maxRows: number },
   tokenOrder?: ArrayLike<number>, // [tokens]; left to right when absent
 ): Dispatch {
-  const { tokens, groups, topK, experts, capacity, rowTile, maxRows } = dims;
-  const tokensPerGroup = tokens / groups;
+  const { tokens, tokensPerGroup, topK, experts, capacity, lastCapacity = capacity, rowTile, maxRows } = dims;
+  const groups = groupCount(dims);
   const slot = new Uint32Array(tokens * topK).fill(NO_ROW);
   const demand = new Uint32Array(experts);
   const keptOf = Array.from({ length: experts }, (): number[] => []);
   for (let g = 0; g < groups; g++) {
     const taken = new Uint32Array(experts);
+    const slots = g === groups - 1 ? lastCapacity : capacity;
+    const end = Math.min((g + 1) * tokensPerGroup, tokens);
     for (let choice = 0; choice < topK; choice++)
-      for (let place = g * tokensPerGroup; place < (g + 1) * tokensPerGroup; place++) {
+      for (let place = g * tokensPerGroup; place < end; place++) {
         const token = tokenOrder ? tokenOrder[place] : place;
         const a = token * topK + choice;
         const e = expertIds[a];
         if (e >= experts) continue;
         demand[e] += 1;
-        if (taken[e] >= capacity) continue;
+        if (taken[e] >= slots) continue;
         slot[a] = taken[e]++;
         keptOf[e].push(a);
       }

@@ -21,6 +21,14 @@ import {
   spread,
   write,
 } from "./kernel.ts";
+import {
+  GROUP_BOUNDS,
+  GROUP_CAPACITY,
+  type GroupSlots,
+  groupCount,
+  lastGroupTokens,
+  type TokenGroups,
+} from "./token_groups.ts";
 
 /** In `rowOfAssignment`: dropped or masked. In `sourceOfRow`: a padding row. */
 export const NO_ROW = 0xffffffff;
@@ -31,13 +39,15 @@ const WORKGROUP = 64;
 /** Assignments that one thread walks. */
 const CHUNK = 64;
 
-const CHUNK_PARAMS = { groups: "u32", tokens_per_group: "u32", top_k: "u32", experts: "u32" } as const;
+const CHUNK_PARAMS = { tokens: "u32", tokens_per_group: "u32", top_k: "u32", experts: "u32" } as const;
+const SLOT_PARAMS = { capacity: "u32", last_capacity: "u32" } as const;
 
-const HEAD = /* wgsl */ `${LINEAR_INDEX}
+const HEAD = /* wgsl */ `${LINEAR_INDEX}${GROUP_BOUNDS}
 const WORKGROUP = ${WORKGROUP}u;
 const CHUNK = ${CHUNK}u;
 const NO_ROW = ${NO_ROW}u;
 
+fn groups() -> u32 { return (params.tokens + params.tokens_per_group - 1u) / params.tokens_per_group; }
 fn chunks_per_group() -> u32 { return (params.tokens_per_group * params.top_k + CHUNK - 1u) / CHUNK; }
 `;
 
@@ -45,8 +55,9 @@ fn chunks_per_group() -> u32 { return (params.tokens_per_group * params.top_k + 
 const walk = (ordered: boolean) => /* wgsl */ `${HEAD}
 // The assignment that stands n-th in a group's order (choice, token).
 fn assignment(group: u32, n: u32) -> u32 {
-  let choice = n / params.tokens_per_group;
-  let place = group * params.tokens_per_group + n % params.tokens_per_group;
+  let tokens = group_end(group) - group_first(group);
+  let choice = n / tokens;
+  let place = group_first(group) + n % tokens;
   return ${ordered ? "token_order[place]" : "place"} * params.top_k + choice;
 }
 `;
@@ -69,12 +80,12 @@ const histogramKernel = (ordered: boolean) =>
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   let thread = linear_index(wid, num) * WORKGROUP + lane;
-  if (thread >= params.groups * chunks_per_group() * params.experts) { return; }
+  if (thread >= groups() * chunks_per_group() * params.experts) { return; }
   let e = thread % params.experts;
   let chunk = thread / params.experts;
   let group = chunk / chunks_per_group();
   let first = (chunk % chunks_per_group()) * CHUNK;
-  let last = min(first + CHUNK, params.tokens_per_group * params.top_k);
+  let last = min(first + CHUNK, (group_end(group) - group_first(group)) * params.top_k);
   var count = 0u;
   for (var n = first; n < last; n++) { count += u32(expert_ids[assignment(group, n)] == e); }
   scratch[thread] = count;
@@ -86,22 +97,22 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 // second part of the scratch how many rows of the expert earlier groups keep.
 const scanKernel = defineKernel({
   name: "moe_dispatch_scan",
-  params: { ...CHUNK_PARAMS, capacity: "u32", row_tile: "u32" },
+  params: { ...CHUNK_PARAMS, ...SLOT_PARAMS, row_tile: "u32" },
   buffers: {
     scratch: write("u32"), //       [groups, chunks, experts] then [groups, experts]
     expert_offset: write("u32"), // [experts + 1]
     expert_count: write("u32"), //  [experts]
     demand: write("u32"), //        [experts]
   },
-  wgsl: /* wgsl */ `${HEAD}
+  wgsl: /* wgsl */ `${HEAD}${GROUP_CAPACITY}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(local_invocation_index) lane: u32) {
   let chunks = chunks_per_group();
-  let second = params.groups * chunks * params.experts;
+  let second = groups() * chunks * params.experts;
   for (var e = lane; e < params.experts; e += WORKGROUP) {
     var wanted = 0u;
     var kept = 0u;
-    for (var group = 0u; group < params.groups; group++) {
+    for (var group = 0u; group < groups(); group++) {
       scratch[second + group * params.experts + e] = kept;
       var rank = 0u;
       for (var chunk = 0u; chunk < chunks; chunk++) {
@@ -111,7 +122,7 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         rank += count;
       }
       wanted += rank;
-      kept += min(rank, params.capacity);
+      kept += min(rank, group_capacity(group));
     }
     demand[e] = wanted;
     expert_count[e] = kept;
@@ -160,9 +171,9 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 });
 
 const scatterKernel = (ordered: boolean) =>
-  defineKernel<keyof typeof CHUNK_PARAMS | "capacity", string>({
+  defineKernel<keyof typeof CHUNK_PARAMS | keyof typeof SLOT_PARAMS, string>({
     name: `moe_dispatch_scatter${suffix(ordered)}`,
-    params: { ...CHUNK_PARAMS, capacity: "u32" },
+    params: { ...CHUNK_PARAMS, ...SLOT_PARAMS },
     buffers: {
       expert_ids: read("u32"),
       ...orderDeclaration(ordered),
@@ -171,19 +182,19 @@ const scatterKernel = (ordered: boolean) =>
       row_of_assignment: write("u32"), // [tokens, top_k]
       source_of_row: write("u32"), //     [max_rows]
     },
-    wgsl: /* wgsl */ `${walk(ordered)}
+    wgsl: /* wgsl */ `${walk(ordered)}${GROUP_CAPACITY}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   // The column after the last expert writes the masked assignments.
   let columns = params.experts + 1u;
   let thread = linear_index(wid, num) * WORKGROUP + lane;
-  let chunks = params.groups * chunks_per_group();
+  let chunks = groups() * chunks_per_group();
   if (thread >= chunks * columns) { return; }
   let e = thread % columns;
   let chunk = thread / columns;
   let group = chunk / chunks_per_group();
   let first = (chunk % chunks_per_group()) * CHUNK;
-  let last = min(first + CHUNK, params.tokens_per_group * params.top_k);
+  let last = min(first + CHUNK, (group_end(group) - group_first(group)) * params.top_k);
   if (e == params.experts) {
     for (var n = first; n < last; n++) {
       let a = assignment(group, n);
@@ -192,11 +203,12 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
     return;
   }
   let begin = expert_offset[e] + scratch[(chunks + group) * params.experts + e];
+  let capacity = group_capacity(group);
   var rank = scratch[chunk * params.experts + e];
   for (var n = first; n < last; n++) {
     let a = assignment(group, n);
     if (expert_ids[a] != e) { continue; }
-    if (rank < params.capacity) {
+    if (rank < capacity) {
       row_of_assignment[a] = begin + rank;
       source_of_row[begin + rank] = a;
     } else {
@@ -208,32 +220,29 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 `,
   });
 
-export interface DispatchDims {
-  /** groups · tokens per group. */
-  readonly tokens: number;
-  /** Tokens compete for slots only inside their group of consecutive tokens. */
-  readonly groups: number;
+/** Slots are per group; {@link DROPLESS} for no limit. */
+export interface DispatchDims extends TokenGroups, GroupSlots {
   readonly topK: number;
   readonly experts: number;
-  /** Slots per (group, expert); {@link DROPLESS} for no limit. */
-  readonly capacity: number;
   /** Height of a matmul block: every expert's rows are padded to a multiple of it. */
   readonly rowTile: number;
 }
 
-const chunkCount = ({ tokens, groups, topK }: { tokens: number; groups: number; topK: number }): number =>
-  groups * Math.ceil(((tokens / groups) * topK) / CHUNK);
+const chunkCount = (dims: TokenGroups & { topK: number }): number =>
+  groupCount(dims) * Math.ceil((dims.tokensPerGroup * dims.topK) / CHUNK);
 
 /** Elements (u32) of the scratch buffer of {@link moeDispatch}. */
-export const moeDispatchScratch = (dims: { tokens: number; groups: number; topK: number; experts: number }): number =>
-  (chunkCount(dims) + dims.groups) * dims.experts;
+export const moeDispatchScratch = (dims: TokenGroups & { topK: number; experts: number }): number =>
+  (chunkCount(dims) + groupCount(dims)) * dims.experts;
 
 /**
  * The most rows a dispatch can need, padding included: a multiple of `rowTile`. A token's
- * choices are distinct experts, so one expert keeps at most min(tokens, capacity · groups) rows.
+ * choices are distinct experts, so one expert keeps at most as many rows as a group has tokens or slots, in every group.
  */
-export function moeMaxRows({ tokens, topK, experts, groups, capacity, rowTile }: DispatchDims): number {
-  const perExpert = Math.min(tokens, capacity * groups);
+export function moeMaxRows(dims: DispatchDims): number {
+  const { tokens, tokensPerGroup, topK, experts, capacity, lastCapacity = capacity, rowTile } = dims;
+  const perExpert =
+    (groupCount(dims) - 1) * Math.min(tokensPerGroup, capacity) + Math.min(lastGroupTokens(dims), lastCapacity);
   const kept = Math.min(tokens * topK, perExpert * experts);
   const occupied = Math.min(experts, kept);
   const blocks = Math.floor((kept + occupied * (rowTile - 1)) / rowTile);
@@ -263,14 +272,15 @@ export function moeDispatch<T>(
   },
   dims: DispatchDims & { maxRows: number },
 ): Command<T>[] {
-  const { tokens, groups, topK, experts, capacity, rowTile, maxRows } = dims;
+  const { tokens, tokensPerGroup, topK, experts, capacity, lastCapacity = capacity, rowTile, maxRows } = dims;
   if (maxRows < moeMaxRows(dims) || maxRows % rowTile !== 0)
     throw new RangeError(`max_rows must be a multiple of ${rowTile}, at least ${moeMaxRows(dims)}, got ${maxRows}`);
   const { expertIds, tokenOrder, scratch, sourceOfRow } = buffers;
   const ordered = tokenOrder !== undefined;
   const order: Record<string, T> = ordered ? { token_order: tokenOrder } : {};
   const expert_offset = buffers.expertOffset;
-  const sizes = { groups, tokens_per_group: tokens / groups, top_k: topK, experts };
+  const sizes = { tokens, tokens_per_group: tokensPerGroup, top_k: topK, experts };
+  const slots = { capacity, last_capacity: lastCapacity };
   const chunks = chunkCount(dims);
   return [
     call(
@@ -281,7 +291,7 @@ export function moeDispatch<T>(
     ),
     call(
       scanKernel,
-      { ...sizes, capacity, row_tile: rowTile },
+      { ...sizes, ...slots, row_tile: rowTile },
       { scratch, expert_offset, expert_count: buffers.expertCount, demand: buffers.demand },
       [1],
     ),
@@ -293,7 +303,7 @@ export function moeDispatch<T>(
     ),
     call(
       scatterKernel(ordered),
-      { ...sizes, capacity },
+      { ...sizes, ...slots },
       {
         expert_ids: expertIds,
         ...order,

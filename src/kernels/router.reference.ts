@@ -1,5 +1,7 @@
 // The router in float64 on plain arrays: the definition that the kernels are tested against.
 
+import { groupCount, type TokenGroups } from "./token_groups.ts";
+
 export interface RouterForward {
   probabilities: Float64Array; // [tokens, experts]
   expertIds: Uint32Array; //      [tokens, topK]; `experts` where masked
@@ -49,22 +51,21 @@ export interface RouterStatistics {
 export function routerStatisticsReference(
   forward: RouterForward,
   mask: ArrayLike<number>,
-  dims: {
-    groups: number;
-    tokensPerGroup: number;
+  dims: TokenGroups & {
     experts: number;
     topK: number;
     countAll: boolean;
     denominator?: "routable" | "all";
   },
 ): RouterStatistics {
-  const { groups, tokensPerGroup, experts, topK } = dims;
+  const { tokens, tokensPerGroup, experts, topK } = dims;
+  const groups = groupCount(dims);
   const all = dims.denominator === "all";
   const load = new Float64Array(groups * experts);
   const meanProbability = new Float64Array(groups * experts);
   const groupTokens = new Float64Array(groups);
   const zSum = new Float64Array(groups);
-  for (let t = 0; t < groups * tokensPerGroup; t++) {
+  for (let t = 0; t < tokens; t++) {
     const g = Math.floor(t / tokensPerGroup);
     if (!mask[t]) {
       if (all) zSum[g] += Math.log(experts) ** 2;
@@ -76,7 +77,7 @@ export function routerStatisticsReference(
     for (let j = 0; j < (dims.countAll ? topK : 1); j++) load[g * experts + forward.expertIds[t * topK + j]] += 1;
   }
   for (let g = 0; g < groups; g++) {
-    if (all) groupTokens[g] = tokensPerGroup;
+    if (all) groupTokens[g] = Math.min(tokensPerGroup, tokens - g * tokensPerGroup);
     const scale = groupTokens[g] > 0 ? 1 / groupTokens[g] : 0;
     zSum[g] *= scale;
     for (let e = 0; e < experts; e++) {
@@ -103,10 +104,7 @@ export function routerBackwardReference(
   statistics: RouterStatistics,
   mask: ArrayLike<number>,
   dGates: ArrayLike<number> | undefined, // [tokens, topK]
-  dims: {
-    tokens: number;
-    tokensPerGroup: number;
-    groups: number;
+  dims: TokenGroups & {
     experts: number;
     topK: number;
     normalizeGates: boolean;
@@ -115,7 +113,8 @@ export function routerBackwardReference(
     lossScale: number;
   },
 ): Float64Array {
-  const { tokens, tokensPerGroup, groups, experts, topK, lossScale } = dims;
+  const { tokens, tokensPerGroup, experts, topK, lossScale } = dims;
+  const groups = groupCount(dims);
   const dLogits = new Float64Array(tokens * experts);
   for (let t = 0; t < tokens; t++) {
     if (!mask[t]) continue;

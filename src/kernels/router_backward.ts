@@ -8,6 +8,7 @@
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
+import { groupCount, type TokenGroups } from "./token_groups.ts";
 
 const WORKGROUP = 64;
 
@@ -98,7 +99,7 @@ ${eachChoice("d_logits[row + e] += probabilities[row + e] * dp;")}
 /**
  * dLogits [tokens, experts] f32 of the gates and both losses; masked tokens exactly 0.
  * dGates [tokens, topK] carries the loss scale already; left out where nothing above the gates is differentiated.
- * load [groups, experts] and groupTokens [groups] are what `routerStatistics` wrote; tokens = groups · tokensPerGroup.
+ * load [groups, experts] and groupTokens [groups] are what `routerStatistics` wrote.
  */
 export function routerBackward<T>(
   buffers: {
@@ -112,10 +113,7 @@ export function routerBackward<T>(
     step: T;
     dLogits: T;
   },
-  dims: {
-    tokens: number;
-    tokensPerGroup: number;
-    groups: number;
+  dims: TokenGroups & {
     experts: number;
     topK: number;
     normalizeGates: boolean;
@@ -142,7 +140,7 @@ export function routerBackward<T>(
       {
         tokens: dims.tokens,
         tokens_per_group: dims.tokensPerGroup,
-        groups: dims.groups,
+        groups: groupCount(dims),
         experts: dims.experts,
         top_k: dims.topK,
         balance_coefficient: dims.balanceCoefficient,

@@ -7,14 +7,16 @@
 // chunks of tokens first, then the chunks of a group.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { GROUP_BOUNDS, groupCount, type TokenGroups } from "./token_groups.ts";
 
 const WORKGROUP = 64;
 /** Tokens that one thread adds up before the second stage takes over. */
 const CHUNK = 64;
 
-const THREAD_INDEX = /* wgsl */ `${LINEAR_INDEX}
+const HEAD = /* wgsl */ `${LINEAR_INDEX}${GROUP_BOUNDS}
 const WORKGROUP = ${WORKGROUP}u;
 const CHUNK = ${CHUNK}u;
+fn groups() -> u32 { return (params.tokens + params.tokens_per_group - 1u) / params.tokens_per_group; }
 `;
 
 // Scratch of the statistics, per (group, chunk): [0, experts) choices, [experts, 2·experts) probability sums, then the
@@ -22,7 +24,7 @@ const CHUNK = ${CHUNK}u;
 const partialKernel = defineKernel({
   name: "router_statistics_partial",
   params: {
-    groups: "u32",
+    tokens: "u32",
     tokens_per_group: "u32",
     experts: "u32",
     top_k: "u32",
@@ -36,19 +38,19 @@ const partialKernel = defineKernel({
     mask: read("u32"),
     scratch: write("f32"), // [groups, chunks, 2 * experts + 2]
   },
-  wgsl: /* wgsl */ `${THREAD_INDEX}
+  wgsl: /* wgsl */ `${HEAD}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   // One thread per (group, chunk, expert), and one more per (group, chunk) for what is not per expert.
   let thread = linear_index(wid, num) * WORKGROUP + lane;
   let chunks = (params.tokens_per_group + CHUNK - 1u) / CHUNK;
   let columns = params.experts + 1u;
-  if (thread >= params.groups * chunks * columns) { return; }
+  if (thread >= groups() * chunks * columns) { return; }
   let e = thread % columns;
   let chunk = (thread / columns) % chunks;
   let group = thread / (columns * chunks);
-  let first = group * params.tokens_per_group + chunk * CHUNK;
-  let last = min(first + CHUNK, (group + 1u) * params.tokens_per_group);
+  let first = group_first(group) + chunk * CHUNK;
+  let last = min(first + CHUNK, group_end(group));
   let at = (group * chunks + chunk) * (2u * params.experts + 2u);
   if (e < params.experts) {
     var choices = 0u;
@@ -81,7 +83,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 
 const statisticsKernel = defineKernel({
   name: "router_statistics",
-  params: { groups: "u32", tokens_per_group: "u32", experts: "u32", all_tokens: "u32" },
+  params: { tokens: "u32", tokens_per_group: "u32", experts: "u32", all_tokens: "u32" },
   buffers: {
     scratch: read("f32"),
     load: write("f32"), //             [groups, experts]
@@ -89,13 +91,13 @@ const statisticsKernel = defineKernel({
     group_tokens: write("f32"), //     [groups]
     z_sum: write("f32"), //            [groups]
   },
-  wgsl: /* wgsl */ `${THREAD_INDEX}
+  wgsl: /* wgsl */ `${HEAD}
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   let thread = linear_index(wid, num) * WORKGROUP + lane;
   let chunks = (params.tokens_per_group + CHUNK - 1u) / CHUNK;
   let columns = params.experts + 1u;
-  if (thread >= params.groups * columns) { return; }
+  if (thread >= groups() * columns) { return; }
   let e = thread % columns;
   let group = thread / columns;
   let stride = 2u * params.experts + 2u;
@@ -113,7 +115,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
       second_sum += scratch[at + 2u * params.experts + 1u];
     }
   }
-  let tokens = select(routable, f32(params.tokens_per_group), params.all_tokens != 0u);
+  let tokens = select(routable, f32(group_end(group) - group_first(group)), params.all_tokens != 0u);
   let inverse = select(0.0, 1.0 / max(tokens, 1.0), tokens > 0.0);
   if (e < params.experts) {
     load[group * params.experts + e] = first_sum * inverse;
@@ -127,15 +129,15 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 });
 
 /** Elements (f32) of the scratch buffer of {@link routerStatistics}. */
-export const routerStatisticsScratch = (dims: { groups: number; tokensPerGroup: number; experts: number }): number =>
-  dims.groups * Math.ceil(dims.tokensPerGroup / CHUNK) * (2 * dims.experts + 2);
+export const routerStatisticsScratch = (dims: TokenGroups & { experts: number }): number =>
+  groupCount(dims) * Math.ceil(dims.tokensPerGroup / CHUNK) * (2 * dims.experts + 2);
 
 /**
- * What the losses need, per loss group of `tokensPerGroup` consecutive tokens.
+ * What the losses need, per group of tokens.
  * Writes load [groups, experts] = choices of e (first choices only, all k when `countAll`) / denominator;
  * meanProbability [groups, experts] = Σ over routable tokens of p / denominator; zSum [groups] = Σ logSumExp² /
  * denominator; groupTokens [groups] f32 = the denominator. It is the number of routable tokens (`"routable"`, default;
- * a group without any has all statistics 0), or `tokensPerGroup` (`"all"`: flaxformer, where a masked token also enters
+ * a group without any has all statistics 0), or all tokens of the group (`"all"`: flaxformer, where a masked token also enters
  * z with logits of zero, log(experts)²).
  */
 export function routerStatistics<T>(
@@ -150,23 +152,22 @@ export function routerStatistics<T>(
     groupTokens: T;
     zSum: T;
   },
-  dims: {
-    groups: number;
-    tokensPerGroup: number;
+  dims: TokenGroups & {
     experts: number;
     topK: number;
     countAll: boolean;
     denominator?: "routable" | "all";
   },
 ): Command<T>[] {
-  const { groups, tokensPerGroup, experts, topK, countAll, denominator = "routable" } = dims;
+  const { tokens, tokensPerGroup, experts, topK, countAll, denominator = "routable" } = dims;
   const all = denominator === "all";
+  const groups = groupCount(dims);
   const chunks = Math.ceil(tokensPerGroup / CHUNK);
   return [
     call(
       partialKernel,
       {
-        groups,
+        tokens,
         tokens_per_group: tokensPerGroup,
         experts,
         top_k: topK,
@@ -184,7 +185,7 @@ export function routerStatistics<T>(
     ),
     call(
       statisticsKernel,
-      { groups, tokens_per_group: tokensPerGroup, experts, all_tokens: Number(all) },
+      { tokens, tokens_per_group: tokensPerGroup, experts, all_tokens: Number(all) },
       {
         scratch: buffers.scratch,
         load: buffers.load,

@@ -6,6 +6,7 @@
 // look at the whole group, later tokens included, so neither may be used in a decoder.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { GROUP_BOUNDS, GROUP_CAPACITY, type GroupSlots, type TokenGroups } from "./token_groups.ts";
 
 const WORKGROUP = 64;
 
@@ -17,7 +18,7 @@ const orderKernel = defineKernel({
     expert_ids: read("u32"), //    [tokens, top_k]
     token_order: write("u32"), //  [tokens]
   },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}
+  wgsl: /* wgsl */ `${LINEAR_INDEX}${GROUP_BOUNDS}
 // Grows with the probability of a token's first choice; 0 for a token that is not routed. The bits of floats that are not
 // negative order as they do, and order NaN too, so that every place is taken by one token whatever the probabilities are.
 fn priority(t: u32) -> u32 {
@@ -29,10 +30,11 @@ fn priority(t: u32) -> u32 {
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   let t = linear_index(wid, num) * ${WORKGROUP}u + lane;
   if (t >= params.tokens) { return; }
-  let first = t / params.tokens_per_group * params.tokens_per_group;
+  let group = t / params.tokens_per_group;
+  let first = group_first(group);
   let own = priority(t);
   var rank = 0u;
-  for (var u = first; u < first + params.tokens_per_group; u++) {
+  for (var u = first; u < group_end(group); u++) {
     let other = priority(u);
     rank += u32(other > own || (other == own && u < t));
   }
@@ -41,10 +43,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 `,
 });
 
-interface PriorityDims {
-  /** A multiple of tokensPerGroup. */
-  readonly tokens: number;
-  readonly tokensPerGroup: number;
+interface PriorityDims extends TokenGroups {
   readonly experts: number;
 }
 
@@ -68,29 +67,29 @@ export function priorityOrder<T>(
 
 const choiceKernel = defineKernel({
   name: "expert_choice",
-  params: { tokens: "u32", tokens_per_group: "u32", experts: "u32", capacity: "u32" },
+  params: { tokens: "u32", tokens_per_group: "u32", experts: "u32", capacity: "u32", last_capacity: "u32" },
   buffers: {
     probabilities: read("f32"), // [tokens, experts]
     mask: read("u32"), //          [tokens]
     expert_ids: write("u32"), //   [tokens, experts]
     gates: write("f32"), //        [tokens, experts]
   },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}
+  wgsl: /* wgsl */ `${LINEAR_INDEX}${GROUP_BOUNDS}${GROUP_CAPACITY}
 @compute @workgroup_size(${WORKGROUP})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
   let at = linear_index(wid, num) * ${WORKGROUP}u + lane;
   if (at >= params.tokens * params.experts) { return; }
   let t = at / params.experts;
   let e = at % params.experts;
-  let first = t / params.tokens_per_group * params.tokens_per_group;
+  let group = t / params.tokens_per_group;
   let own = probabilities[at];
   let own_bits = bitcast<u32>(own); // ordered like the probabilities, NaN included
   var rank = 0u;
-  for (var u = first; u < first + params.tokens_per_group; u++) {
+  for (var u = group_first(group); u < group_end(group); u++) {
     let other = bitcast<u32>(probabilities[u * params.experts + e]);
     rank += u32(mask[u] != 0u && (other > own_bits || (other == own_bits && u < t)));
   }
-  let taken = mask[t] != 0u && rank < params.capacity;
+  let taken = mask[t] != 0u && rank < group_capacity(group);
   expert_ids[at] = select(params.experts, e, taken);
   gates[at] = select(0.0, own, taken);
 }
@@ -98,19 +97,19 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 });
 
 /**
- * Each expert takes the `capacity` most probable routable tokens of each group. Written as a choice of all experts by
+ * Each expert takes the most probable routable tokens of each group, as many as it has slots. Written as a choice of all experts by
  * every token, choice e being expert e: expertIds [tokens, experts] u32 is e where taken and `experts` where not, gates
  * [tokens, experts] f32 the probability or 0. probabilities [tokens, experts] f32, mask [tokens] u32.
  */
 export function expertChoice<T>(
   buffers: { probabilities: T; mask: T; expertIds: T; gates: T },
-  { tokens, tokensPerGroup, experts, capacity }: PriorityDims & { capacity: number },
+  { tokens, tokensPerGroup, experts, capacity, lastCapacity = capacity }: PriorityDims & GroupSlots,
 ): Command<T>[] {
   const { probabilities, mask, gates } = buffers;
   return [
     call(
       choiceKernel,
-      { tokens, tokens_per_group: tokensPerGroup, experts, capacity },
+      { tokens, tokens_per_group: tokensPerGroup, experts, capacity, last_capacity: lastCapacity },
       { probabilities, mask, expert_ids: buffers.expertIds, gates },
       spread(Math.ceil((tokens * experts) / WORKGROUP)),
     ),
@@ -127,7 +126,7 @@ export function priorityOrderReference(
     expertIds[t * topK] >= experts ? -1 : probabilities[t * experts + expertIds[t * topK]];
   const order: number[] = [];
   for (let first = 0; first < tokens; first += tokensPerGroup) {
-    const group = Array.from({ length: tokensPerGroup }, (_, i) => first + i);
+    const group = Array.from({ length: Math.min(tokensPerGroup, tokens - first) }, (_, i) => first + i);
     order.push(...group.sort((a, b) => priority(b) - priority(a) || a - b));
   }
   return Uint32Array.from(order);
@@ -137,18 +136,21 @@ export function priorityOrderReference(
 export function expertChoiceReference(
   probabilities: ArrayLike<number>,
   mask: ArrayLike<number>,
-  { tokens, tokensPerGroup, experts, capacity }: PriorityDims & { capacity: number },
+  { tokens, tokensPerGroup, experts, capacity, lastCapacity = capacity }: PriorityDims & GroupSlots,
 ): { expertIds: Uint32Array; gates: Float64Array } {
   const expertIds = new Uint32Array(tokens * experts).fill(experts);
   const gates = new Float64Array(tokens * experts);
-  for (let first = 0; first < tokens; first += tokensPerGroup)
+  for (let first = 0; first < tokens; first += tokensPerGroup) {
+    const group = Array.from({ length: Math.min(tokensPerGroup, tokens - first) }, (_, i) => first + i);
+    const slots = first + tokensPerGroup < tokens ? capacity : lastCapacity;
     for (let e = 0; e < experts; e++) {
-      const routable = Array.from({ length: tokensPerGroup }, (_, i) => first + i).filter((t) => mask[t] !== 0);
+      const routable = group.filter((t) => mask[t] !== 0);
       const p = (t: number) => probabilities[t * experts + e];
-      for (const t of routable.sort((a, b) => p(b) - p(a) || a - b).slice(0, capacity)) {
+      for (const t of routable.sort((a, b) => p(b) - p(a) || a - b).slice(0, slots)) {
         expertIds[t * experts + e] = e;
         gates[t * experts + e] = p(t);
       }
     }
+  }
   return { expertIds, gates };
 }

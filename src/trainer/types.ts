@@ -105,8 +105,11 @@ export interface CapacityRule {
 export interface RoutingOptions {
   readonly trainCapacity: CapacityRule;
   readonly evalCapacity: CapacityRule;
-  /** Tokens compete for slots, and router losses are averaged, inside their group. */
-  readonly group: "batch" | "sequence";
+  /**
+   * Tokens compete for slots, and router losses are averaged, inside their group: the batch, a sequence, or so many
+   * consecutive tokens of the batch, where the last group may be shorter and then has fewer slots.
+   */
+  readonly group: "batch" | "sequence" | { readonly tokens: number };
   /** Reproduces Hugging Face Switch, where padding is routed and takes slots. */
   readonly routePadding: boolean;
   /** Router input noise U[1-eps, 1+eps], training only; 0 = off. */

@@ -32,7 +32,7 @@ for (const { what, masked = 0, idle = 0, ...given } of cases) {
       const start = Math.floor(random() * (experts - idle));
       for (let j = 0; j < topK; j++) expertIds[t * topK + j] = (start + j) % (experts - idle);
     }
-    const dispatchDims = { ...given, groups: 1, rowTile: 4 };
+    const dispatchDims = { ...given, tokensPerGroup: tokens, rowTile: 4 };
     const maxRows = moeMaxRows(dispatchDims);
     const { rowOfAssignment, sourceOfRow } = moeDispatchReference(expertIds, { ...dispatchDims, maxRows });
     // Padding rows hold NaN: whatever a matmul leaves there must not reach a token.

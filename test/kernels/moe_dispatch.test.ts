@@ -1,7 +1,14 @@
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { moeDispatchReference } from "../../src/kernels/moe_dispatch.reference.ts";
-import { DROPLESS, moeDispatch, moeDispatchScratch, moeMaxRows, NO_ROW } from "../../src/kernels/moe_dispatch.ts";
+import {
+  type DispatchDims,
+  DROPLESS,
+  moeDispatch,
+  moeDispatchScratch,
+  moeMaxRows,
+  NO_ROW,
+} from "../../src/kernels/moe_dispatch.ts";
 import { routerForwardReference } from "../../src/kernels/router.reference.ts";
 import { integerOutput, randomNumbers, withGuard } from "../support/arrays.ts";
 import { runCommands, testDevice } from "../support/gpu.ts";
@@ -21,11 +28,7 @@ function randomChoices(tokens: number, experts: number, topK: number, skew: numb
   return ids;
 }
 
-async function dispatchOnDevice(
-  expertIds: Uint32Array,
-  dims: { tokens: number; groups: number; topK: number; experts: number; capacity: number; rowTile: number },
-  maxRows: number,
-) {
+async function dispatchOnDevice(expertIds: Uint32Array, dims: DispatchDims, maxRows: number) {
   const buffers = {
     expertIds,
     scratch: integerOutput(moeDispatchScratch(dims)),
@@ -40,15 +43,71 @@ async function dispatchOnDevice(
 }
 
 const cases = [
-  { what: "one token, one expert", tokens: 1, groups: 1, topK: 1, experts: 1, capacity: DROPLESS, rowTile: 8 },
-  { what: "one token, many experts", tokens: 1, groups: 1, topK: 3, experts: 70, capacity: DROPLESS, rowTile: 4 },
-  { what: "every token masked", tokens: 9, groups: 3, topK: 2, experts: 4, capacity: DROPLESS, rowTile: 4, masked: 1 },
-  { what: "dropless, odd sizes", tokens: 333, groups: 3, topK: 2, experts: 5, capacity: DROPLESS, rowTile: 8 },
-  { what: "empty experts", tokens: 65, groups: 1, topK: 1, experts: 130, capacity: DROPLESS, rowTile: 16, skew: 6 },
-  { what: "tight capacity", tokens: 264, groups: 4, topK: 2, experts: 6, capacity: 7, rowTile: 8, skew: 3 },
-  { what: "capacity and masks", tokens: 190, groups: 2, topK: 4, experts: 9, capacity: 11, rowTile: 5, masked: 0.3 },
-  { what: "a group per token", tokens: 67, groups: 67, topK: 2, experts: 3, capacity: 4, rowTile: 8 },
-  { what: "1024 experts", tokens: 40, groups: 2, topK: 16, experts: 1024, capacity: 4, rowTile: 1, skew: 2 },
+  { what: "one token, one expert", tokens: 1, tokensPerGroup: 1, topK: 1, experts: 1, capacity: DROPLESS, rowTile: 8 },
+  {
+    what: "one token, many experts",
+    tokens: 1,
+    tokensPerGroup: 1,
+    topK: 3,
+    experts: 70,
+    capacity: DROPLESS,
+    rowTile: 4,
+  },
+  {
+    what: "every token masked",
+    tokens: 9,
+    tokensPerGroup: 3,
+    topK: 2,
+    experts: 4,
+    capacity: DROPLESS,
+    rowTile: 4,
+    masked: 1,
+  },
+  {
+    what: "dropless, odd sizes",
+    tokens: 333,
+    tokensPerGroup: 111,
+    topK: 2,
+    experts: 5,
+    capacity: DROPLESS,
+    rowTile: 8,
+  },
+  {
+    what: "empty experts",
+    tokens: 65,
+    tokensPerGroup: 65,
+    topK: 1,
+    experts: 130,
+    capacity: DROPLESS,
+    rowTile: 16,
+    skew: 6,
+  },
+  { what: "tight capacity", tokens: 264, tokensPerGroup: 66, topK: 2, experts: 6, capacity: 7, rowTile: 8, skew: 3 },
+  {
+    what: "capacity and masks",
+    tokens: 190,
+    tokensPerGroup: 95,
+    topK: 4,
+    experts: 9,
+    capacity: 11,
+    rowTile: 5,
+    masked: 0.3,
+  },
+  { what: "a group per token", tokens: 67, tokensPerGroup: 1, topK: 2, experts: 3, capacity: 4, rowTile: 8 },
+  {
+    what: "a shorter last group with fewer slots",
+    tokens: 203,
+    tokensPerGroup: 90,
+    topK: 2,
+    experts: 5,
+    capacity: 9,
+    lastCapacity: 4,
+    rowTile: 8,
+    skew: 2,
+    masked: 0.1,
+  },
+  { what: "a last group of one token", tokens: 71, tokensPerGroup: 70, topK: 3, experts: 4, capacity: 8, rowTile: 4 },
+  { what: "1024 experts", tokens: 40, tokensPerGroup: 20, topK: 16, experts: 1024, capacity: 4, rowTile: 1, skew: 2 },
 ];
 
 for (const { what, skew = 1, masked = 0, ...dims } of cases) {
@@ -72,8 +131,8 @@ for (const { what, skew = 1, masked = 0, ...dims } of cases) {
 test("the row bound is reached, and never exceeded, over every routing of small layers", () => {
   for (const rowTile of [1, 2, 3])
     for (const capacity of [1, 2, DROPLESS])
-      for (const groups of [1, 2]) {
-        const dims = { tokens: 4, groups, topK: 1, experts: 3, capacity, rowTile };
+      for (const tokensPerGroup of [4, 3, 2]) {
+        const dims = { tokens: 4, tokensPerGroup, topK: 1, experts: 3, capacity, rowTile };
         const bound = moeMaxRows(dims);
         let most = 0;
         for (let code = 0; code < 3 ** 4; code++) {
@@ -86,7 +145,7 @@ test("the row bound is reached, and never exceeded, over every routing of small 
 });
 
 test("refuses fewer rows than a routing can need", () => {
-  const dims = { tokens: 8, groups: 1, topK: 1, experts: 2, capacity: DROPLESS, rowTile: 4 };
+  const dims = { tokens: 8, tokensPerGroup: 8, topK: 1, experts: 2, capacity: DROPLESS, rowTile: 4 };
   const names = ["expertIds", "scratch", "rowOfAssignment", "sourceOfRow", "expertOfBlock", "expertOffset"] as const;
   const buffers = Object.fromEntries([...names, "expertCount", "demand"].map((n) => [n, n])) as Record<
     (typeof names)[number] | "expertCount" | "demand",
@@ -106,7 +165,7 @@ for (const name of TOKEN_CHOICE_FIXTURES) {
       topK,
       normalizeGates: false,
     });
-    const dims = { tokens, groups, topK, experts, capacity, rowTile: 8 };
+    const dims = { tokens, tokensPerGroup, topK, experts, capacity, rowTile: 8 };
     const maxRows = moeMaxRows(dims);
     const { slot, ...reference } = moeDispatchReference(expertIds, { ...dims, maxRows });
     const dispatchMask = new Int32Array(tokens * experts * capacity); // [group, token, expert, slot]

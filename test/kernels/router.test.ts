@@ -15,6 +15,7 @@ import {
   routerStatisticsScratch,
 } from "../../src/kernels/router.ts";
 import { packStepScalars } from "../../src/kernels/step_scalars.ts";
+import { groupCount } from "../../src/kernels/token_groups.ts";
 import { EPSILON, floatOutput, integerOutput, randomNumbers, uniform, withGuard } from "../support/arrays.ts";
 import { compareWithTolerance, relativeError, runCommands, testDevice } from "../support/gpu.ts";
 import { readRoutingFixture, TOKEN_CHOICE_FIXTURES } from "../support/routing_fixture.ts";
@@ -22,7 +23,7 @@ import { readRoutingFixture, TOKEN_CHOICE_FIXTURES } from "../support/routing_fi
 const test = suite("router");
 
 interface Dims {
-  groups: number;
+  tokens: number;
   tokensPerGroup: number;
   experts: number;
   topK: number;
@@ -44,8 +45,8 @@ async function runRouter(
   dims: Required<Dims>,
   coefficients: { balanceCoefficient: number; zCoefficient: number },
 ) {
-  const { groups, tokensPerGroup, experts, topK } = dims;
-  const tokens = groups * tokensPerGroup;
+  const { tokens, experts, topK } = dims;
+  const groups = groupCount(dims);
   const buffers = {
     logits,
     mask,
@@ -66,34 +67,43 @@ async function runRouter(
   return runCommands(await testDevice(), {
     buffers,
     commands: (b) => [
-      ...routerForward(b, { tokens, ...dims }),
+      ...routerForward(b, dims),
       ...routerStatistics(b, dims),
-      ...routerLosses(b, { ...dims, outOffset: 1 }),
-      ...routerBackward({ ...b, dGates: dGates && b.dGates }, { tokens, ...dims, ...coefficients }),
+      ...routerLosses(b, { groups, experts, outOffset: 1 }),
+      ...routerBackward({ ...b, dGates: dGates && b.dGates }, { ...dims, ...coefficients }),
     ],
   });
 }
 
 const cases: (Dims & { what: string; masked?: number; gates?: boolean })[] = [
-  { what: "one token, one expert", groups: 1, tokensPerGroup: 1, experts: 1, topK: 1 },
-  { what: "one expert, normalised", groups: 1, tokensPerGroup: 5, experts: 1, topK: 1, normalizeGates: true },
-  { what: "top-2, odd sizes", groups: 3, tokensPerGroup: 67, experts: 5, topK: 2, masked: 0.3 },
-  { what: "top-2 normalised", groups: 2, tokensPerGroup: 130, experts: 9, topK: 2, normalizeGates: true, masked: 0.2 },
-  { what: "all choices count", groups: 2, tokensPerGroup: 33, experts: 8, topK: 3, countAll: true },
+  { what: "one token, one expert", tokens: 1, tokensPerGroup: 1, experts: 1, topK: 1 },
+  { what: "one expert, normalised", tokens: 5, tokensPerGroup: 5, experts: 1, topK: 1, normalizeGates: true },
+  { what: "top-2, odd sizes", tokens: 201, tokensPerGroup: 67, experts: 5, topK: 2, masked: 0.3 },
   {
-    what: "all tokens in the mean",
-    groups: 2,
+    what: "top-2 normalised",
+    tokens: 260,
+    tokensPerGroup: 130,
+    experts: 9,
+    topK: 2,
+    normalizeGates: true,
+    masked: 0.2,
+  },
+  { what: "all choices count", tokens: 66, tokensPerGroup: 33, experts: 8, topK: 3, countAll: true },
+  { what: "a shorter last group", tokens: 181, tokensPerGroup: 67, experts: 5, topK: 2, masked: 0.3 },
+  {
+    what: "all tokens in the mean, a last group of one",
+    tokens: 141,
     tokensPerGroup: 70,
     experts: 6,
     topK: 2,
     denominator: "all",
     masked: 0.5,
   },
-  { what: "losses alone", groups: 4, tokensPerGroup: 16, experts: 7, topK: 2, masked: 0.1, gates: false },
-  { what: "every token masked", groups: 2, tokensPerGroup: 3, experts: 4, topK: 1, masked: 1 },
+  { what: "losses alone", tokens: 64, tokensPerGroup: 16, experts: 7, topK: 2, masked: 0.1, gates: false },
+  { what: "every token masked", tokens: 6, tokensPerGroup: 3, experts: 4, topK: 1, masked: 1 },
   {
     what: "top-16 of 1024",
-    groups: 1,
+    tokens: 3,
     tokensPerGroup: 3,
     experts: 1024,
     topK: 16,
@@ -105,8 +115,8 @@ const cases: (Dims & { what: string; masked?: number; gates?: boolean })[] = [
 for (const { what, masked = 0, gates: gated = true, ...given } of cases) {
   test(`forward, statistics, losses and backward agree with float64: ${what}`, async () => {
     const dims = { normalizeGates: false, countAll: false, denominator: "routable" as const, ...given };
-    const { groups, tokensPerGroup, experts, topK } = dims;
-    const tokens = groups * tokensPerGroup;
+    const { tokens, tokensPerGroup, experts, topK } = dims;
+    const groups = groupCount(dims);
     const random = randomNumbers(experts * 7 + tokens);
     const range = 8; // logits lie in (-4, 4)
     const logits = uniform(tokens * experts, range / 2, random);
@@ -115,10 +125,10 @@ for (const { what, masked = 0, gates: gated = true, ...given } of cases) {
     const coefficients = { balanceCoefficient: 0.5, zCoefficient: 0.25 };
     const out = await runRouter(logits, mask, dGates, dims, coefficients);
 
-    const forward = routerForwardReference(logits, mask, { tokens, ...dims });
+    const forward = routerForwardReference(logits, mask, dims);
     const statistics = routerStatisticsReference(forward, mask, dims);
-    const losses = routerLossesReference(statistics, dims);
-    const settings = { tokens, ...dims, ...coefficients, lossScale: LOSS_SCALE };
+    const losses = routerLossesReference(statistics, { groups, experts });
+    const settings = { ...dims, ...coefficients, lossScale: LOSS_SCALE };
     const dLogits = routerBackwardReference(forward, statistics, mask, dGates, settings);
 
     assert.equal(Array.from(out.expertIds), withGuard(forward.expertIds, out.expertIds), "expertIds");
@@ -205,8 +215,9 @@ for (const name of TOKEN_CHOICE_FIXTURES) {
   test(`losses and gradients are flaxformer's: ${name}`, async () => {
     const fixture = await readRoutingFixture(name);
     const { groups, tokensPerGroup, experts, topK, mask, tensor } = fixture;
+    const tokens = groups * tokensPerGroup;
     const logits = tensor("router_logits") as Float32Array;
-    const dims = { groups, tokensPerGroup, experts, topK, normalizeGates: false, countAll: true } as const;
+    const dims = { tokens, tokensPerGroup, experts, topK, normalizeGates: false, countAll: true } as const;
     const run = (balanceCoefficient: number, zCoefficient: number, dGates?: Float32Array) =>
       runRouter(logits, mask, dGates, { ...dims, denominator: "all" }, { balanceCoefficient, zCoefficient });
     const onlyOf = async (out: Promise<{ dLogits: Float32Array }>, scale: number) =>
@@ -219,7 +230,7 @@ for (const name of TOKEN_CHOICE_FIXTURES) {
     assert.ok(relativeError(await onlyOf(run(0, 1), LOSS_SCALE), tensor("grad_z")) < 5e-6, "grad_z");
 
     // combine_array holds the gate at every kept slot: its gradient reaches the gate of that assignment.
-    const forward: RouterForward = routerForwardReference(logits, mask, { tokens: mask.length, ...dims });
+    const forward: RouterForward = routerForwardReference(logits, mask, dims);
     const probe = tensor("combine_probe");
     const kept = tensor("dispatch_mask");
     const dGates = Float32Array.from(forward.expertIds, (e, a) => {

@@ -15,29 +15,30 @@ import { randomValues, runTwice, unwritten } from "./run_twice.ts";
 const integers = (count: number) => new Uint32Array(count).fill(0xabcdef);
 
 const SIZES = [
-  { groups: 1, tokensPerGroup: 1, experts: 1, topK: 1 },
-  { groups: 3, tokensPerGroup: 7, experts: 5, topK: 2 },
-  { groups: 2, tokensPerGroup: 150, experts: 4, topK: 2 },
+  { tokens: 1, tokensPerGroup: 1, experts: 1, topK: 1 },
+  { tokens: 21, tokensPerGroup: 7, experts: 5, topK: 2 },
+  { tokens: 300, tokensPerGroup: 150, experts: 4, topK: 2 },
+  { tokens: 40, tokensPerGroup: 18, experts: 3, topK: 2 }, // the last group has 4 tokens
 ];
 
 /** Probabilities with ties, ids with masked tokens. */
-function routed({ groups, tokensPerGroup, experts, topK }: (typeof SIZES)[number]) {
-  const tokens = groups * tokensPerGroup;
+function routed({ tokens, experts, topK }: (typeof SIZES)[number]) {
   const probabilities = randomValues(tokens * experts, 5).map((x) => Math.round(8 * Math.abs(x)) / 8);
   const mask = Uint32Array.from({ length: tokens }, (_, t) => Number(t % 5 !== 3));
   const expertIds = Uint32Array.from({ length: tokens * topK }, (_, a) => {
     const t = Math.floor(a / topK);
     return mask[t] ? (t * 3 + (a % topK)) % experts : experts;
   });
-  return { tokens, probabilities, mask, expertIds };
+  return { probabilities, mask, expertIds };
 }
 
 for (const size of SIZES) {
-  const what = `${size.groups} groups of ${size.tokensPerGroup} tokens, ${size.experts} experts`;
+  const { tokens } = size;
+  const what = `${tokens} tokens in groups of ${size.tokensPerGroup}, ${size.experts} experts`;
 
   test(`tokens stand by descending first choice, ties and masked ones in their place: ${what}`, async () => {
-    const { tokens, probabilities, expertIds } = routed(size);
-    const dims = { ...size, tokens };
+    const { probabilities, expertIds } = routed(size);
+    const dims = size;
     const out = await runTwice({
       buffers: { probabilities, expertIds, tokenOrder: integers(tokens + 3) },
       commands: (names) => priorityOrder(names, dims),
@@ -47,9 +48,9 @@ for (const size of SIZES) {
   });
 
   test(`slots are taken in the order given: ${what}`, async () => {
-    const { tokens, probabilities, expertIds } = routed(size);
-    const tokenOrder = priorityOrderReference(probabilities, expertIds, { ...size, tokens });
-    const dims = { ...size, tokens, capacity: 2, rowTile: 4 };
+    const { probabilities, expertIds } = routed(size);
+    const tokenOrder = priorityOrderReference(probabilities, expertIds, size);
+    const dims = { ...size, capacity: 2, lastCapacity: 1, rowTile: 4 };
     const maxRows = moeMaxRows(dims);
     const out = await runTwice({
       buffers: {
@@ -72,8 +73,8 @@ for (const size of SIZES) {
 
   for (const capacity of [1, 3, 1000])
     test(`each expert takes its ${capacity} most probable routable tokens: ${what}`, async () => {
-      const { tokens, probabilities, mask } = routed(size);
-      const dims = { ...size, tokens, capacity };
+      const { probabilities, mask } = routed(size);
+      const dims = { ...size, capacity, lastCapacity: Math.ceil(capacity / 2) };
       const out = await runTwice({
         buffers: {
           probabilities,

@@ -39,7 +39,7 @@ const specs: { what: string; spec: Spec; wrong: string[] }[] = [
           value: { decayRate: 1e-3, epsilon: 1e-38, minParameterScale: 0, minDimensionToFactor: 1n, weightDecay: 0 },
         },
       },
-      routing: { topK: 16, gateNormalization: 2, secondExpertPolicy: 2, priority: 2 },
+      routing: { topK: 16, gateNormalization: 2, secondExpertPolicy: 2, priority: 2, group: 3, groupTokens: 1n },
       losses: { fCounts: 2, layerReduction: 3, vocabularyZCoefficient: 0, labelSmoothing: 0 },
     },
     wrong: [],
@@ -74,6 +74,16 @@ const specs: { what: string; spec: Spec; wrong: string[] }[] = [
     what: "an SGD that never forgets",
     spec: { optimizer: { algorithm: { case: "sgd", value: { momentum: 1, weightDecay: -1 } } } },
     wrong: ["spec.optimizer.sgd.momentum", "spec.optimizer.sgd.weight_decay"],
+  },
+  {
+    what: "a group of tokens without their number",
+    spec: { routing: { group: 3 } },
+    wrong: ["spec.routing.group_tokens"],
+  },
+  {
+    what: "a number of tokens for another group",
+    spec: { routing: { group: 2, groupTokens: 8n } },
+    wrong: ["spec.routing.group_tokens"],
   },
   {
     what: "routing, losses and dropout out of range, together",

@@ -232,7 +232,8 @@ test("what is set stays, zeros where zero means something included", () => {
     routing: {
       trainCapacity: { rule: { case: "factorK", value: { factor: 1.5 } } },
       evalCapacity: { rule: { case: "fixed", value: { slots: 9n } } },
-      group: 2,
+      group: 3,
+      groupTokens: 96n,
       routePadding: true,
       jitter: 0.01,
       topK: 2,
@@ -264,7 +265,7 @@ test("what is set stays, zeros where zero means something included", () => {
   assert.equal(config.routing, {
     trainCapacity: { rule: "factor_k", factor: 1.5 },
     evalCapacity: { rule: "fixed", slots: 9 },
-    group: "sequence",
+    group: { tokens: 96 },
     routePadding: true,
     jitter: 0.01,
     topK: 2,

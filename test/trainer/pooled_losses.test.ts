@@ -13,15 +13,16 @@ import { packStepScalars, STEP_SCALARS_BYTES } from "../../src/kernels/step_scal
 import { differentiate } from "../../src/trainer/graph/autodiff.ts";
 import { elements, Graph, type Tensor, tensorBytes } from "../../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
-import { poolRouterLosses, route } from "../../src/trainer/graph/ops/moe.ts";
+import { poolRouterLosses } from "../../src/trainer/graph/ops/router_losses.ts";
+import { route } from "../../src/trainer/graph/ops/routing.ts";
 import { DeviceMemory } from "../../src/trainer/run/device_memory.ts";
 import { relativeError, testDevice } from "../support/gpu.ts";
 import { noise } from "../support/tiny_model.ts";
 
 const EXPERTS = 5;
 const LAYERS = [
-  { tokens: 24, groups: 2 },
-  { tokens: 70, groups: 1 },
+  { tokens: 25, tokensPerGroup: 12 }, // the last group has one token
+  { tokens: 70, tokensPerGroup: 70 },
 ].map((layer, i) => ({
   ...layer,
   logits: noise(layer.tokens * EXPERTS, i + 1).map((x) => 3 * x),
@@ -35,7 +36,7 @@ test("pooled losses weigh layers by their tokens, and their gradient reaches eve
   const device = await testDevice();
   const g = new Graph(device.target);
   const step = g.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32");
-  const routings = LAYERS.map(({ tokens, groups }, i) => {
+  const routings = LAYERS.map(({ tokens, tokensPerGroup }, i) => {
     const spec = { name: `logits_${i}`, kind: "router", shape: [tokens, EXPERTS], keys: [`logits_${i}`] } as const;
     const logits = g.tensor({ ...spec, role: "parameter", requiresGradient: true, parameter: spec });
     g.parameters.set(spec.name, logits);
@@ -45,7 +46,7 @@ test("pooled losses weigh layers by their tokens, and their gradient reaches eve
       secondExpertPolicy: "always",
       priority: "position",
       choose: "tokens",
-      groups,
+      tokensPerGroup,
       capacity: { rule: "dropless" },
       countAll: true,
       denominator: "routable",
@@ -79,8 +80,8 @@ test("pooled losses weigh layers by their tokens, and their gradient reaches eve
     const actual = await Promise.all(LAYERS.map((_, i) => values(gradients.get(`logits_${i}`)!)));
     recorded.destroy();
 
-    const layers = LAYERS.map(({ tokens, groups, logits, mask }) => {
-      const dims = { tokens, groups, tokensPerGroup: tokens / groups, experts: EXPERTS, topK: 2, countAll: true };
+    const layers = LAYERS.map(({ tokens, tokensPerGroup, logits, mask }) => {
+      const dims = { tokens, tokensPerGroup, experts: EXPERTS, topK: 2, countAll: true };
       const forward = routerForwardReference(logits, mask, { ...dims, normalizeGates: false });
       return { dims, mask, forward, statistics: routerStatisticsReference(forward, mask, dims) };
     });
@@ -97,7 +98,6 @@ test("pooled losses weigh layers by their tokens, and their gradient reaches eve
         undefined,
         {
           ...dims,
-          groups: 1,
           tokensPerGroup: dims.tokens,
           normalizeGates: false,
           balanceCoefficient: BALANCE,

@@ -63,7 +63,7 @@ function trainingGraph(selection: Partial<TrainableSelection> = { preset: "all" 
 /** Router, statistics and losses of logits [tokens, experts]; tokens with mask 0 are padding. */
 async function routed(logits: Float32Array, mask: Uint32Array, experts: number) {
   const tokens = mask.length;
-  const dims = { groups: 1, tokensPerGroup: tokens, experts, topK: 1, countAll: false };
+  const dims = { tokens, tokensPerGroup: tokens, experts, topK: 1, countAll: false };
   const floats = (count: number) => new Float32Array(count).fill(Number.NaN);
   return runCommands(device, {
     buffers: {

@@ -1,14 +1,6 @@
 // What a run may be told. Field paths are the caller's; references are looked up by the caller of this module.
 
 import {
-  type CapacityRule,
-  GateNormalizationSchema,
-  RoutingGroupSchema,
-  type RoutingOptions,
-  RoutingPrioritySchema,
-  SecondExpertPolicySchema,
-} from "../../../proto/gen/thaw/v1/routing_pb.ts";
-import {
   EvaluationMetricSchema,
   FCountsSchema,
   LayerReductionSchema,
@@ -22,11 +14,11 @@ import { checkpointIn } from "../ids.ts";
 import { fraction, nonNegative, positive } from "./numbers.ts";
 import { checkPlan, knownEnum } from "./plan.ts";
 import { checkName, checkRange, type Problems } from "./problems.ts";
+import { checkRouting } from "./routing.ts";
 
 const MAX_STEPS = 2 ** 40;
 const MAX_BATCH_SIZE = 65536;
 const MAX_TOKENS = 65536;
-const MAX_TOP_K = 16;
 const MAX_ACCUMULATION_STEPS = 4096;
 const MAX_SPLITS = 16;
 export const SPLIT_NAME = /^[a-z0-9_]{1,64}$/;
@@ -112,17 +104,6 @@ function checkAlgorithm(problems: Problems, algorithm: OptimizerOptions["algorit
   }
 }
 
-function checkRouting(problems: Problems, routing: RoutingOptions, field: string): void {
-  checkCapacity(problems, routing.trainCapacity, `${field}.train_capacity`);
-  checkCapacity(problems, routing.evalCapacity, `${field}.eval_capacity`);
-  knownEnum(problems, `${field}.group`, RoutingGroupSchema, routing.group);
-  fraction(problems, `${field}.jitter`, routing.jitter);
-  checkRange(problems, `${field}.top_k`, routing.topK, 0, MAX_TOP_K);
-  knownEnum(problems, `${field}.gate_normalization`, GateNormalizationSchema, routing.gateNormalization);
-  knownEnum(problems, `${field}.second_expert_policy`, SecondExpertPolicySchema, routing.secondExpertPolicy);
-  knownEnum(problems, `${field}.priority`, RoutingPrioritySchema, routing.priority);
-}
-
 function checkLosses(problems: Problems, losses: LossOptions, field: string): void {
   nonNegative(problems, `${field}.balance_coefficient`, losses.balanceCoefficient);
   nonNegative(problems, `${field}.z_coefficient`, losses.zCoefficient);
@@ -130,11 +111,4 @@ function checkLosses(problems: Problems, losses: LossOptions, field: string): vo
   knownEnum(problems, `${field}.layer_reduction`, LayerReductionSchema, losses.layerReduction);
   nonNegative(problems, `${field}.vocabulary_z_coefficient`, losses.vocabularyZCoefficient);
   fraction(problems, `${field}.label_smoothing`, losses.labelSmoothing);
-}
-
-function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, field: string): void {
-  const rule = capacity?.rule;
-  if (rule?.case === "factor") positive(problems, `${field}.factor.factor`, rule.value.factor);
-  if (rule?.case === "factorK") positive(problems, `${field}.factor_k.factor`, rule.value.factor);
-  if (rule?.case === "fixed") checkRange(problems, `${field}.fixed.slots`, rule.value.slots, 1, 2 ** 31 - 1);
 }

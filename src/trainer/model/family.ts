@@ -4,8 +4,8 @@
 import type { KernelTarget } from "../../kernels/capabilities.ts";
 import type { Graph, Tensor } from "../graph/graph.ts";
 import type { LossRows } from "../graph/ops/loss.ts";
-import type { Routing } from "../graph/ops/moe.ts";
 import type { OptimizerNodes } from "../graph/ops/optimizer.ts";
+import type { Routing } from "../graph/ops/routing.ts";
 import type { TrainableSet } from "../groups.ts";
 import type { CapacityRule, LossOptions, OptimizerAlgorithm, RoutingOptions, Stack } from "../types.ts";
 import type { ParameterSpec } from "./parameters.ts";
@@ -31,6 +31,12 @@ export interface BuildOptions {
 /** The capacity rule in force. */
 export const capacityOf = ({ train, routing }: BuildOptions): CapacityRule =>
   train ? routing.trainCapacity : routing.evalCapacity;
+
+/** Tokens of a routing group, where a layer has `tokens` tokens. */
+export function groupTokens({ batch, routing: { group } }: BuildOptions, tokens: number): number {
+  if (typeof group === "object") return group.tokens;
+  return group === "sequence" ? tokens / batch : tokens;
+}
 
 /** One sparse layer of a built graph: what telemetry and parity read. */
 export interface SparseLayer {

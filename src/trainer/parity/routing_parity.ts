@@ -11,7 +11,7 @@ import { openSafetensors } from "../formats/safetensors.ts";
 import { differentiate } from "../graph/autodiff.ts";
 import { elements, Graph, type Tensor, tensorBytes } from "../graph/graph.ts";
 import { lowerGraph } from "../graph/lowered.ts";
-import { type Routing, route } from "../graph/ops/moe.ts";
+import { type Routing, route } from "../graph/ops/routing.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
 import type { ErrorTable } from "./table.ts";
 
@@ -114,7 +114,7 @@ async function runRouting(
     secondExpertPolicy: "always",
     priority: c.batch_prioritized_routing ? "batch_prioritized" : "position",
     choose: c.kind,
-    groups: c.groups,
+    tokensPerGroup: c.tokens_per_group,
     capacity: { rule: "fixed", slots: c.expert_capacity },
     countAll: true,
     denominator: "all",

@@ -77,11 +77,6 @@ export const schedule: EnumCodec<OptimizerOptions["schedule"], run.ScheduleKind>
   cosine: run.ScheduleKind.COSINE,
 });
 
-export const routingGroup: EnumCodec<RoutingOptions["group"], routing.RoutingGroup> = codec({
-  batch: routing.RoutingGroup.BATCH,
-  sequence: routing.RoutingGroup.SEQUENCE,
-});
-
 export const gateNormalization: EnumCodec<
   NonNullable<RoutingOptions["gateNormalization"]>,
   routing.GateNormalization

@@ -1,21 +1,19 @@
 // OpenRun in the trainer's terms: what the engine is told, and what the step loop does around its steps.
 
 import { create } from "@bufbuild/protobuf";
-import type { CapacityRule as ProtoCapacityRule } from "../../../../proto/gen/thaw/v1/routing_pb.ts";
 import { NonFinitePolicy, type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
 import type { OpenRun } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import {
-  type CapacityRule,
   InputError,
   type LossOptions,
   type OptimizerAlgorithm,
   type OptimizerOptions,
   type Problem,
-  type RoutingOptions,
   type RunConfig,
 } from "../../../trainer/types.ts";
 import * as enums from "./enums.ts";
 import { planFromProto } from "./plan.ts";
+import { routingOptions } from "./routing_options.ts";
 import { type FilledRunSpec, fillRunSpec } from "./run_spec.ts";
 
 /** What happens around the steps of a run. */
@@ -84,7 +82,7 @@ export function trainingOptions(
 ): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"> {
   return {
     optimizer: optimizerOptions(spec),
-    routing: routingOptions(spec),
+    routing: routingOptions(spec.routing),
     losses: lossOptions(spec),
     dropout: spec.dropout,
     expertDropout: spec.expertDropout,
@@ -129,23 +127,6 @@ function optimizerAlgorithm(algorithm: FilledRunSpec["optimizer"]["algorithm"]):
   }
 }
 
-const routingOptions = ({ routing }: FilledRunSpec): RoutingOptions => ({
-  trainCapacity: capacityRule(routing.trainCapacity),
-  evalCapacity: capacityRule(routing.evalCapacity),
-  group: enums.routingGroup.fromProto(routing.group, "spec.routing.group"),
-  routePadding: routing.routePadding,
-  jitter: routing.jitter,
-  topK: routing.topK || undefined,
-  gateNormalization: routing.gateNormalization
-    ? enums.gateNormalization.fromProto(routing.gateNormalization, "spec.routing.gate_normalization")
-    : undefined,
-  secondExpertPolicy: enums.secondExpertPolicy.fromProto(
-    routing.secondExpertPolicy,
-    "spec.routing.second_expert_policy",
-  ),
-  priority: enums.routingPriority.fromProto(routing.priority, "spec.routing.priority"),
-});
-
 const lossOptions = ({ losses }: FilledRunSpec): LossOptions => ({
   balanceCoefficient: losses.balanceCoefficient,
   zCoefficient: losses.zCoefficient,
@@ -154,18 +135,3 @@ const lossOptions = ({ losses }: FilledRunSpec): LossOptions => ({
   vocabularyZCoefficient: losses.vocabularyZCoefficient,
   labelSmoothing: losses.labelSmoothing,
 });
-
-function capacityRule(rule: ProtoCapacityRule | undefined): CapacityRule {
-  const chosen = rule?.rule;
-  switch (chosen?.case) {
-    case "factor":
-      return { rule: "factor", factor: chosen.value.factor };
-    case "factorK":
-      return { rule: "factor_k", factor: chosen.value.factor };
-    case "fixed":
-      return { rule: "fixed", slots: Number(chosen.value.slots) };
-    case "dropless":
-    case undefined:
-      return { rule: "dropless" };
-  }
-}

@@ -8,7 +8,7 @@ import {
   gatedGeluUpGradient,
 } from "../../../kernels/gated_gelu.ts";
 import { elements, type Graph, type Tensor, trainableSlots } from "../graph.ts";
-import type { Routing } from "./moe.ts";
+import type { Routing } from "./routing.ts";
 
 /** gelu(gate) · up, the GELU in its tanh approximation; all of one shape. */
 export function gatedGelu(g: Graph, name: string, gate: Tensor, up: Tensor): Tensor {

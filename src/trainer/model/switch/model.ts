@@ -16,11 +16,12 @@ import {
   rmsNorm,
   type TokenLookup,
 } from "../../graph/ops/dense.ts";
+import { combine, expertLinear } from "../../graph/ops/experts.ts";
 import { expertScale, gatedGelu } from "../../graph/ops/feed_forward.ts";
 import { jitter } from "../../graph/ops/jitter.ts";
-import { combine, expertLinear, route } from "../../graph/ops/moe.ts";
+import { route } from "../../graph/ops/routing.ts";
 import type { Stack } from "../../types.ts";
-import { type BuildOptions, capacityOf, type SparseLayer } from "../family.ts";
+import { type BuildOptions, capacityOf, groupTokens, type SparseLayer } from "../family.ts";
 import { isSparse, type SwitchConfig, sparseLayers } from "./config.ts";
 import { inputMatrices } from "./parameters.ts";
 
@@ -191,7 +192,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   const routing = route(g, `${mlp}.router`, logits, routed, {
     topK: o.routing.topK ?? c.topK,
     normalizeGates: (o.routing.gateNormalization ?? c.gateNormalization) === "top_k",
-    groups: o.routing.group === "sequence" ? o.batch : 1,
+    tokensPerGroup: groupTokens(o, x.shape[0]),
     capacity: capacityOf(o),
     secondExpertPolicy: o.train ? (o.routing.secondExpertPolicy ?? "always") : "always",
     // In a decoder, a place that depends on later tokens would leak them.

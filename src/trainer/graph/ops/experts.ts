@@ -1,0 +1,123 @@
+// The experts of a sparse layer: grouped matmuls over the sorted rows, and the sum that gives each token its output. The
+// grouped matmuls over-dispatch a constant bound of row blocks that return early.
+
+import { groupedMatmul, groupedWeightGradient } from "../../../kernels/grouped_matmul.ts";
+import { moeCombine, moeCombineGatesGradient, moeCombineRowsGradient } from "../../../kernels/moe_combine.ts";
+import { type Graph, type Tensor, trainableSlots } from "../graph.ts";
+import { reluBackward } from "./dense.ts";
+import type { Routing } from "./routing.ts";
+
+/**
+ * One linear map per expert over sorted rows: weight [experts, n, k]. `gather` reads x [tokens, k] through the routing;
+ * otherwise x is [maxRows, k]. Returns [maxRows, n], after ReLU when `relu`.
+ */
+export function expertLinear(
+  g: Graph,
+  name: string,
+  x: Tensor,
+  weight: Tensor,
+  r: Routing,
+  options: { gather: boolean; relu: boolean },
+): Tensor {
+  const [, n, k] = weight.shape;
+  const { maxRows, rowTile, topK, expertOfBlock, expertOffset, expertCount } = r;
+  const tokens = r.expertIds.shape[0];
+  const gatherTopK = options.gather ? topK : undefined;
+  const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
+  const out = g.activation(name, [maxRows, n], [x, weight]);
+  const flops = 2 * tokens * topK * n * k;
+  g.add({
+    name: "expert_linear",
+    reads: [x, weight, expertOfBlock, sourceOfRow],
+    writes: [out],
+    flops,
+    lower: (target) =>
+      groupedMatmul(
+        { x, weight, out, expertOfBlock, sourceOfRow },
+        { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu },
+        target,
+      ),
+    backward: (gradients) => {
+      let dy = gradients.of(out)!;
+      if (options.relu) dy = reluBackward(g, out, dy);
+      gradients.add(x, false, (dX) => {
+        const rows = options.gather ? g.activation(`d_${name}_rows`, [maxRows, k]) : dX;
+        g.add({
+          name: "expert_input_gradient",
+          reads: [dy, weight, expertOfBlock],
+          writes: [rows],
+          flops,
+          lower: (target) =>
+            groupedMatmul(
+              { x: dy, weight, out: rows, expertOfBlock },
+              { maxRows, rowTile, n: k, k: n, transposeWeight: false },
+              target,
+            ),
+        });
+        if (options.gather)
+          g.add({
+            name: "moe_gather_gradient",
+            reads: [rows, r.rowOfAssignment],
+            writes: [dX],
+            flops: tokens * topK * k,
+            lower: () => moeCombine({ rows, rowOfAssignment: r.rowOfAssignment, out: dX }, { tokens, topK, width: k }),
+          });
+      });
+      gradients.add(weight, false, (dWeight) => {
+        const slots = trainableSlots(weight);
+        const trainableExperts = g.constant("trainable_experts", Uint32Array.from(slots));
+        g.add({
+          name: "expert_weight_gradient",
+          reads: [x, dy, expertOffset, expertCount, trainableExperts, sourceOfRow],
+          writes: [dWeight],
+          parameter: weight.parameter,
+          flops: (flops * slots.length) / r.experts,
+          lower: (target) =>
+            groupedWeightGradient(
+              { x, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow },
+              { slots: slots.length, n, k, gatherTopK },
+              target,
+            ),
+        });
+      });
+    },
+  });
+  return out;
+}
+
+/** Each token's gate-weighted sum of its experts' rows; a dropped choice contributes exactly 0. */
+export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tensor {
+  const width = rows.shape[1];
+  const { gates, rowOfAssignment, sourceOfRow, topK, maxRows } = r;
+  const tokens = r.expertIds.shape[0];
+  const out = g.activation(name, [tokens, width], [rows, gates]);
+  g.add({
+    name: "moe_combine",
+    reads: [rows, gates, rowOfAssignment],
+    writes: [out],
+    flops: 2 * tokens * topK * width,
+    lower: () => moeCombine({ rows, gates, rowOfAssignment, out }, { tokens, topK, width }),
+    backward: (gradients) => {
+      const dOut = gradients.of(out)!;
+      gradients.add(gates, false, (dGates) =>
+        g.add({
+          name: "moe_combine_gates_gradient",
+          reads: [dOut, rows, rowOfAssignment],
+          writes: [dGates],
+          flops: 2 * tokens * topK * width,
+          lower: () => moeCombineGatesGradient({ dOut, rows, rowOfAssignment, dGates }, { tokens, topK, width }),
+        }),
+      );
+      gradients.add(rows, false, (dRows) =>
+        g.add({
+          name: "moe_combine_rows_gradient",
+          reads: [dOut, gates, sourceOfRow],
+          writes: [dRows],
+          flops: maxRows * width,
+          lower: () => moeCombineRowsGradient({ dOut, gates, sourceOfRow, dRows }, { maxRows, topK, width }),
+        }),
+      );
+    },
+  });
+  return out;
+}
