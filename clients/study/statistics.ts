@@ -6,7 +6,7 @@
 // and other settings, and the seeds are what is drawn again. A percentile interval of a handful of seeds is narrower
 // than the 95 % it is named for; the report says so where it shows one.
 
-import { randomBelow } from "../../src/trainer/data/random.ts";
+import { randomIntegers } from "./random.ts";
 import type { CellResult, CellSettings } from "./results.ts";
 
 export const RESAMPLES = 10_000;
@@ -37,10 +37,11 @@ export const median = (values: readonly number[]): number =>
   values.length > 0 ? quantile(Float64Array.from(values).sort(), 0.5) : Number.NaN;
 
 /** Mean with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3). */
-export function estimate(values: readonly number[], seed = 0): Estimate {
-  const means = Float64Array.from({ length: values.length > 0 ? RESAMPLES : 0 }, (_, resample) => {
+export function estimate(values: readonly number[]): Estimate {
+  const draw = randomIntegers(0);
+  const means = Float64Array.from({ length: values.length > 0 ? RESAMPLES : 0 }, () => {
     let sum = 0;
-    for (let i = 0; i < values.length; i++) sum += values[randomBelow(values.length, seed, resample, i)];
+    for (let i = 0; i < values.length; i++) sum += values[draw(values.length)];
     return sum / values.length;
   }).sort();
   const [low, high] = means.length > 0 ? [quantile(means, 0.025), quantile(means, 0.975)] : [NaN, NaN];

@@ -1,5 +1,6 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import { randomIntegers } from "../../clients/study/random.ts";
 import type { CellResult, CellSettings } from "../../clients/study/results.ts";
 import { axisValues, estimate, latest, pairedDifference, quantile } from "../../clients/study/statistics.ts";
 import { CLAIM_IDS, expertCount, judge, RULES, type Verdict } from "../../clients/study/verdicts.ts";
@@ -20,6 +21,19 @@ test("quantiles interpolate as numpy's", () => {
     assert.ok(Math.abs(quantile([1, 2, 3, 5, 9], share) - expected) < 1e-12, `${share}`);
 });
 
+test("random integers are uniform, a function of their seed, and not those of the seed beside it", () => {
+  const drawn = (seed: number, n: number) => {
+    const draw = randomIntegers(seed);
+    return Array.from({ length: n }, () => draw(7));
+  };
+  const counts = Array.from({ length: 7 }, () => 0);
+  for (const n of drawn(0, 70_000)) counts[n]++;
+  // Chi-square with 6 degrees of freedom exceeds 22.5 once in a thousand seeds; this seed is fixed.
+  assert.ok(counts.reduce((sum, n) => sum + (n - 10_000) ** 2 / 10_000, 0) < 22.5, `${counts}`);
+  assert.equal(drawn(3, 50), drawn(3, 50));
+  assert.not.equal(drawn(3, 50), drawn(4, 50));
+});
+
 test("an interval of many values agrees with the normal one, and is the same every time", () => {
   // 100 values −49.5 … 49.5: standard error of the mean (n denominator) 28.866 / 10 = 2.887, so ± 5.66. The quantile's
   // own error with 10 000 resamples: sqrt(.025 · .975 / 10000) / density, .0016 / (.058 / 2.887) = .08; three of it.
@@ -28,7 +42,6 @@ test("an interval of many values agrees with the normal one, and is the same eve
   assert.is(mean, 0);
   assert.ok(Math.abs(low + 5.66) < 0.25 && Math.abs(high - 5.66) < 0.25, `${low} … ${high}`);
   assert.equal(estimate(values), estimate(values));
-  assert.is.not(estimate(values, 1).low, low);
 });
 
 test("one value has no width, none has no interval", () => {
