@@ -57,7 +57,8 @@ thead th { white-space: normal; min-width: 4.6em; line-height: 1.25; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tbody th { color: var(--ink); }
 tbody tr:is(${COLOURED}) th { color: var(--c); font-weight: 600; }
-.prose th, .prose td { white-space: normal; text-align: left; vertical-align: top; } .prose td:nth-child(n + 2) { min-width: 9em; }
+.prose th, .prose td { white-space: normal; text-align: left; vertical-align: top; } .prose td:nth-child(n + 2) { min-width: 9em; } .verdicts td:nth-child(n + 3) { white-space: nowrap; min-width: 0; }
+tr.note { font-size: 1em; }
 details pre { overflow-x: auto; font: .8em/1.45 ui-monospace, monospace; }
 .best { font-weight: 700; }
 .heat thead th:not(:first-child):not(:last-child) { text-align: center; }
@@ -74,5 +75,7 @@ details pre { overflow-x: auto; font: .8em/1.45 ui-monospace, monospace; }
 ${EXPERTS.map((colour, i) => `.e${i} { --e: ${colour}; }`).join(" ")}
 .answer { margin: .2em 0 .6em; }
 .narrow { display: none; }
-@media (max-width: 600px) { body { padding: 18px 14px 40px; font-size: 14px; } .wide { display: none; } .narrow { display: block; } .layer { grid-template-columns: 1fr; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4em; } .heat td { width: 2em; } .heat th { padding: .3em .3em .3em 0; } }
+@media (max-width: 600px) { body { padding: 18px 14px 40px; font-size: 14px; } .wide { display: none; } .narrow { display: block; } .layer { grid-template-columns: 1fr; } dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .4em; } .heat td { width: 2em; } .heat th { padding: .3em .3em .3em 0; }
+  .prose thead { display: none; } .prose tr { display: block; padding: .4em 0; border-bottom: 1px solid var(--rule); } .prose td { display: block; padding: .1em 0; border: 0; min-width: 0; }
+  .prose td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); } }
 `;

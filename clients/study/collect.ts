@@ -21,6 +21,8 @@ export interface Collected {
   /** By the task's metric; the starting model's is not among the curve. */
   readonly curve: CurvePoint[];
   testScore?: number;
+  /** Of the training split. */
+  trainExamples: number;
   /** Of every step. */
   readonly stepSeconds: number[];
   /** The routers in the first and the newest evaluation of the validation split. */
@@ -32,6 +34,7 @@ export const nothing = (): Collected => ({
   state: RunState.UNSPECIFIED,
   step: 0,
   curve: [],
+  trainExamples: 0,
   stepSeconds: [],
   first: [],
   last: [],
@@ -42,7 +45,8 @@ export function collect(collected: Collected, cell: Cell, { event }: RunEvent): 
   if (event.case === "state") {
     collected.state = event.value.to;
     if (event.value.error) collected.error = problemsOfStatus(event.value.error).message;
-  } else if (event.case === "metrics") {
+  } else if (event.case === "data") collected.trainExamples = Number(event.value.examples);
+  else if (event.case === "metrics") {
     const { step, loss, stepDuration } = event.value;
     collected.step = Number(step);
     collected.loss = loss;
@@ -83,6 +87,7 @@ export function cellResult(cell: Cell, collected: Collected, cost: PlanCost | un
     ...(testScore === undefined ? {} : { testScore }),
     bestStep: best.step,
     curve,
+    trainExamples: collected.trainExamples,
     trainableParameters: Number(cost?.trainableParameters ?? 0n),
     totalParameters: Number(cost?.totalParameters ?? 0n),
     optimizerBytes: Number(cost?.optimizerBytes ?? 0n),

@@ -22,6 +22,9 @@ export interface Cell {
   readonly model: ModelSource;
 }
 
+const strategiesOf = ({ strategies }: Study, model: ModelSource): readonly Strategy[] =>
+  strategies.filter(({ name }) => model.strategies?.includes(name) ?? true);
+
 /** Every cell, seed by seed: a study cut short has whole comparisons. */
 export function planCells(study: Study): Cell[] {
   const or = <T>(values: readonly T[] | undefined): readonly (T | undefined)[] => values ?? [undefined];
@@ -34,7 +37,7 @@ export function planCells(study: Study): Cell[] {
             for (const capacityFactor of or(study.capacityFactors))
               for (const dropout of study.dropouts)
                 for (const expertDropout of or(study.expertDropouts))
-                  for (const strategy of study.strategies) {
+                  for (const strategy of strategiesOf(study, model)) {
                     const settings: CellSettings = {
                       task: task.name,
                       strategy: strategy.name,

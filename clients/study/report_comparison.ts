@@ -1,21 +1,33 @@
 // What is set side by side in each section of a study's report: the values of the compared setting, in one order and with
-// one colour each, once for every combination of the other settings.
+// one colour each, once for every combination of the other settings. Values are those planned: one whose cells all failed
+// is shown, with nothing.
 
 import { SERIES_COLOURS } from "../charts/style.ts";
 import type { CellResult, StudyDescription } from "./results.ts";
-import { type Axis, axisValues, groupBy, otherAxes, settingOf, settingsBut } from "./statistics.ts";
+import {
+  type Axis,
+  axisValues,
+  type Cells,
+  groupBy,
+  otherAxes,
+  restrict,
+  settingOf,
+  settingsBut,
+} from "./statistics.ts";
 
 /** Cells of one value, all seeds. */
 export interface ValueCells {
   readonly value: string;
   readonly colour: number;
+  /** Those that have a result. */
   readonly cells: readonly CellResult[];
+  readonly planned: number;
 }
 
 export interface Comparison {
   /** `task reading, learning rate 0.001`; empty if the study has one combination. */
   readonly title: string;
-  readonly metric: string;
+  readonly of: Cells;
   readonly values: readonly ValueCells[];
 }
 
@@ -32,31 +44,50 @@ export const AXIS_NAMES: Readonly<Record<Axis, string>> = {
   expertDropout: "expert dropout",
 };
 
-/** The values in their order, with their cells; a colour is a value's in every comparison. */
-export function valuesOf(study: StudyDescription, results: readonly CellResult[], of = results): ValueCells[] {
-  return axisValues(results, study.axis).map((value, i) => ({
-    value,
-    colour: i % SERIES_COLOURS,
-    cells: of.filter((r) => settingOf(r.settings, study.axis) === value),
-  }));
+/** The values in their order, with their cells among `of`; a colour is a value's in every comparison. */
+function valuesOf(study: StudyDescription, all: Cells, of: Cells): ValueCells[] {
+  const values = axisValues(all.planned, study.axis).map((value, i) => {
+    const { planned, results } = restrict(of, (settings) => settingOf(settings, study.axis) === value);
+    return { value, colour: i % SERIES_COLOURS, cells: results, planned: planned.length };
+  });
+  return values.filter(({ planned }) => planned > 0);
 }
 
+const comparison = (study: StudyDescription, all: Cells, of: Cells, title: string): Comparison => ({
+  title,
+  of,
+  values: valuesOf(study, all, of),
+});
+
 /** One comparison for each combination of the settings that are not compared. */
-export function comparisons(study: StudyDescription, results: readonly CellResult[]): Comparison[] {
-  const others = otherAxes(results, study.axis);
-  return [...groupBy(results, (r) => settingsBut(r.settings, [study.axis, "seed"])).values()].map((cells) => ({
-    title: others.map((axis) => `${AXIS_NAMES[axis]} ${settingOf(cells[0].settings, axis)}`).join(", "),
-    metric: [...new Set(cells.map((c) => c.metric))].join(", ").replaceAll("_", " "),
-    values: valuesOf(study, results, cells).filter((v) => v.cells.length > 0),
-  }));
+export function comparisons(study: StudyDescription, all: Cells): Comparison[] {
+  const others = otherAxes(all.planned, study.axis);
+  const key = (settings: (typeof all.planned)[number]) => settingsBut(settings, [study.axis, "seed"]);
+  return [...groupBy(all.planned, key)].map(([combination, [first]]) => {
+    const title = others.map((axis) => `${AXIS_NAMES[axis]} ${settingOf(first, axis)}`).join(", ");
+    return comparison(
+      study,
+      all,
+      restrict(all, (settings) => key(settings) === combination),
+      title,
+    );
+  });
 }
 
 /** The cells of each model, where the model is not what is compared: models differ in size and in layers. */
-export function byModel(study: StudyDescription, results: readonly CellResult[]): Omit<Comparison, "metric">[] {
-  const models = study.axis === "model" ? [] : axisValues(results, "model");
-  if (models.length < 2) return [{ title: "", values: valuesOf(study, results) }];
-  return models.map((model) => {
-    const cells = results.filter((r) => r.settings.model === model);
-    return { title: `model ${model}`, values: valuesOf(study, results, cells).filter((v) => v.cells.length > 0) };
-  });
+export function byModel(study: StudyDescription, all: Cells): Comparison[] {
+  const models = study.axis === "model" ? [] : axisValues(all.planned, "model");
+  if (models.length < 2) return [comparison(study, all, all, "")];
+  return models.map((name) =>
+    comparison(
+      study,
+      all,
+      restrict(all, ({ model }) => model === name),
+      `model ${name}`,
+    ),
+  );
 }
+
+/** How many cells a mean rests on: `5`, or `4 of 5` where a planned one has no result. */
+export const restsOn = (found: number, planned: number): string =>
+  found === planned ? `${planned}` : `${found} of ${planned}`;

@@ -1,5 +1,5 @@
-// What a study has found: one line of results.jsonl per finished cell, and the words the report needs about the study.
-// Plain JSON, so that a results file can be read by anything.
+// What a study has found: one line of results.jsonl per finished cell, one of failures.jsonl per cell that failed, and the
+// words the report needs about the study. Plain JSON, so that a results file can be read by anything.
 
 /** Where a run stood at one of its evaluations. */
 export interface CurvePoint {
@@ -55,6 +55,8 @@ export interface CellResult {
   testScore?: number;
   bestStep: number;
   curve: CurvePoint[];
+  /** Of the task's training split. */
+  trainExamples: number;
   trainableParameters: number;
   totalParameters: number;
   optimizerBytes: number;
@@ -64,6 +66,21 @@ export interface CellResult {
   routing: LayerDrift[];
   /** ISO 8601, UTC. */
   finishedAt: string;
+}
+
+/** A cell that ended without a result. */
+export interface CellFailure {
+  cell: string;
+  /** `runs/{run}` */
+  run: string;
+  error: string;
+  /** ISO 8601, UTC. */
+  failedAt: string;
+}
+
+export interface PlannedCell {
+  cell: string;
+  settings: CellSettings;
 }
 
 export interface StudyDescription {
@@ -77,6 +94,8 @@ export interface StudyDescription {
   claims: string[];
   /** In score, e.g. 0.02. */
   equivalenceMargin: number;
+  /** Every cell of the study, finished or not: what a comparison should rest on. */
+  cells: PlannedCell[];
   /** The study file as read. */
   settings: unknown;
 }

@@ -13,21 +13,12 @@ import { type Collected, cellResult, collect, nothing } from "./collect.ts";
 import type { LocalFolder, Study } from "./file.ts";
 import { type Lines, openLines } from "./lines.ts";
 import { type Cell, planCells, type Resources, runSpec } from "./plan.ts";
-import type { CellResult } from "./results.ts";
-
-/** A cell without a result; the next call tries it again. */
-export interface CellFailure {
-  readonly cell: string;
-  /** `runs/{run}` */
-  readonly run: string;
-  readonly error: string;
-  /** ISO 8601, UTC. */
-  readonly failedAt: string;
-}
+import type { CellFailure, CellResult } from "./results.ts";
 
 export interface StudyOutcome {
   /** Of all cells of this study that have one, in the order of the plan. */
   readonly results: readonly CellResult[];
+  /** Of this call: the next one tries them again. */
   readonly failures: readonly CellFailure[];
 }
 

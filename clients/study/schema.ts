@@ -18,6 +18,8 @@ export interface ModelSource {
    * or else a folder inside the server's models folder.
    */
   readonly source: string;
+  /** Names of the strategies it is trained by; default: all of the study's. A dense model has no experts to train alone. */
+  readonly strategies?: readonly string[];
 }
 
 export interface StudyTask {
@@ -113,7 +115,11 @@ const folderText =
 const model = (base: string): Read<ModelSource> => {
   const path = text(/^[^/\s]\S*$/, "a relative path, models/{model} or runs/{run}/checkpoints/{checkpoint}");
   const source = folderText(path, base, isModelFolder, ["config.json"]);
-  const modelRecord = record<ModelSource>({ name: required(name), source: required(source) });
+  const modelRecord = record<ModelSource>({
+    name: required(name),
+    source: required(source),
+    strategies: optional(listOf(name, itself)),
+  });
   return (place) => {
     if (!isText(place)) return modelRecord(place);
     const read = source(place);
@@ -204,6 +210,11 @@ export const studyFile = (claims: readonly string[], base: string): Read<StudyFi
       evaluation: optional(evaluation, { everySteps: 0, maxExamples: 256, test: false }),
     },
     (study, at) => {
+      const strategies = study.strategies.map((s) => s.name);
+      for (const { name, strategies: own } of study.models) {
+        const unknown = own?.filter((s) => !strategies.includes(s)) ?? [];
+        if (unknown.length > 0) at("models").wrong(`${name} names no strategy of the study: ${unknown.join(", ")}`);
+      }
       const values = axisValues(study);
       if (!values.includes(study.baseline)) {
         at("baseline").wrong(`must be a value of the axis ${study.axis}: ${values.join(", ") || "it has none here"}`);

@@ -7,7 +7,7 @@
 // than the 95 % it is named for; the report says so where it shows one.
 
 import { randomIntegers } from "./random.ts";
-import type { CellResult, CellSettings } from "./results.ts";
+import type { CellResult, CellSettings, PlannedCell } from "./results.ts";
 
 export const RESAMPLES = 10_000;
 /** Fewer seeds decide nothing. */
@@ -50,17 +50,32 @@ export function estimate(values: readonly number[]): Estimate {
 
 export type Axis = keyof CellSettings;
 
-/** The last result of each cell: a results file only ever grows. */
-export const latest = (results: readonly CellResult[]): CellResult[] => [
-  ...new Map(results.map((r) => [r.cell, r])).values(),
-];
+/** What a comparison is over: the cells that were planned, and the results of those that have one. */
+export interface Cells {
+  readonly planned: readonly CellSettings[];
+  readonly results: readonly CellResult[];
+}
+
+/** The planned cells with their results. A results file only ever grows: of a cell's lines the last counts. */
+export function cellsOf(planned: readonly PlannedCell[], lines: readonly CellResult[]): Cells {
+  const newest = new Map(lines.map((result) => [result.cell, result]));
+  return {
+    planned: planned.map(({ settings }) => settings),
+    results: planned.flatMap(({ cell }) => newest.get(cell) ?? []),
+  };
+}
+
+export const restrict = ({ planned, results }: Cells, keep: (settings: CellSettings) => boolean): Cells => ({
+  planned: planned.filter(keep),
+  results: results.filter(({ settings }) => keep(settings)),
+});
 
 /** A setting as text; what a cell leaves to its model is `default`. */
 export const settingOf = (settings: CellSettings, axis: Axis): string => String(settings[axis] ?? "default");
 
 /** The values of a setting: numbers by size, before words in the order they come. */
-export function axisValues(results: readonly CellResult[], axis: Axis): string[] {
-  const values = [...new Set(results.map((r) => settingOf(r.settings, axis)))];
+export function axisValues(cells: readonly CellSettings[], axis: Axis): string[] {
+  const values = [...new Set(cells.map((settings) => settingOf(settings, axis)))];
   const size = (value: string) => (Number.isNaN(Number(value)) ? Number.POSITIVE_INFINITY : Number(value));
   return values.sort((a, b) => (size(a) === size(b) ? 0 : size(a) - size(b)));
 }
@@ -81,9 +96,9 @@ const AXES: readonly Axis[] = [
 export const settingsBut = (settings: CellSettings, axes: readonly Axis[]): string =>
   JSON.stringify(AXES.filter((a) => !axes.includes(a)).map((a) => [a, settingOf(settings, a)]));
 
-/** The settings, other than seed and axis, that differ between results: a comparison is drawn for each combination. */
-export const otherAxes = (results: readonly CellResult[], axis: Axis): Axis[] =>
-  AXES.filter((a) => a !== "seed" && a !== axis && axisValues(results, a).length > 1);
+/** The settings, other than seed and axis, that differ between cells: a comparison is drawn for each combination. */
+export const otherAxes = (cells: readonly CellSettings[], axis: Axis): Axis[] =>
+  AXES.filter((a) => a !== "seed" && a !== axis && axisValues(cells, a).length > 1);
 
 /** Groups by a key, in the order the keys come. */
 export function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<string, T[]> {
@@ -96,39 +111,51 @@ export function groupBy<T>(items: readonly T[], key: (item: T) => string): Map<s
   return groups;
 }
 
-export interface Paired extends Estimate {
-  /** How many seeds have every pair that any seed has. */
-  readonly seeds: number;
-  /** Seeds left out because a pair of theirs is missing. */
-  readonly incomplete: number;
-}
+/** A difference for each seed; undefined where a cell that it needs has no result, or none that is a number. */
+export type SeedDifferences = ReadonlyMap<number, number | undefined>;
 
 /**
  * Score of `value` minus score of `reference`, of cells alike in all but `axis`: one difference per seed, the mean over its
- * pairs. A seed that lacks a pair is left out, so that every difference is over the same tasks.
+ * planned pairs. Were a seed's other pairs enough, seeds would be compared over different tasks.
  */
-export function pairedDifference(
-  results: readonly CellResult[],
+export function seedDifferences(
+  { planned, results }: Cells,
   axis: Axis,
   value: string,
   reference: string,
   of: (result: CellResult) => number = (r) => r.score,
-): Paired {
-  const references = new Map(
-    results
-      .filter((r) => settingOf(r.settings, axis) === reference)
-      .map((r) => [settingsBut(r.settings, [axis]), r] as const),
-  );
-  const pairs = results.flatMap((r) => {
-    if (settingOf(r.settings, axis) !== value) return [];
-    const other = references.get(settingsBut(r.settings, [axis]));
-    if (!other) return [];
-    const pair = { context: settingsBut(r.settings, [axis, "seed"]), difference: of(r) - of(other) };
-    return [{ ...pair, seed: String(r.settings.seed) }];
-  });
-  const contexts = groupBy(pairs, (p) => p.context).size;
-  const seeds = [...groupBy(pairs, (p) => p.seed).values()];
-  const complete = seeds.filter((s) => s.length === contexts);
-  const differences = complete.map((s) => mean(s.map((p) => p.difference)));
-  return { ...estimate(differences), seeds: complete.length, incomplete: seeds.length - complete.length };
+): SeedDifferences {
+  const key = (settings: CellSettings) => settingsBut(settings, [axis]);
+  const at = <T>(items: readonly T[], where: string, settings: (item: T) => CellSettings) =>
+    new Map(items.filter((i) => settingOf(settings(i), axis) === where).map((i) => [key(settings(i)), i]));
+  const [values, references] = [value, reference].map((where) => at(results, where, (r) => r.settings));
+  const counterparts = at(planned, reference, (s) => s);
+  const pairs = [...at(planned, value, (s) => s)].filter(([pair]) => counterparts.has(pair));
+  const differences = new Map<number, number[]>();
+  for (const [pair, { seed }] of pairs) {
+    const [one, other] = [values.get(pair), references.get(pair)];
+    const difference = one && other ? of(one) - of(other) : Number.NaN;
+    differences.set(seed, [...(differences.get(seed) ?? []), difference]);
+  }
+  return new Map([...differences].map(([seed, d]) => [seed, d.every(Number.isFinite) ? mean(d) : undefined]));
 }
+
+export interface Paired extends Estimate {
+  /** Seeds the estimate rests on: those with every cell they need. */
+  readonly seeds: number;
+  readonly plannedSeeds: number;
+}
+
+export function paired(differences: SeedDifferences): Paired {
+  const values = [...differences.values()].filter((d) => d !== undefined);
+  return { ...estimate(values), seeds: values.length, plannedSeeds: differences.size };
+}
+
+/** Seed by seed, one minus the other; undefined where either is. */
+export const minus = (one: SeedDifferences, other: SeedDifferences): SeedDifferences =>
+  new Map(
+    [...one].map(([seed, a]) => {
+      const b = other.get(seed);
+      return [seed, a === undefined || b === undefined ? undefined : a - b];
+    }),
+  );

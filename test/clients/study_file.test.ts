@@ -6,9 +6,10 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { CLAIM_IDS } from "../../clients/study/claims.ts";
 import { readStudy, StudyFileError } from "../../clients/study/file.ts";
 import { planCells, runSpec } from "../../clients/study/plan.ts";
-import { CLAIM_IDS } from "../../clients/study/verdicts.ts";
+import { SMALL, smallStudy, writeStudy } from "./support/study_file.ts";
 
 const test = suite<{ folder: string }>("study file");
 
@@ -18,12 +19,6 @@ test.before.each(async (context) => {
   context.folder = await mkdtemp(join(tmpdir(), "thaw-study-"));
 });
 test.after.each(({ folder }) => rm(folder, { recursive: true }));
-
-const write = async (folder: string, text: string): Promise<string> => {
-  const path = join(folder, "study.yaml");
-  await writeFile(path, text);
-  return path;
-};
 
 async function mistakes(path: string): Promise<string[]> {
   try {
@@ -36,7 +31,7 @@ async function mistakes(path: string): Promise<string[]> {
 }
 
 test("every mistake is listed with line, column and path", async ({ folder }) => {
-  const path = await write(
+  const path = await writeStudy(
     folder,
     `name: Not a name
 question: does it help?
@@ -73,23 +68,24 @@ colour: red
   ]);
 });
 
-const SMALL = {
-  name: "small",
-  question: "which?",
-  baseline: "all",
-  models: ["models/m"],
-  tasks: [{ name: "t", dataset: "datasets/d", steps: 7 }],
-  strategies: ["all", "ffn"],
-  seeds: [1, 2],
-};
-
 test("JSON is read too, and what is wrong in its syntax has a place", async ({ folder }) => {
-  assert.is((await readStudy(await write(folder, JSON.stringify(SMALL)), CLAIM_IDS)).tasks[0].steps, 7);
-  assert.equal(await mistakes(await write(folder, '{"name": "x",\n "name": "y"}')), ["2:2 "]);
+  assert.is((await smallStudy(folder)).tasks[0].steps, SMALL.tasks[0].steps);
+  assert.equal(await mistakes(await writeStudy(folder, '{"name": "x",\n "name": "y"}')), ["2:2 "]);
 });
 
 test("a baseline that is no value of the axis is refused", async ({ folder }) => {
-  assert.equal(await mistakes(await write(folder, JSON.stringify({ ...SMALL, baseline: "moe" }))), ["1:48 baseline"]);
+  assert.equal(await mistakes(await writeStudy(folder, { baseline: "moe" })), ["1:48 baseline"]);
+});
+
+test("a model may be trained by some of the strategies", async ({ folder }) => {
+  const models = [{ name: "dense", source: "models/dense", strategies: ["all"] }, "models/m"];
+  const cells = planCells(await smallStudy(folder, { models, seeds: [1] }));
+  assert.equal(
+    cells.map(({ settings }) => `${settings.model} ${settings.strategy}`),
+    ["dense all", "m all", "m ffn"],
+  );
+  const wrong = [{ ...(models[0] as object), strategies: ["all", "moe"] }];
+  assert.equal(await mistakes(await writeStudy(folder, { models: wrong })), ["1:63 models"]);
 });
 
 test("ready studies are without mistakes and no cell is there twice", async () => {
@@ -107,7 +103,7 @@ test("ready studies are without mistakes and no cell is there twice", async () =
 
 test("cells are the cross product of the axes, seed by seed", async ({ folder }) => {
   const axes = { learning_rates: [1e-3, 1e-4], capacity_factors: [1, 2] };
-  const cells = planCells(await readStudy(await write(folder, JSON.stringify({ ...SMALL, ...axes })), CLAIM_IDS));
+  const cells = planCells(await smallStudy(folder, axes));
   assert.is(cells.length, 2 * 2 * 2 * 2);
   assert.equal(
     cells.map(({ settings }) => settings.seed),
@@ -117,8 +113,7 @@ test("cells are the cross product of the axes, seed by seed", async ({ folder })
 
 test("a cell's id changes with what decides its result and with nothing else", async ({ folder }) => {
   const ids = async (change: object) => {
-    const study = await readStudy(await write(folder, JSON.stringify({ ...SMALL, ...change })), CLAIM_IDS);
-    return planCells(study).map(({ id }) => id);
+    return planCells(await smallStudy(folder, change)).map(({ id }) => id);
   };
   const [first, ...others] = await ids({});
   const same = { question: "another?", seeds: [3, 1], strategies: ["moe", "all"], learning_rates: [1e-2, 1e-3] };
@@ -139,10 +134,13 @@ test("a cell's id changes with what decides its result and with nothing else", a
 
 test("other data in the same folder makes other cells", async ({ folder }) => {
   await cp(join(EXAMPLES, "data", "entailment"), join(folder, "data"), { recursive: true });
-  const path = await write(folder, JSON.stringify({ ...SMALL, tasks: [{ ...SMALL.tasks[0], dataset: "data" }] }));
-  const before = planCells(await readStudy(path, CLAIM_IDS))[0].id;
+  const id = async () => {
+    const study = await smallStudy(folder, { tasks: [{ ...SMALL.tasks[0], dataset: "data" }] });
+    return planCells(study)[0].id;
+  };
+  const before = await id();
   await writeFile(join(folder, "data", "train.jsonl"), '{"input":"a","target":"b"}\n');
-  assert.is.not(planCells(await readStudy(path, CLAIM_IDS))[0].id, before);
+  assert.is.not(await id(), before);
 });
 
 test("a cell's run says its settings and its plan", async ({ folder }) => {
@@ -154,7 +152,7 @@ test("a cell's run says its settings and its plan", async ({ folder }) => {
     optimizer: "adafactor",
     evaluation: { every_steps: 5, test: true },
   };
-  const study = await readStudy(await write(folder, JSON.stringify({ ...SMALL, ...given })), CLAIM_IDS);
+  const study = await smallStudy(folder, given);
   const resources = { model: "models/m", dataset: "datasets/d", initialCheckpoint: "" };
   const spec = runSpec(study, planCells(study)[1], resources);
   assert.is(spec.seed, 2n);

@@ -7,7 +7,6 @@ import { create } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { readStudy } from "../../clients/study/file.ts";
 import { openLines } from "../../clients/study/lines.ts";
 import { planCells } from "../../clients/study/plan.ts";
 import { runStudy, type StudyProgress } from "../../clients/study/runner.ts";
@@ -15,6 +14,7 @@ import { RpcError } from "../../clients/typescript/index.ts";
 import { PlanCostSchema, Stack } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { fakeServer, stopFakes } from "./support/fake_server.ts";
+import { smallStudy } from "./support/study_file.ts";
 
 const test = suite<{ folder: string }>("study runner");
 
@@ -25,22 +25,6 @@ test.after.each(async ({ folder }) => {
   stopFakes();
   await rm(folder, { recursive: true });
 });
-
-const FILE = {
-  name: "small",
-  question: "which?",
-  baseline: "all",
-  models: ["models/m"],
-  tasks: [{ name: "t", dataset: "datasets/d", steps: 2 }],
-  strategies: ["all", "ffn"],
-  seeds: [1, 2],
-};
-
-async function study(folder: string) {
-  const path = join(folder, "study.json");
-  await writeFile(path, JSON.stringify(FILE));
-  return readStudy(path, []);
-}
 
 const QUIET: StudyProgress = { say: () => undefined, show: () => undefined, done: () => undefined };
 const never = new AbortController().signal;
@@ -62,6 +46,7 @@ const ends = (to: RunState) => ({ case: "state" as const, value: { to } });
 
 /** A run that is best after its first step. */
 const LOG = [
+  { case: "data" as const, value: { examples: 40n } },
   evaluation(0n, "validation", 0.1, [0.5, 0.5]),
   overfitting(0n),
   metrics(1n, 1e6),
@@ -111,7 +96,7 @@ async function server(
 
 test("a cell's result is read from its run's log", async ({ folder }) => {
   const { thaw } = await server(() => RunState.SUCCEEDED);
-  const { results, failures } = await runStudy(thaw, await study(folder), folder, QUIET, never);
+  const { results, failures } = await runStudy(thaw, await smallStudy(folder), folder, QUIET, never);
   assert.equal(failures, []);
   assert.equal(
     results.map(({ settings }) => `${settings.seed} ${settings.strategy}`),
@@ -124,6 +109,7 @@ test("a cell's result is read from its run's log", async ({ folder }) => {
   assert.is(first.testScore, 0.7);
   assert.is(first.stepSeconds, 0.002);
   assert.is(first.trainableParameters, 5);
+  assert.is(first.trainExamples, 40);
   assert.equal(
     first.curve.map(({ step, trainLoss }) => [step, trainLoss]),
     [
@@ -135,7 +121,7 @@ test("a cell's result is read from its run's log", async ({ folder }) => {
 });
 
 test("finished cells are skipped, and the run of an interrupted one is watched again", async ({ folder }) => {
-  const small = await study(folder);
+  const small = await smallStudy(folder);
   const cells = planCells(small);
   const before = await server(() => RunState.SUCCEEDED);
   await runStudy(before.thaw, { ...small, seeds: [1] }, folder, QUIET, never);
@@ -149,7 +135,7 @@ test("finished cells are skipped, and the run of an interrupted one is watched a
 });
 
 test("a cell that fails is recorded and the study goes on", async ({ folder }) => {
-  const small = await study(folder);
+  const small = await smallStudy(folder);
   const [bad] = planCells(small);
   const { thaw } = await server((run) => (run === `runs/${bad.run}` ? RunState.FAILED : RunState.SUCCEEDED));
   const { results, failures } = await runStudy(thaw, small, folder, QUIET, never);
@@ -163,7 +149,7 @@ test("a cell that fails is recorded and the study goes on", async ({ folder }) =
 });
 
 test("a run that failed before is replaced by a new try", async ({ folder }) => {
-  const small = await study(folder);
+  const small = await smallStudy(folder);
   const cells = planCells(small);
   const { thaw, created, deleted } = await server(() => RunState.SUCCEEDED, [cells[0].run], RunState.FAILED);
   const { results } = await runStudy(thaw, small, folder, QUIET, never);

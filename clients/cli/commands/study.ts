@@ -4,6 +4,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import type { Command } from "commander";
+import { CLAIM_IDS } from "../../study/claims.ts";
 import { readStudy, type Study, StudyFileError } from "../../study/file.ts";
 import { planCells } from "../../study/plan.ts";
 import { renderStudyReport } from "../../study/report.ts";
@@ -11,7 +12,6 @@ import type { StudyDescription } from "../../study/results.ts";
 import { runStudy, type StudyProgress } from "../../study/runner.ts";
 import { AXES } from "../../study/schema.ts";
 import { type OwnServer, startServer } from "../../study/server.ts";
-import { CLAIM_IDS } from "../../study/verdicts.ts";
 import { connectThaw } from "../../typescript/index.ts";
 import { EXIT } from "../exit_codes.ts";
 import { percent } from "../format.ts";
@@ -91,7 +91,7 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
   };
   try {
     const { results, failures } = await runStudy(thaw, study, out, progress, signal);
-    await writeFile(join(out, "report.html"), renderStudyReport(description(study), results));
+    await writeFile(join(out, "report.html"), renderStudyReport(description(study), results, failures));
     if (failures.length > 0)
       say(`without a result: ${failures.length} of the cells; ${join(out, "failures.jsonl")} says why`);
     print(join(out, "results.jsonl"));
@@ -106,7 +106,9 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
 const lossText = (loss: number | undefined): string => (loss === undefined ? "" : `loss ${loss.toFixed(3)}`);
 
 /** What the report says about the study. Folders of this machine are left out: the file names them its own way. */
-function description({ datasets: _, folders: __, ...file }: Study): StudyDescription {
+function description(study: Study): StudyDescription {
+  const { datasets: _, folders: __, ...file } = study;
   const { name, question, axis, baseline, claims, equivalenceMargin } = file;
-  return { name, question, axis: AXES[axis], baseline, claims: [...claims], equivalenceMargin, settings: file };
+  const cells = planCells(study).map(({ id, settings }) => ({ cell: id, settings }));
+  return { name, question, axis: AXES[axis], baseline, claims: [...claims], equivalenceMargin, cells, settings: file };
 }

@@ -1,6 +1,7 @@
 // Results of cells that were never run, for tests of what is made of them.
 
-import type { CellResult, CellSettings } from "../../../clients/study/results.ts";
+import type { CellResult, CellSettings, PlannedCell } from "../../../clients/study/results.ts";
+import { type Cells, cellsOf } from "../../../clients/study/statistics.ts";
 
 export function cellResult(settings: Partial<CellSettings>, result: Partial<CellResult>): CellResult {
   const all: CellSettings = {
@@ -27,6 +28,7 @@ export function cellResult(settings: Partial<CellSettings>, result: Partial<Cell
       { step: 50, trainLoss: 0.9, validationLoss: 1.2, validationScore: 0.5 },
       { step: 100, trainLoss: 0.6, validationLoss: 1.3, validationScore: 0.48 },
     ],
+    trainExamples: 1000,
     trainableParameters: 1000,
     totalParameters: 4000,
     optimizerBytes: 8000,
@@ -37,3 +39,10 @@ export function cellResult(settings: Partial<CellSettings>, result: Partial<Cell
     ...result,
   };
 }
+
+/** A plan of just these cells. */
+export const planOf = (results: readonly CellResult[]): PlannedCell[] =>
+  results.map(({ cell, settings }) => ({ cell, settings }));
+
+/** Results of a study that planned nothing else. */
+export const allOf = (results: readonly CellResult[]): Cells => cellsOf(planOf(results), results);
