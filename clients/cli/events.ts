@@ -96,9 +96,16 @@ function eventText({ event }: RunEvent): string {
   }
 }
 
-/** `validation: loss 0.51  accuracy 71.2 %  exact match 70.1 %  (256 examples, 3.1 s)`. */
+/**
+ * `validation: loss 0.51  accuracy 71.2 %  exact match 70.1 %  (256 examples, 3.1 s)`; of data with a task its metrics,
+ * the primary one first, in place of the two.
+ */
 export function evaluationText(result: EvaluationResult): string {
-  const scores = `accuracy ${percent(result.accuracy)}  exact match ${percent(result.exactMatch)}`;
+  const { primaryMetric: primary, metrics } = result;
+  const others = Object.keys(metrics).filter((name) => name !== primary);
+  const scores = primary
+    ? [primary, ...others].map((name) => `${name} ${figure(metrics[name])}`).join("  ")
+    : `accuracy ${percent(result.accuracy)}  exact match ${percent(result.exactMatch)}`;
   const took = result.duration ? `, ${wireDuration(result.duration)}` : "";
   return `${result.split}: loss ${figure(result.loss)}  ${scores}  (${count(result.examples)} examples${took})`;
 }

@@ -99,7 +99,7 @@ export function runFlags(command: Command): Command {
     .option("--evaluate-at-start", "also before the first step")
     .option(
       "--watch-overfitting <metric>",
-      "report train and validation at every evaluation; best by loss, token_accuracy, exact_match or accuracy",
+      "report train and validation at every evaluation; best by loss, token_accuracy, exact_match, accuracy or primary",
       enumValue(EvaluationMetricSchema),
     )
     .option("--patience <n>", "with the watch: end after so many evaluations without improvement", integer)

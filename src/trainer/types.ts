@@ -1,6 +1,8 @@
 // The trainer's vocabulary: what a run is told, and what it reports. Plain data only, so that it crosses a process
 // boundary and can be written to an event log. The gRPC contract (proto/thaw/v1) says the same in its own types.
 
+import type { Scoring } from "./tasks/task.ts";
+
 export const PARAMETER_KINDS = [
   "embedding",
   "attention.self",
@@ -272,8 +274,10 @@ export interface EvaluationResult {
   readonly exactMatch: number;
   /** Same as exactMatch where targets are class labels; share of examples with every target token right otherwise. */
   readonly accuracy: number;
-  /** Scores of the generated texts by name (tasks/score.ts); empty where examples are token ids. */
+  /** Scores of the generated texts by name (tasks/score.ts): the task's, where there is one; empty for token ids. */
   readonly metrics: Readonly<Record<string, number>>;
+  /** The task's first metric; absent without a task. */
+  readonly primaryMetric?: string;
   readonly layers: readonly RouterLayerMetrics[];
   readonly seconds: number;
 }
@@ -374,8 +378,11 @@ export interface TrainingRun {
   /** Dry run: throws InputError when a selector matches nothing. */
   planTrainable(plan: TrainablePlan): TrainableReport;
   setTrainable(plan: TrainablePlan): Promise<TrainableReport>;
-  /** Loss, accuracy and exact match over at most `maxExamples` examples of a JSONL file. */
-  evaluate(file: string, split: string, maxExamples: number): Promise<EvaluationResult>;
+  /**
+   * Loss, accuracy and scores over at most `maxExamples` examples of a data file.
+   * @param scoring the data's task, whose metrics are taken; without one, what targets look like decides
+   */
+  evaluate(file: string, split: string, maxExamples: number, scoring?: Scoring): Promise<EvaluationResult>;
   generate(inputs: readonly string[], options: GenerateOptions): Promise<Generation[]>;
   /** Writes parameters, optimizer state, freeze plan and data position into an existing empty directory. */
   saveCheckpoint(directory: string): Promise<{ bytes: number }>;

@@ -417,12 +417,18 @@ test("data upload takes files named after their split, named files and folders",
   const folder = await mkdtemp(join(tmpdir(), "thaw-cli-"));
   await writeFile(join(folder, "train.jsonl"), "train\n");
   await writeFile(join(folder, "test.jsonl"), "test\n");
+  await writeFile(join(folder, "val.jsonl"), "val\n");
+  await writeFile(join(folder, "own.json"), "{}");
   const splits: string[][] = [];
+  const tasks: unknown[] = [];
   const server = await fakeServer({
     datasets: {
       async uploadDataset(requests) {
         const names: string[] = [];
-        for await (const { part } of requests) if (part.case === "split") names.push(part.value.name);
+        for await (const { part } of requests) {
+          if (part.case === "split") names.push(part.value.name);
+          if (part.case === "dataset") tasks.push(part.value.task.value);
+        }
         splits.push(names);
         return { dataset: { name: "datasets/d", splits: [{ name: "train", examples: 1200n }], sizeBytes: 2048n } };
       },
@@ -430,11 +436,12 @@ test("data upload takes files named after their split, named files and folders",
   });
   const train = join(folder, "train.jsonl");
   const cases: [string[], string[]][] = [
-    [[folder], ["train", "test"]],
+    [[folder], ["train", "validation", "test"]],
     [
-      [train, `validation=${train}`],
+      [train, `validation=${train}`, "--task", "superglue/rte"],
       ["train", "validation"],
     ],
+    [[join(folder, "val.jsonl"), "--task", join(folder, "own.json")], ["validation"]],
   ];
   for (const [paths] of cases) {
     const { code, stdout, stderr } = await thaw(server.address, ["data", "upload", ...paths]);
@@ -445,6 +452,7 @@ test("data upload takes files named after their split, named files and folders",
     splits,
     cases.map(([, names]) => names),
   );
+  assert.equal(tasks, [undefined, "superglue/rte", "{}"]);
   const twice = await thaw(server.address, ["data", "upload", folder, train]);
   assert.is(twice.code, 2);
   assert.match(twice.stderr, "the split train is given twice");

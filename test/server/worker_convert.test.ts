@@ -157,7 +157,7 @@ const openRun = (spec: Parameters<typeof create<typeof RunSpecSchema>>[1], split
     run: "runs/r",
     spec,
     modelDirectory: "/m",
-    splitFiles: Object.fromEntries(splits.map((split) => [split, `/d/${split}.jsonl`])),
+    datasets: [{ name: "datasets/d", splitFiles: Object.fromEntries(splits.map((s) => [s, `/d/${s}.jsonl`])) }],
   });
 
 test("a bare specification becomes the documented defaults", () => {
@@ -213,7 +213,7 @@ test("a bare specification becomes the documented defaults", () => {
     evaluateExamples: 256,
     overfitting: undefined,
     skipNonFinite: false,
-    evaluateSplits: [{ split: "validation", file: "/d/validation.jsonl" }],
+    evaluateSplits: [{ dataset: "datasets/d", split: "validation", scoring: undefined, file: "/d/validation.jsonl" }],
     checkpointEverySteps: 100,
   });
 });
@@ -289,7 +289,7 @@ test("what is set stays, zeros where zero means something included", () => {
     evaluateExamples: 0,
     overfitting: undefined,
     skipNonFinite: false,
-    evaluateSplits: [{ split: "test", file: "/d/test.jsonl" }],
+    evaluateSplits: [{ dataset: "datasets/d", split: "test", scoring: undefined, file: "/d/test.jsonl" }],
     checkpointEverySteps: 0,
   });
   const filled = fillRunSpec(spec, ["validation"]);
@@ -423,8 +423,12 @@ test("reports, metrics, evaluations and descriptions keep their numbers", () => 
   assert.equal([metrics.layers[0].load, metrics.layers[0].dropped, metrics.layers[0].stack], [[0.75, 0.25], 2n, 2]);
 
   const scores = { loss: 1, tokenAccuracy: 0.5, exactMatch: 0.25, accuracy: 0.125, metrics: { matthews: -0.5 } };
-  const evaluation = evaluationToProto({ step: 4, split: "test", examples: 9, ...scores, layers, seconds: 0.25 });
+  const result = { step: 4, split: "test", examples: 9, ...scores, layers, seconds: 0.25 };
+  const evaluation = evaluationToProto({ ...result, primaryMetric: "matthews" }, "datasets/d");
   assert.equal([evaluation.split, evaluation.examples, evaluation.accuracy], ["test", 9n, 0.125]);
+  assert.equal([evaluation.dataset, evaluation.primaryMetric], ["datasets/d", "matthews"]);
+  assert.equal(evaluation.metrics, { matthews: -0.5 });
+  assert.is(evaluationToProto(result, "").primaryMetric, "", "a dataset without a task");
 
   const description = descriptionToProto({
     modelType: "switch_transformers",

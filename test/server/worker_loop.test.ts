@@ -50,7 +50,9 @@ function scenario(name: string, options: FakeEngineOptions, body: (started: Star
           run: RUN,
           spec: { model: "models/m", dataset: "datasets/d", steps: 5n, ...spec },
           modelDirectory: "/m",
-          splitFiles: { train: "/d/train.jsonl", validation: "/d/validation.jsonl" },
+          datasets: [
+            { name: "datasets/d", splitFiles: { train: "/d/train.jsonl", validation: "/d/validation.jsonl" } },
+          ],
           checkpointsDirectory: folder,
           ...more,
         },

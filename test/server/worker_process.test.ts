@@ -84,7 +84,12 @@ const openRun = (spec: object, more: object = {}): WorkerRequest => ({
       ...spec,
     },
     modelDirectory: MODEL,
-    splitFiles: { train: join(folder, "train.jsonl"), validation: join(folder, "validation.jsonl") },
+    datasets: [
+      {
+        name: "datasets/d",
+        splitFiles: { train: join(folder, "train.jsonl"), validation: join(folder, "validation.jsonl") },
+      },
+    ],
     checkpointsDirectory: join(folder, "checkpoints"),
     ...more,
   },

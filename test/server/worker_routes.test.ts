@@ -119,9 +119,9 @@ test("a run's routes flow while somebody subscribes, and training goes on when n
   const ended = worker.run();
   const run = "runs/r";
   const spec = { model: "models/m", dataset: "datasets/d", steps: 1_000_000n, checkpoints: { everySteps: 0n } };
-  const splitFiles = { train: "/d/train.jsonl" };
+  const datasets = [{ name: "datasets/d", splitFiles: { train: "/d/train.jsonl" } }];
   const folder = new URL(".", import.meta.url).pathname; // never written to: the run does not reach its end
-  await client.reply(client.send({ case: "openRun", value: { run, spec, splitFiles, checkpointsDirectory: folder } }));
+  await client.reply(client.send({ case: "openRun", value: { run, spec, datasets, checkpointsDirectory: folder } }));
   const count = (kind: string) => client.updates().filter(({ update }) => update.case === kind).length;
 
   await client.update("metrics");

@@ -1,5 +1,5 @@
 // A whole server for tests: registry, services and gRPC on a free port, with the real worker loop on a trainer that
-// computes nothing, inside the test's process. Its worker can be killed and its server restarted over the same data.
+// computes nothing (or on a real one, where a test brings it), inside the test's process. Its worker can be killed and its server restarted over the same data.
 
 import { cpSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -17,6 +17,7 @@ import { startServer, type ThawServer } from "../../src/server/server.ts";
 import { readSettings } from "../../src/server/settings.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
 import { describeModel } from "../../src/trainer/model/open.ts";
+import type { Engine } from "../../src/trainer/types.ts";
 import { FAKE_COST, FAKE_TENSOR, type FakeEngine, type FakeEngineOptions, fakeEngine } from "./fake_engine.ts";
 import { tinyModel } from "./tiny_model.ts";
 
@@ -30,8 +31,8 @@ export interface FakeWorkers {
   kill(): void;
 }
 
-/** GPU processes that are none. `options` is read for each one that starts. */
-export function fakeWorkers(options: () => FakeEngineOptions): FakeWorkers {
+/** GPU processes that are none. `options` is read for each one that starts; `trainer` takes the fake one's place. */
+export function fakeWorkers(options: () => FakeEngineOptions, trainer?: Engine): FakeWorkers {
   const engines: FakeEngine[] = [];
   let kill = (): void => {};
   const start: StartWorker = () => {
@@ -56,7 +57,7 @@ export function fakeWorkers(options: () => FakeEngineOptions): FakeWorkers {
       effectiveStep: 0,
     });
     const worker: GpuWorker = createWorker(
-      engine,
+      trainer ?? engine,
       { describe: describeModel, plan },
       {
         send: (message) => void (over || say(create(FromWorkerSchema, { message }).message)),
@@ -107,6 +108,8 @@ export interface TestServer {
 
 export interface TestServerOptions {
   readonly engine?: () => FakeEngineOptions;
+  /** A real trainer. */
+  readonly trainer?: Engine;
   readonly flags?: readonly string[];
   readonly dataDirectory?: string;
 }
@@ -114,7 +117,7 @@ export interface TestServerOptions {
 export async function testServer(options: TestServerOptions = {}): Promise<TestServer> {
   const dataDirectory = options.dataDirectory ?? (await mkdtemp(join(tmpdir(), "thaw-server-")));
   const settings = readSettings(["--port", "0", "--data-dir", dataDirectory, ...(options.flags ?? [])], {});
-  const workers = fakeWorkers(options.engine ?? (() => ({})));
+  const workers = fakeWorkers(options.engine ?? (() => ({})), options.trainer);
   const quiet = { log: () => undefined, retryMs: 5 };
   const server: ThawServer = await startServer(settings, { ...quiet, startWorker: workers.start });
   const front: Front = await startFront(settings, server.handlersFor, quiet.log);

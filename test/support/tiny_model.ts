@@ -103,3 +103,11 @@ export function tinyRun(modelDirectory: string, trainFile: string, changes: Part
     ...changes,
   };
 }
+
+/** A tiny model that reads and writes text byte by byte. */
+export async function tinyByteModel(): Promise<string> {
+  const directory = await tinyModel({ vocab_size: 272 });
+  const tokenizer = { tokenizer_class: "ByT5Tokenizer", extra_ids: 10 };
+  await writeFile(join(directory, "tokenizer_config.json"), JSON.stringify(tokenizer));
+  return directory;
+}

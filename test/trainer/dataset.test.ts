@@ -28,11 +28,13 @@ test("reads text, token ids, ids and tasks, with their lines", async () => {
     '{"input_ids": [3, 4], "target_ids": [5]}',
     "  \t",
     '{"input": " ", "target": "b", "id": "x"}',
+    '{"input": "q", "target": "b", "answers": ["b", ""], "group": 4, "label": true}',
   ].join("\n");
   assert.equal(await parseJsonl(bytes(file)), [
     { line: 1, id: "7", task: "t", input: "a", target: "é" },
     { line: 3, inputIds: [3, 4], targetIds: [5] },
     { line: 5, id: "x", input: " ", target: "b" },
+    { line: 6, input: "q", target: "b", answers: ["b", ""], group: "4", label: "true" },
   ]);
 });
 
@@ -51,6 +53,12 @@ const malformed: [what: string, line: string | Uint8Array, problems: RegExp[]][]
   ["a negative token id", '{"input_ids":[-1],"target_ids":[1]}', [/"input_ids" is not a list of token ids/]],
   ["a fractional token id", '{"input_ids":[1],"target_ids":[1.5]}', [/"target_ids" is not a list of token ids/]],
   ["a list for an id, a number for a task", '{"input":"a","target":"b","id":[],"task":1}', [/"id"/, /"task"/]],
+  [
+    "answers that are no list, a list for a group, an object for a label",
+    '{"input":"a","target":"b","answers":{"text":["b"]},"group":[],"label":{}}',
+    [/"answers" is not a list of texts/, /"group"/, /"label"/],
+  ],
+  ["no answers", '{"input":"a","target":"b","answers":[]}', [/"answers"/]],
   ["invalid UTF-8", new Uint8Array([0x22, 0xc3, 0x28, 0x22]), [/not UTF-8/]],
   ["a line over 1 MiB", JSON.stringify({ input: "a".repeat(1 << 20), target: "b" }), [/longer than 1048576 bytes/]],
 ];

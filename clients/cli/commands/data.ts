@@ -1,6 +1,6 @@
 // `thaw data …`: upload and look at datasets.
 
-import { readdir, stat } from "node:fs/promises";
+import { readdir, readFile, stat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import type { Command } from "commander";
 import { type Dataset, DatasetSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
@@ -32,6 +32,7 @@ export function addData(program: Command): void {
   data
     .command("upload <paths...>")
     .description("upload JSONL: files named after their split (train.jsonl), split=file, or a folder of such files")
+    .option("--task <task>", "what the lines are of: superglue/boolq and the like, or a task file (examples/tasks)")
     .option("--id <id>", "the id in datasets/{dataset}; chosen by the server when left out")
     .option("--name <text>", "a name for people")
     .action(withSession(upload));
@@ -65,32 +66,44 @@ export function addData(program: Command): void {
 async function upload(
   session: Session,
   paths: readonly string[],
-  flags: { readonly id?: string; readonly name?: string },
+  flags: { readonly id?: string; readonly name?: string; readonly task?: string },
 ) {
   const splits: Record<string, string> = {};
   for (const [split, path] of (await Promise.all(paths.map(splitFiles))).flat()) {
     if (splits[split]) throw new UsageError(`the split ${split} is given twice: ${splits[split]} and ${path}`);
     splits[split] = path;
   }
-  const dataset = await uploadDataset(session.thaw, { datasetId: flags.id, displayName: flags.name }, splits);
-  show(
-    session,
-    DatasetSchema,
-    dataset,
-    ({ name, sizeBytes }) => `${name}  ${splitsText(dataset)}, ${bytes(sizeBytes)}`,
-  );
+  const task = flags.task === undefined ? undefined : await taskOf(flags.task);
+  const dataset = await uploadDataset(session.thaw, { datasetId: flags.id, displayName: flags.name, task }, splits);
+  show(session, DatasetSchema, dataset, ({ name, task, sizeBytes }) => {
+    const scored = task ? `, ${task.name}: ${task.metrics.join(", ")}` : "";
+    return `${name}  ${splitsText(dataset)}, ${bytes(sizeBytes)}${scored}`;
+  });
   return undefined;
+}
+
+/** A task file, or the name of a task that the server knows. */
+async function taskOf(typed: string) {
+  return typed.endsWith(".json")
+    ? { case: "taskDefinition" as const, value: await readFile(typed, "utf8") }
+    : { case: "readyTask" as const, value: typed };
 }
 
 /** Split and file of what was typed: `split=file`, `train.jsonl`, or a folder of .jsonl files. */
 async function splitFiles(typed: string): Promise<[string, string][]> {
   const named = /^([a-z0-9_]+)=(.+)$/.exec(typed);
   if (named) return [[named[1], named[2]]];
-  if (!(await stat(typed)).isDirectory()) return [[basename(typed, ".jsonl"), typed]];
+  if (!(await stat(typed)).isDirectory()) return [[splitName(typed), typed]];
   const files = (await readdir(typed)).filter((name) => name.endsWith(".jsonl")).sort();
   if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl files`);
-  const splits = files.map((name): [string, string] => [basename(name, ".jsonl"), join(typed, name)]);
+  const splits = files.map((name): [string, string] => [splitName(name), join(typed, name)]);
   return splits.sort(([a], [b]) => rank(a) - rank(b));
+}
+
+/** A file's split by its name; SuperGLUE's archives say `val`. */
+function splitName(path: string): string {
+  const name = basename(path, ".jsonl");
+  return name === "val" ? "validation" : name;
 }
 
 /** The usual splits first, in the usual order. */
@@ -108,8 +121,14 @@ async function list(session: Session) {
   );
   show(session, ListDatasetsResponseSchema, response, ({ datasets }) =>
     table(
-      [{ title: "DATASET" }, { title: "EXAMPLES" }, { title: "SIZE", figures: true }, { title: "CREATED" }],
-      datasets.map((d) => [id(d.name), splitsText(d), bytes(d.sizeBytes), time(d.createTime)]),
+      [
+        { title: "DATASET" },
+        { title: "TASK" },
+        { title: "EXAMPLES" },
+        { title: "SIZE", figures: true },
+        { title: "CREATED" },
+      ],
+      datasets.map((d) => [id(d.name), d.task?.name ?? "", splitsText(d), bytes(d.sizeBytes), time(d.createTime)]),
       "no datasets",
     ),
   );

@@ -214,7 +214,13 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       run: run.name,
       spec: create(RunSpecSchema, { ...spec, trainable: run.trainable }),
       modelDirectory: modelDirectory(layout, model.directory),
-      splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
+      datasets: [
+        {
+          name: spec.dataset,
+          splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
+          task: dataset.dataset.task,
+        },
+      ],
       resumeDirectory,
       initialDirectory,
       checkpointsDirectory: temporaryDirectory(layout),

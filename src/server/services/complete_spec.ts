@@ -2,7 +2,7 @@
 
 import { create } from "@bufbuild/protobuf";
 import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
-import type { RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { EvaluationMetric, type RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Core } from "../core.ts";
 import { forCaller } from "../gpu/failures.ts";
@@ -28,6 +28,9 @@ export async function completeSpec(core: Core, spec: RunSpec): Promise<RunSpec &
     filled.evaluation.splits.forEach((split, index) => {
       problems.require(splits.includes(split), `spec.evaluation.splits[${index}]`, `${spec.dataset} has no such split`);
     });
+    const watchesTask = filled.evaluation.overfitting?.metric === EvaluationMetric.PRIMARY;
+    const scored = !watchesTask || dataset.dataset.task !== undefined;
+    problems.require(scored, "spec.evaluation.overfitting.metric", `${spec.dataset} has no task, so no primary metric`);
     checkRoutes(problems, filled.routing, model.description, "spec.routing");
   });
   checkMatches(filled.trainable, model.description, "spec.trainable");

@@ -1,5 +1,5 @@
-// DatasetService: the data runs train on. A dataset is read once, when it arrives, with every problem by split and line;
-// what DescribeDataset says is counted then and kept.
+// DatasetService: the data runs train on. A dataset is read once, when it arrives, with every problem by split and line
+// (splits.ts); what DescribeDataset says is counted then and kept.
 
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -11,8 +11,6 @@ import {
   DatasetFormat,
   DatasetFormatSchema,
   DatasetSchema,
-  type SplitDescription,
-  SplitDescriptionSchema,
 } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
 import {
   type DatasetHeader,
@@ -23,16 +21,18 @@ import {
   type UploadDatasetRequest,
   UploadDatasetResponseSchema,
 } from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
-import { type Example, parseJsonl } from "../../trainer/data/jsonl.ts";
-import { InputError, type Problem } from "../../trainer/types.ts";
+import { taskFromDescription } from "../../trainer/tasks/description.ts";
+import { READY_TASKS } from "../../trainer/tasks/ready.ts";
+import type { TaskDefinition } from "../../trainer/tasks/task.ts";
+import { InputError } from "../../trainer/types.ts";
 import type { Core } from "../core.ts";
 import { newId } from "../ids.ts";
 import { NameTakenError } from "../registry/registry.ts";
-import { invalidArgument, refusal } from "../rpc/errors.ts";
+import { refusal } from "../rpc/errors.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import { notFound } from "../runs/states.ts";
 import { discard, publish, temporaryDirectory } from "../storage/layout.ts";
-import { type ReceivedFile, type Receiver, receiver } from "../storage/upload.ts";
+import { type Receiver, receiver } from "../storage/upload.ts";
 import { knownEnum } from "../validation/plan.ts";
 import {
   check,
@@ -41,14 +41,16 @@ import {
   checkRequestId,
   collectProblems,
   invalidField,
+  type Problems,
   pageOf,
 } from "../validation/problems.ts";
 import { SPLIT_NAME } from "../validation/run_spec.ts";
+import { taskToProto } from "../worker/convert/task.ts";
 import { checkHeader, refuseWhileUsed } from "./model_service.ts";
 import { previewBatches } from "./preview.ts";
+import { receivedName, storeSplits } from "./splits.ts";
 
 const MAX_SPLITS = 16;
-const FREQUENT_TARGETS = 20;
 
 const taken = (name: string) => refusal(status.ALREADY_EXISTS, "NAME_TAKEN", `${name} exists`, { name });
 
@@ -69,13 +71,13 @@ export function datasetService(core: Core): Handlers<typeof DatasetService> {
       const directory = temporaryDirectory(layout);
       const files = receiver(directory, settings.limits.maxUploadBytes);
       try {
-        const header = await receiveDataset(requests, files);
+        const { header, task } = await receiveDataset(requests, files);
         const received = await files.finish();
         if (received.length === 0) throw invalidField("split", "a dataset needs at least one");
         const digests = received.map(({ path, sha256 }) => `${path} ${sha256}`).join("\n");
         const once = { schema: DatasetHeaderSchema, body: header, extra: digests };
         return await answers.once(header.requestId, once, UploadDatasetResponseSchema, async (remember) => {
-          const splits = await describeSplits(directory, received);
+          const splits = await storeSplits(directory, received, task);
           const id = header.datasetId || newId("dataset");
           const target = join(layout.datasets, id);
           const dataset: Dataset = create(DatasetSchema, {
@@ -85,6 +87,7 @@ export function datasetService(core: Core): Handlers<typeof DatasetService> {
             splits: splits.map(({ split }) => split!),
             sizeBytes: received.reduce((sum, file) => sum + BigInt(file.bytes), 0n),
             createTime: timestampNow(),
+            task: task && taskToProto(header.task.case === "readyTask" ? header.task.value : task.name, task),
           });
           const response = create(UploadDatasetResponseSchema, { dataset });
           if (existsSync(target) || (await registry.dataset(id))) throw taken(dataset.name);
@@ -137,9 +140,18 @@ export function datasetService(core: Core): Handlers<typeof DatasetService> {
   };
 }
 
+interface ReceivedDataset {
+  readonly header: DatasetHeader;
+  readonly task: TaskDefinition | undefined;
+}
+
 /** Takes the splits of an upload. @throws RpcError INVALID_ARGUMENT when they come in the wrong form */
-async function receiveDataset(requests: AsyncIterable<UploadDatasetRequest>, files: Receiver): Promise<DatasetHeader> {
+async function receiveDataset(
+  requests: AsyncIterable<UploadDatasetRequest>,
+  files: Receiver,
+): Promise<ReceivedDataset> {
   let header: DatasetHeader | undefined;
+  let task: TaskDefinition | undefined;
   const names = new Set<string>();
   for await (const { part } of requests) {
     if (!header) {
@@ -147,14 +159,17 @@ async function receiveDataset(requests: AsyncIterable<UploadDatasetRequest>, fil
       header = part.value;
       const { datasetId, displayName, requestId, format } = header;
       checkHeader(datasetId, displayName, requestId, "dataset", "dataset_id");
-      check((problems) => knownEnum(problems, "dataset.format", DatasetFormatSchema, format));
+      check((problems) => {
+        knownEnum(problems, "dataset.format", DatasetFormatSchema, format);
+        task = taskOf(problems, part.value);
+      });
     } else if (part.case === "split") {
       const { name } = part.value;
       if (!SPLIT_NAME.test(name)) throw invalidField("split.name", "must be [a-z0-9_]+");
       if (names.has(name)) throw invalidField("split.name", `${name} comes twice`);
       if (names.size === MAX_SPLITS) throw invalidField("split.name", `more than ${MAX_SPLITS} splits`);
       names.add(name);
-      await files.begin(`${name}.jsonl`);
+      await files.begin(receivedName(name));
     } else if (part.case === "data") {
       if (!files.current) throw invalidField("data", "comes before any split");
       await files.write(part.value);
@@ -163,42 +178,24 @@ async function receiveDataset(requests: AsyncIterable<UploadDatasetRequest>, fil
     }
   }
   if (!header) throw invalidField("dataset", "required");
-  return header;
+  return { header, task };
 }
 
-/** What is in each split. @throws RpcError INVALID_ARGUMENT with the problems of all splits */
-async function describeSplits(directory: string, files: readonly ReceivedFile[]): Promise<SplitDescription[]> {
-  const problems: Problem[] = [];
-  const described: SplitDescription[] = [];
-  for (const { path, bytes } of files) {
-    const name = path.replace(/\.jsonl$/, "");
-    try {
-      described.push(describeSplit(name, bytes, await parseJsonl(join(directory, path))));
-    } catch (error) {
-      if (!(error instanceof InputError)) throw error;
-      problems.push(...error.problems.map(({ message }) => ({ field: `splits.${name}`, message })));
-    }
+/** The task a header names or defines; undefined for none, and where it has problems. */
+function taskOf(problems: Problems, { task }: DatasetHeader): TaskDefinition | undefined {
+  if (task.case === "readyTask") {
+    const ready = READY_TASKS.get(task.value);
+    const known = [...READY_TASKS.keys()].join(", ");
+    problems.require(ready !== undefined, "dataset.ready_task", `is none of ${known}`);
+    return ready;
   }
-  if (problems.length > 0) throw invalidArgument(problems);
-  return described;
-}
-
-function describeSplit(name: string, bytes: number, examples: readonly Example[]): SplitDescription {
-  const targets = new Map<string, number>();
-  let longestInput = 0;
-  let longestTarget = 0;
-  for (const example of examples) {
-    if (!("target" in example)) continue;
-    targets.set(example.target, (targets.get(example.target) ?? 0) + 1);
-    longestInput = Math.max(longestInput, new TextEncoder().encode(example.input).length);
-    longestTarget = Math.max(longestTarget, new TextEncoder().encode(example.target).length);
+  if (task.case === undefined) return undefined;
+  try {
+    return taskFromDescription(JSON.parse(task.value));
+  } catch (error) {
+    const told = error instanceof SyntaxError ? [{ message: "is not JSON" }] : undefined;
+    if (!told && !(error instanceof InputError)) throw error;
+    for (const { message } of told ?? (error as InputError).problems) problems.add("dataset.task_definition", message);
+    return undefined;
   }
-  const frequent = [...targets].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1)).slice(0, FREQUENT_TARGETS);
-  return create(SplitDescriptionSchema, {
-    split: { name, examples: BigInt(examples.length), sizeBytes: BigInt(bytes) },
-    distinctTargets: BigInt(targets.size),
-    frequentTargets: frequent.map(([target, count]) => ({ target, examples: BigInt(count) })),
-    longestInputBytes: BigInt(longestInput),
-    longestTargetBytes: BigInt(longestTarget),
-  });
 }

@@ -2,6 +2,7 @@
 
 import { create, type MessageShape } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
+import type { DatasetTask } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
 import { type Model, ModelOrigin } from "../../../proto/gen/thaw/v1/model_pb.ts";
 import {
   DeleteModelRequestSchema,
@@ -203,17 +204,18 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
       problems.throwIfAny();
       const dataset = request.dataset || (ofRun ? (await runs.get(parent.run)).run.spec!.dataset : "");
       const split = request.split || "validation";
-      const file = await findSplit(core, dataset, split);
+      const { file, task } = await findSplit(core, dataset, split);
       const target = await targetOf(request.name, {
         batchSize: request.batchSize || 16n,
         maxInputTokens: request.maxInputTokens || 128n,
         maxTargetTokens: request.maxTargetTokens || 32n,
       });
-      const value = { target, file, split, maxExamples: request.maxExamples ?? 256n };
+      const value = { target, file, split, maxExamples: request.maxExamples ?? 256n, task };
       const reply = await forCaller(gpu.request({ case: "evaluate", value }, signal));
       if (reply.result.case !== "evaluation") throw new Error(`Evaluate answered with ${reply.result.case}`);
-      if (ofRun) await runs.evaluated(parent.run, reply.result.value);
-      return { result: reply.result.value };
+      const result = { ...reply.result.value, dataset };
+      if (ofRun) await runs.evaluated(parent.run, result);
+      return { result };
     },
   };
 }
@@ -225,8 +227,12 @@ export async function refuseWhileUsed({ registry }: Core, what: "model" | "datas
   throw refusal(status.FAILED_PRECONDITION, "IN_USE", message, { run: `runs/${user}` });
 }
 
-/** The file of a dataset's split. */
-export async function findSplit({ registry, layout }: Core, name: string, split: string): Promise<string> {
+/** The file of a dataset's split, and the dataset's task. */
+export async function findSplit(
+  { registry, layout }: Core,
+  name: string,
+  split: string,
+): Promise<{ readonly file: string; readonly task: DatasetTask | undefined }> {
   const id = idIn("datasets", name)!;
   const record = await registry.dataset(id);
   if (!record) throw notFound(name);
@@ -234,7 +240,7 @@ export async function findSplit({ registry, layout }: Core, name: string, split:
     const has = record.dataset.splits.map((one) => one.name).join(", ");
     throw invalidField("split", `${name} has ${has}, not ${split}`);
   }
-  return splitFile(layout, id, split);
+  return { file: splitFile(layout, id, split), task: record.dataset.task };
 }
 
 /** Takes the files of an upload. @throws RpcError INVALID_ARGUMENT when they come in the wrong form */

@@ -34,7 +34,7 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
   problems.throwIfAny();
   const model = await core.registry.model(modelId);
   if (!model) throw notFound(request.model);
-  const file = await findSplit(core, request.dataset, request.split || "train");
+  const { file } = await findSplit(core, request.dataset, request.split || "train");
 
   const config = model.description.config ?? {};
   const setting = (name: string, fallback: number): number =>

@@ -90,5 +90,6 @@ export async function filesOf(directory: string): Promise<StoredFile[]> {
 
 /** A model's folder: below `models`, or where it was loaded from. */
 export const modelDirectory = (layout: Layout, directory: string): string => resolve(layout.models, directory);
+export const splitFileName = (split: string): string => `${split}.jsonl`;
 export const splitFile = (layout: Layout, dataset: string, split: string): string =>
-  join(layout.datasets, dataset, `${split}.jsonl`);
+  join(layout.datasets, dataset, splitFileName(split));

@@ -141,8 +141,8 @@ export async function openActiveRun(
         value: { directory, sizeBytes: count(bytes), reason: task.checkpoint, duration },
       });
     } else {
-      const result = await training.evaluate(task.file, task.split, policy.evaluateExamples);
-      send(asked, { case: "evaluation", value: evaluationToProto(result) });
+      const result = await training.evaluate(task.file, task.split, policy.evaluateExamples, task.scoring);
+      send(asked, { case: "evaluation", value: evaluationToProto(result, task.dataset) });
       if (task === policy.evaluateSplits[0]) judge(result);
     }
   }

@@ -25,6 +25,8 @@ function scoreOf(metric: EvaluationMetric, result: EvaluationResult): number {
       return result.exactMatch;
     case EvaluationMetric.TOKEN_ACCURACY:
       return result.tokenAccuracy;
+    case EvaluationMetric.PRIMARY:
+      return result.metrics[result.primaryMetric ?? ""];
     default:
       return -result.loss;
   }
@@ -41,9 +43,10 @@ export function watchOverfitting(
 ): OverfittingState {
   let best: { readonly score: number; readonly value: number; readonly step: number } | undefined;
   let since = 0;
+  const lowerIsBetter = watch.metric === EvaluationMetric.LOSS;
   if (known && Number(known.bestStep) < step) {
     const value = known.bestValue;
-    best = { score: watch.metric === EvaluationMetric.LOSS ? -value : value, value, step: Number(known.bestStep) };
+    best = { score: lowerIsBetter ? -value : value, value, step: Number(known.bestStep) };
     since = Number(known.step) < step ? Number(known.evaluationsSinceBest) : 0;
   }
   let losses: number[] = [];
@@ -54,7 +57,7 @@ export function watchOverfitting(
     evaluated(result) {
       const score = scoreOf(watch.metric, result);
       const improved = best === undefined || score > best.score + watch.minImprovement;
-      if (improved) best = { score, value: Math.abs(score), step: result.step };
+      if (improved) best = { score, value: lowerIsBetter ? -score : score, step: result.step };
       since = improved ? 0 : since + 1;
       const trainLoss = losses.length > 0 ? losses.reduce((a, b) => a + b, 0) / losses.length : undefined;
       losses = [];

@@ -23,6 +23,7 @@ import { descriptionToProto, generationToProto } from "./convert/model.ts";
 import { planFromProto, planToProto } from "./convert/plan.ts";
 import { costToProto, reportToProto, tensorToProto } from "./convert/report.ts";
 import { count } from "./convert/scalars.ts";
+import { scoringFromProto } from "./convert/task.ts";
 import { WrongStateError } from "./errors.ts";
 import type { ModelCache } from "./model_cache.ts";
 import { subscribeRoutes } from "./route_subscription.ts";
@@ -100,9 +101,12 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     case "exportModel":
       return exportModel(state, request.value, answer);
     case "evaluate": {
-      const { target, file, split, maxExamples } = request.value;
-      const result = await withTarget(state, target, (model) => model.evaluate(file, split, Number(maxExamples)));
-      return reply({ case: "evaluation", value: evaluationToProto(result) });
+      const { target, file, split, maxExamples, task } = request.value;
+      const scoring = scoringFromProto(task);
+      const result = await withTarget(state, target, (model) =>
+        model.evaluate(file, split, Number(maxExamples), scoring),
+      );
+      return reply({ case: "evaluation", value: evaluationToProto(result, "") });
     }
     case "generate":
       return generate(state, request.value, answer);

@@ -3,10 +3,10 @@
 
 import { setImmediate } from "node:timers/promises";
 import { problemList } from "../formats/problems.ts";
-import type { Example } from "./jsonl.ts";
+import type { Example, ScoringFields } from "./jsonl.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
-export interface EncodedExample {
+export interface EncodedExample extends ScoringFields {
   /** [inputTokens], the last one end of sequence. */
   readonly inputIds: Uint32Array;
   /** [targetTokens], the last one end of sequence. -100 = no loss at that position. */
@@ -63,6 +63,7 @@ function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptio
     count,
     add(example: Example): void {
       const place = `${example.unit ?? "line"} ${example.line}`;
+      const { answers, group, label } = "input" in example ? example : {};
       let ids: { input: readonly number[]; target: readonly number[] };
       if ("inputIds" in example) ids = { input: example.inputIds, target: example.targetIds };
       else if (tokenizer) {
@@ -85,6 +86,9 @@ function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptio
         labels: Int32Array.from(target.ids),
         ...("input" in example && { input: example.input, target: example.target }),
         ...(example.task !== undefined && { task: example.task }),
+        ...(answers !== undefined && { answers }),
+        ...(group !== undefined && { group }),
+        ...(label !== undefined && { label }),
       });
     },
     finish(): EncodedDataset {

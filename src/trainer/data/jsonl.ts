@@ -3,8 +3,10 @@
 //   {"input": "premise: … hypothesis: …", "target": "yes", "id": "42", "task": "entailment"}
 //   {"input_ids": [37, 1712, 1], "target_ids": [4273, 1]}
 //
-// `id` and `task` are optional, other fields are ignored, blank lines are skipped; a byte order mark and CRLF are
-// tolerated. Files are read line by line, and everything wrong with one is reported at once, by line number.
+// `id` and `task` are optional, and so is what scores text: `answers` (every accepted text), `group` (examples scored
+// together) and `label` (the class, where it is not the target). Other fields are ignored, blank lines are skipped; a byte
+// order mark and CRLF are tolerated. Files are read line by line, and everything wrong with one is reported at once, by
+// line number.
 
 import { problemList } from "../formats/problems.ts";
 import { readLines } from "./lines.ts";
@@ -16,7 +18,13 @@ interface ExampleSource {
   readonly id?: string;
   readonly task?: string;
 }
-export interface TextExample extends ExampleSource {
+/** What generated text is scored by, beside the target; see FormattedExample in tasks/task.ts. */
+export interface ScoringFields {
+  readonly answers?: readonly string[];
+  readonly group?: string;
+  readonly label?: string;
+}
+export interface TextExample extends ExampleSource, ScoringFields {
   readonly input: string;
   readonly target: string;
 }
@@ -29,6 +37,8 @@ export type Example = TextExample | TokenExample;
 const isText = (value: unknown): value is string => typeof value === "string" && value.length > 0;
 const isTokenIds = (value: unknown): value is number[] =>
   Array.isArray(value) && value.length > 0 && value.every((id) => Number.isInteger(id) && id >= 0);
+
+const isScalar = (value: unknown): boolean => ["string", "number", "boolean"].includes(typeof value);
 
 /** The example of one line (or row, from 1), or what is wrong with it. */
 export function parseExample(value: unknown, line: number): Example | string[] {
@@ -56,6 +66,7 @@ export function parseExample(value: unknown, line: number): Example | string[] {
   const idKnown = id === undefined || typeof id === "string" || Number.isInteger(id);
   if (!idKnown) problems.push('"id" is not a string or an integer');
   if (task !== undefined && typeof task !== "string") problems.push('"task" is not a string');
+  const scoring = hasText ? scoringFields(fields, problems) : {};
   if (problems.length > 0) return problems;
   const source = {
     line,
@@ -63,8 +74,24 @@ export function parseExample(value: unknown, line: number): Example | string[] {
     ...(task !== undefined && { task: task as string }),
   };
   return hasText
-    ? { ...source, input: fields.input as string, target: fields.target as string }
+    ? { ...source, input: fields.input as string, target: fields.target as string, ...scoring }
     : { ...source, inputIds: fields.input_ids as number[], targetIds: fields.target_ids as number[] };
+}
+
+function scoringFields(fields: Record<string, unknown>, problems: string[]): ScoringFields {
+  const { answers, group, label } = fields;
+  const answersKnown =
+    answers === undefined ||
+    (Array.isArray(answers) && answers.length > 0 && answers.every((a) => typeof a === "string"));
+  if (!answersKnown) problems.push('"answers" is not a list of texts');
+  for (const [name, value] of Object.entries({ group, label })) {
+    if (value !== undefined && !isScalar(value)) problems.push(`"${name}" is not a text, number or boolean`);
+  }
+  return {
+    ...(answers !== undefined && { answers: answers as string[] }),
+    ...(group !== undefined && { group: String(group) }),
+    ...(label !== undefined && { label: String(label) }),
+  };
 }
 
 /**

@@ -1,16 +1,24 @@
-// Scores a data file: cross-entropy and token accuracy under teacher forcing, exact match of greedy generation.
+// Scores a data file: cross-entropy and token accuracy under teacher forcing, and what greedy generation writes by the
+// metrics of the data's task.
 
 import { type Batch, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
 import type { EncodedExample } from "../data/dataset.ts";
-import { scorePlain } from "../tasks/score.ts";
+import { type ScoredExample, score, scorePlain } from "../tasks/score.ts";
+import type { Scoring } from "../tasks/task.ts";
 import type { EvaluationResult, RouterLayerMetrics } from "../types.ts";
 import { lengthsOf } from "./data.ts";
 import { decodeBatch } from "./generate.ts";
 import type { Run } from "./run.ts";
 import { layerMetrics, mergeLayerMetrics } from "./telemetry.ts";
 
-/** Evaluates the first `maxExamples` examples (0 = all) of a JSONL file. */
-export async function evaluate(run: Run, file: string, split: string, maxExamples: number): Promise<EvaluationResult> {
+/** Evaluates the first `maxExamples` examples (0 = all) of a data file. */
+export async function evaluate(
+  run: Run,
+  file: string,
+  split: string,
+  maxExamples: number,
+  scoring: Scoring | undefined,
+): Promise<EvaluationResult> {
   const started = performance.now();
   const data = await run.dataset(file);
   const examples = maxExamples > 0 ? data.examples.slice(0, maxExamples) : data.examples;
@@ -27,7 +35,7 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
   const read = (program: typeof encoder) =>
     routed ? [...program.planned.results, ...program.planned.routes] : program.planned.results;
   const metrics: RouterLayerMetrics[][] = [];
-  const texts = { predictions: [] as string[], targets: [] as string[] };
+  const texts = { predictions: [] as string[], examples: [] as ScoredExample[] };
   const count = { loss: 0, tokens: 0, correct: 0, whole: 0, exact: 0 };
 
   const generator = await run.decoder(lengths, 1, false);
@@ -62,7 +70,7 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
         const prediction = textOf(run, example, generated[row].tokenIds);
         if (prediction === undefined) return;
         texts.predictions.push(prediction);
-        texts.targets.push(example.target!);
+        texts.examples.push({ ...example, target: example.target! });
       });
     }
   } finally {
@@ -76,10 +84,19 @@ export async function evaluate(run: Run, file: string, split: string, maxExample
     tokenAccuracy: count.correct / Math.max(1, count.tokens),
     exactMatch: count.exact / examples.length,
     accuracy: count.whole / examples.length,
-    metrics: texts.predictions.length > 0 ? scorePlain(texts.predictions, texts.targets) : {},
+    metrics: scoresOf(texts, scoring),
+    ...(scoring && { primaryMetric: scoring.metrics[0] }),
     layers: mergeLayerMetrics(metrics),
     seconds: (performance.now() - started) / 1e3,
   };
+}
+
+function scoresOf(
+  { predictions, examples }: { readonly predictions: readonly string[]; readonly examples: readonly ScoredExample[] },
+  scoring: Scoring | undefined,
+): EvaluationResult["metrics"] {
+  if (predictions.length === 0) return {};
+  return scoring ? score(scoring, predictions, examples) : scorePlain(predictions, examples);
 }
 
 function forEachExample(

@@ -13,6 +13,7 @@ import type { EncodedDataset } from "../data/dataset.ts";
 import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { InferenceGraph } from "../model/family.ts";
 import { type OpenModel, readParameter } from "../model/open.ts";
+import type { Scoring } from "../tasks/task.ts";
 import {
   type EvaluationResult,
   type GenerateOptions,
@@ -275,9 +276,9 @@ export class Run implements TrainingRun {
     await this.#arrived;
   }
 
-  async evaluate(file: string, split: string, maxExamples: number): Promise<EvaluationResult> {
+  async evaluate(file: string, split: string, maxExamples: number, scoring?: Scoring): Promise<EvaluationResult> {
     await this.#quiet();
-    return evaluate(this, file, split, maxExamples);
+    return evaluate(this, file, split, maxExamples, scoring);
   }
 
   async generate(inputs: readonly string[], options: GenerateOptions): Promise<Generation[]> {

@@ -1,14 +1,13 @@
 // A task's source file, one JSON object a line, as text-to-text examples. The whole file is checked before anything is
 // given back, and everything wrong with it is said at once, by line and field.
 
-import { Buffer } from "node:buffer";
-import { createReadStream } from "node:fs";
-import { basename } from "node:path";
+import { readLines } from "../data/lines.ts";
 import { problemList } from "../formats/problems.ts";
 import type { Field, Purpose, TaskDefinition, TaskExample } from "./task.ts";
 
 /**
  * @param source a path, or the file's bytes
+ * @param name what errors call the file; "" to give only line numbers
  * @throws InputError with every problem (the first twenty in words): `line 3: has no "passage.questions[0].question"`;
  * a file without examples is one
  */
@@ -16,71 +15,43 @@ export async function convertTask(
   definition: TaskDefinition,
   source: string | Uint8Array,
   purpose: Purpose,
+  name = "",
 ): Promise<TaskExample[]> {
-  const problems = problemList(typeof source === "string" ? basename(source) : "");
+  const problems = problemList(name);
   const examples: TaskExample[] = [];
-  for await (const { line, text } of linesOf(source)) {
-    if (text === undefined) {
-      problems.add(`line ${line}: is not UTF-8`);
+  for await (const line of readLines(source)) {
+    const report = (message: string): void => problems.add(`line ${line.number}: ${message}`);
+    if ("problem" in line) {
+      report(line.problem);
       continue;
     }
-    if (text.trim() === "") continue;
+    if (line.text.trim() === "") continue;
     let record: unknown;
     try {
-      record = JSON.parse(text);
+      record = JSON.parse(line.text);
     } catch {
-      problems.add(`line ${line}: is not JSON`);
+      report("is not JSON");
       continue;
     }
     const wrong = checkRecord(definition, record);
-    for (const problem of wrong) problems.add(`line ${line}: ${problem}`);
+    wrong.forEach(report);
     if (wrong.length > 0) continue;
     const formatted = definition.format(record, purpose);
     if (typeof formatted === "string") {
-      problems.add(`line ${line}: ${formatted}`);
+      report(formatted);
       continue;
     }
     for (const example of formatted) {
       for (const side of ["input", "target"] as const) {
-        if (example[side].trim() === "") problems.add(`line ${line}: makes an empty ${side}`);
+        if (example[side].trim() === "") report(`makes an empty ${side}`);
       }
-      examples.push({ task: definition.name, ...example, id: example.id ?? `${definition.name}-${line}` });
+      examples.push({ task: definition.name, ...example, id: example.id ?? `${definition.name}-${line.number}` });
     }
   }
   if (examples.length === 0 && !problems.error()) problems.add("the file has no examples");
   const error = problems.error();
   if (error) throw error;
   return examples;
-}
-
-/** Lines by number from 1, without a byte order mark; text is undefined where a line is not UTF-8. */
-async function* linesOf(source: string | Uint8Array): AsyncGenerator<{ line: number; text: string | undefined }> {
-  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  const chunks: Iterable<Uint8Array> | AsyncIterable<Uint8Array> =
-    typeof source === "string" ? createReadStream(source) : [source];
-  let line = 0;
-  let parts: Uint8Array[] = []; // of the line that is not complete yet
-  const take = (): { line: number; text: string | undefined } => {
-    line++;
-    const bytes = Buffer.concat(parts);
-    parts = [];
-    try {
-      const text = decoder.decode(bytes);
-      return { line, text: line === 1 && text.startsWith("\ufeff") ? text.slice(1) : text };
-    } catch {
-      return { line, text: undefined };
-    }
-  };
-  for await (const chunk of chunks) {
-    let start = 0;
-    for (let end = chunk.indexOf(0x0a); end >= 0; end = chunk.indexOf(0x0a, start)) {
-      parts.push(chunk.subarray(start, end));
-      yield take();
-      start = end + 1;
-    }
-    if (start < chunk.length) parts.push(chunk.subarray(start));
-  }
-  if (parts.length > 0) yield take();
 }
 
 const isObject = (value: unknown): value is Record<string, unknown> =>

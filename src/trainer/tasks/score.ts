@@ -2,12 +2,12 @@
 
 import { inputError } from "../formats/problems.ts";
 import * as metrics from "./metrics.ts";
-import { labelsOf, type Metric, type TaskDefinition, type TaskExample } from "./task.ts";
+import { labelsOf, type Metric, type Scoring, type TaskExample } from "./task.ts";
 
 /** Most distinct targets that are still taken for class labels. */
 const MAX_LABELS = 32;
 
-type ScoredExample = Pick<TaskExample, "target" | "answers" | "group" | "label">;
+export type ScoredExample = Pick<TaskExample, "target" | "answers" | "group" | "label">;
 
 /**
  * Scores a task. Where one question was written out once per accepted answer, as training data has it, the first of
@@ -17,7 +17,7 @@ type ScoredExample = Pick<TaskExample, "target" | "answers" | "group" | "label">
  * @throws InputError when the numbers differ, or there is no example
  */
 export function score(
-  definition: TaskDefinition,
+  definition: Scoring,
   predictions: readonly string[],
   examples: readonly ScoredExample[],
 ): Partial<Record<Metric, number>> {
@@ -35,7 +35,7 @@ export function score(
 }
 
 function scoreMetric(
-  definition: TaskDefinition,
+  definition: Scoring,
   metric: Metric,
   predictions: readonly string[],
   examples: readonly ScoredExample[],
@@ -73,19 +73,21 @@ function scoreMetric(
 /**
  * Scores data without a task. Targets are class labels where at most 32 distinct ones occur and some occur twice: then
  * accuracy and macro F1 over the labels that occur, and Matthews correlation where they are two. Free text gets the
- * word-level F1. Exact match always.
+ * word-level F1. Exact match always. Where an example has `answers`, exact match and F1 of words accept any of them.
  *
  * @throws InputError when the numbers differ, or there is no example
  */
 export function scorePlain(
   predictions: readonly string[],
-  targets: readonly string[],
+  examples: readonly Pick<ScoredExample, "target" | "answers">[],
 ): Partial<Record<Metric, number>> {
-  checkCounts(predictions.length, targets.length);
+  checkCounts(predictions.length, examples.length);
+  const targets = examples.map(({ target }) => target);
+  const accepted = examples.map(({ target, answers }) => answers ?? target);
   const labels = [...new Set(targets.map((target) => target.trim()))];
-  const exact = metrics.exactMatch(predictions, targets);
+  const exact = metrics.exactMatch(predictions, accepted);
   if (labels.length > MAX_LABELS || labels.length === targets.length)
-    return { exact_match: exact, f1_token: metrics.f1Token(predictions, targets) };
+    return { exact_match: exact, f1_token: metrics.f1Token(predictions, accepted) };
   return {
     exact_match: exact,
     accuracy: exact,

@@ -49,15 +49,20 @@ export interface TaskExample extends FormattedExample {
   readonly task: string;
 }
 
-export interface TaskDefinition {
-  readonly name: string;
-  /** What a source line must have: checked before `format` sees the line. */
-  readonly fields: readonly Field[];
+/** The part of a task that scores predictions; plain data, kept with the examples. */
+export interface Scoring {
   /** Source value, as text, to the label written out: `{ "0": "choice1", "1": "choice2" }`. Empty for free text. */
   readonly labels: Readonly<Record<string, string>>;
   /** The label that `f1_binary` scores. */
   readonly positive?: string;
+  /** The first is the task's primary one. */
   readonly metrics: readonly Metric[];
+}
+
+export interface TaskDefinition extends Scoring {
+  readonly name: string;
+  /** What a source line must have: checked before `format` sees the line. */
+  readonly fields: readonly Field[];
   /**
    * @param record a line that has passed the check of `fields`
    * @returns its examples, or in words what is wrong with it

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/dataset.proto.
  */
 export const file_thaw_v1_dataset: GenFile = /*@__PURE__*/
-  fileDesc("ChV0aGF3L3YxL2RhdGFzZXQucHJvdG8SB3RoYXcudjEiQgoMRGF0YXNldFNwbGl0EgwKBG5hbWUYASABKAkSEAoIZXhhbXBsZXMYAiABKAMSEgoKc2l6ZV9ieXRlcxgDIAEoAyLBAQoHRGF0YXNldBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRImCgZmb3JtYXQYAyABKA4yFi50aGF3LnYxLkRhdGFzZXRGb3JtYXQSJQoGc3BsaXRzGAQgAygLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSEgoKc2l6ZV9ieXRlcxgFIAEoAxIvCgtjcmVhdGVfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiLwoLVGFyZ2V0Q291bnQSDgoGdGFyZ2V0GAEgASgJEhAKCGV4YW1wbGVzGAIgASgDIr0BChBTcGxpdERlc2NyaXB0aW9uEiQKBXNwbGl0GAEgASgLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSGAoQZGlzdGluY3RfdGFyZ2V0cxgCIAEoAxIuChBmcmVxdWVudF90YXJnZXRzGAMgAygLMhQudGhhdy52MS5UYXJnZXRDb3VudBIbChNsb25nZXN0X2lucHV0X2J5dGVzGAQgASgDEhwKFGxvbmdlc3RfdGFyZ2V0X2J5dGVzGAUgASgDIqkBCg5QcmV2aWV3RXhhbXBsZRISCgpleGFtcGxlX2lkGAEgASgDEg0KBWlucHV0GAIgASgJEg4KBnRhcmdldBgDIAEoCRIXCg9pbnB1dF90b2tlbl9pZHMYBCADKAUSGAoQdGFyZ2V0X3Rva2VuX2lkcxgFIAMoBRIXCg9pbnB1dF90cnVuY2F0ZWQYBiABKAgSGAoQdGFyZ2V0X3RydW5jYXRlZBgHIAEoCCJHCgxQcmV2aWV3QmF0Y2gSDAoEc3RlcBgBIAEoAxIpCghleGFtcGxlcxgCIAMoCzIXLnRoYXcudjEuUHJldmlld0V4YW1wbGUqSQoNRGF0YXNldEZvcm1hdBIeChpEQVRBU0VUX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhgKFERBVEFTRVRfRk9STUFUX0pTT05MEAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("ChV0aGF3L3YxL2RhdGFzZXQucHJvdG8SB3RoYXcudjEiQgoMRGF0YXNldFNwbGl0EgwKBG5hbWUYASABKAkSEAoIZXhhbXBsZXMYAiABKAMSEgoKc2l6ZV9ieXRlcxgDIAEoAyKfAQoLRGF0YXNldFRhc2sSDAoEbmFtZRgBIAEoCRIPCgdtZXRyaWNzGAIgAygJEjAKBmxhYmVscxgDIAMoCzIgLnRoYXcudjEuRGF0YXNldFRhc2suTGFiZWxzRW50cnkSEAoIcG9zaXRpdmUYBCABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLlAQoHRGF0YXNldBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRImCgZmb3JtYXQYAyABKA4yFi50aGF3LnYxLkRhdGFzZXRGb3JtYXQSJQoGc3BsaXRzGAQgAygLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSEgoKc2l6ZV9ieXRlcxgFIAEoAxIvCgtjcmVhdGVfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIgoEdGFzaxgHIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2siLwoLVGFyZ2V0Q291bnQSDgoGdGFyZ2V0GAEgASgJEhAKCGV4YW1wbGVzGAIgASgDIr0BChBTcGxpdERlc2NyaXB0aW9uEiQKBXNwbGl0GAEgASgLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSGAoQZGlzdGluY3RfdGFyZ2V0cxgCIAEoAxIuChBmcmVxdWVudF90YXJnZXRzGAMgAygLMhQudGhhdy52MS5UYXJnZXRDb3VudBIbChNsb25nZXN0X2lucHV0X2J5dGVzGAQgASgDEhwKFGxvbmdlc3RfdGFyZ2V0X2J5dGVzGAUgASgDIqkBCg5QcmV2aWV3RXhhbXBsZRISCgpleGFtcGxlX2lkGAEgASgDEg0KBWlucHV0GAIgASgJEg4KBnRhcmdldBgDIAEoCRIXCg9pbnB1dF90b2tlbl9pZHMYBCADKAUSGAoQdGFyZ2V0X3Rva2VuX2lkcxgFIAMoBRIXCg9pbnB1dF90cnVuY2F0ZWQYBiABKAgSGAoQdGFyZ2V0X3RydW5jYXRlZBgHIAEoCCJHCgxQcmV2aWV3QmF0Y2gSDAoEc3RlcBgBIAEoAxIpCghleGFtcGxlcxgCIAMoCzIXLnRoYXcudjEuUHJldmlld0V4YW1wbGUqSQoNRGF0YXNldEZvcm1hdBIeChpEQVRBU0VUX0ZPUk1BVF9VTlNQRUNJRklFRBAAEhgKFERBVEFTRVRfRk9STUFUX0pTT05MEAFiBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * One split of a dataset.
@@ -50,6 +50,48 @@ export type DatasetSplit = Message<"thaw.v1.DatasetSplit"> & {
  */
 export const DatasetSplitSchema: GenMessage<DatasetSplit> = /*@__PURE__*/
   messageDesc(file_thaw_v1_dataset, 0);
+
+/**
+ * What the lines of a dataset were written out by, and what predictions on it are scored by.
+ *
+ * @generated from message thaw.v1.DatasetTask
+ */
+export type DatasetTask = Message<"thaw.v1.DatasetTask"> & {
+  /**
+   * A ready task, `superglue/boolq`, or the name in the task's definition.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Its metrics, names in EvaluationResult.metrics; the first is the primary one.
+   *
+   * @generated from field: repeated string metrics = 2;
+   */
+  metrics: string[];
+
+  /**
+   * Values in the uploaded lines and the labels written out for them; empty for free text.
+   *
+   * @generated from field: map<string, string> labels = 3;
+   */
+  labels: { [key: string]: string };
+
+  /**
+   * The label that `f1_binary` scores; empty without one.
+   *
+   * @generated from field: string positive = 4;
+   */
+  positive: string;
+};
+
+/**
+ * Describes the message thaw.v1.DatasetTask.
+ * Use `create(DatasetTaskSchema)` to create a new message.
+ */
+export const DatasetTaskSchema: GenMessage<DatasetTask> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_dataset, 1);
 
 /**
  * A dataset; its contents never change.
@@ -98,6 +140,13 @@ export type Dataset = Message<"thaw.v1.Dataset"> & {
    * @generated from field: google.protobuf.Timestamp create_time = 6;
    */
   createTime?: Timestamp | undefined;
+
+  /**
+   * Its task; unset where it was uploaded as examples.
+   *
+   * @generated from field: thaw.v1.DatasetTask task = 7;
+   */
+  task?: DatasetTask | undefined;
 };
 
 /**
@@ -105,7 +154,7 @@ export type Dataset = Message<"thaw.v1.Dataset"> & {
  * Use `create(DatasetSchema)` to create a new message.
  */
 export const DatasetSchema: GenMessage<Dataset> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_dataset, 1);
+  messageDesc(file_thaw_v1_dataset, 2);
 
 /**
  * A target and how often it occurs.
@@ -133,7 +182,7 @@ export type TargetCount = Message<"thaw.v1.TargetCount"> & {
  * Use `create(TargetCountSchema)` to create a new message.
  */
 export const TargetCountSchema: GenMessage<TargetCount> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_dataset, 2);
+  messageDesc(file_thaw_v1_dataset, 3);
 
 /**
  * What is in a split.
@@ -182,7 +231,7 @@ export type SplitDescription = Message<"thaw.v1.SplitDescription"> & {
  * Use `create(SplitDescriptionSchema)` to create a new message.
  */
 export const SplitDescriptionSchema: GenMessage<SplitDescription> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_dataset, 3);
+  messageDesc(file_thaw_v1_dataset, 4);
 
 /**
  * One example as a run would see it.
@@ -245,7 +294,7 @@ export type PreviewExample = Message<"thaw.v1.PreviewExample"> & {
  * Use `create(PreviewExampleSchema)` to create a new message.
  */
 export const PreviewExampleSchema: GenMessage<PreviewExample> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_dataset, 4);
+  messageDesc(file_thaw_v1_dataset, 5);
 
 /**
  * One batch as a run would see it.
@@ -273,7 +322,7 @@ export type PreviewBatch = Message<"thaw.v1.PreviewBatch"> & {
  * Use `create(PreviewBatchSchema)` to create a new message.
  */
 export const PreviewBatchSchema: GenMessage<PreviewBatch> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_dataset, 5);
+  messageDesc(file_thaw_v1_dataset, 6);
 
 /**
  * How examples are written.
@@ -290,7 +339,8 @@ export const DatasetFormat = {
 
   /**
    * One JSON object a line: {"input": text, "target": text} or {"input_ids": [int], "target_ids": [int]}, optionally with
-   * "id" and "task".
+   * "id" and "task", and beside text with "answers" (every accepted text), "group" (examples scored together) and "label"
+   * (the class, where it is not the target). Of a dataset with a task: the task's own lines.
    *
    * @generated from enum value: DATASET_FORMAT_JSONL = 1;
    */

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/dataset_service.proto.
  */
 export const file_thaw_v1_dataset_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch10aGF3L3YxL2RhdGFzZXRfc2VydmljZS5wcm90bxIHdGhhdy52MSJ1Cg1EYXRhc2V0SGVhZGVyEhIKCmRhdGFzZXRfaWQYASABKAkSFAoMZGlzcGxheV9uYW1lGAIgASgJEiYKBmZvcm1hdBgDIAEoDjIWLnRoYXcudjEuRGF0YXNldEZvcm1hdBISCgpyZXF1ZXN0X2lkGAQgASgJIhsKC1NwbGl0SGVhZGVyEgwKBG5hbWUYASABKAkiowEKFFVwbG9hZERhdGFzZXRSZXF1ZXN0EikKB2RhdGFzZXQYASABKAsyFi50aGF3LnYxLkRhdGFzZXRIZWFkZXJIABIlCgVzcGxpdBgCIAEoCzIULnRoYXcudjEuU3BsaXRIZWFkZXJIABIOCgRkYXRhGAMgASgMSAASIQoDZW5kGAQgASgLMhIudGhhdy52MS5VcGxvYWRFbmRIAEIGCgRwYXJ0IjoKFVVwbG9hZERhdGFzZXRSZXNwb25zZRIhCgdkYXRhc2V0GAEgASgLMhAudGhhdy52MS5EYXRhc2V0IjwKE0xpc3REYXRhc2V0c1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiUwoUTGlzdERhdGFzZXRzUmVzcG9uc2USIgoIZGF0YXNldHMYASADKAsyEC50aGF3LnYxLkRhdGFzZXQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIiYKFkRlc2NyaWJlRGF0YXNldFJlcXVlc3QSDAoEbmFtZRgBIAEoCSJnChdEZXNjcmliZURhdGFzZXRSZXNwb25zZRIhCgdkYXRhc2V0GAEgASgLMhAudGhhdy52MS5EYXRhc2V0EikKBnNwbGl0cxgCIAMoCzIZLnRoYXcudjEuU3BsaXREZXNjcmlwdGlvbiLCAQoVUHJldmlld0JhdGNoZXNSZXF1ZXN0Eg8KB2RhdGFzZXQYASABKAkSDQoFbW9kZWwYAiABKAkSDQoFc3BsaXQYAyABKAkSEgoKYmF0Y2hfc2l6ZRgEIAEoAxIYChBtYXhfaW5wdXRfdG9rZW5zGAUgASgDEhkKEW1heF90YXJnZXRfdG9rZW5zGAYgASgDEgwKBHNlZWQYByABKAMSEgoKZmlyc3Rfc3RlcBgIIAEoAxIPCgdiYXRjaGVzGAkgASgDIocBChZQcmV2aWV3QmF0Y2hlc1Jlc3BvbnNlEiYKB2JhdGNoZXMYASADKAsyFS50aGF3LnYxLlByZXZpZXdCYXRjaBIQCghleGFtcGxlcxgCIAEoAxIYChB0cnVuY2F0ZWRfaW5wdXRzGAMgASgDEhkKEXRydW5jYXRlZF90YXJnZXRzGAQgASgDIjgKFERlbGV0ZURhdGFzZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkSEgoKcmVxdWVzdF9pZBgCIAEoCSIXChVEZWxldGVEYXRhc2V0UmVzcG9uc2UyqAMKDkRhdGFzZXRTZXJ2aWNlElAKDVVwbG9hZERhdGFzZXQSHS50aGF3LnYxLlVwbG9hZERhdGFzZXRSZXF1ZXN0Gh4udGhhdy52MS5VcGxvYWREYXRhc2V0UmVzcG9uc2UoARJLCgxMaXN0RGF0YXNldHMSHC50aGF3LnYxLkxpc3REYXRhc2V0c1JlcXVlc3QaHS50aGF3LnYxLkxpc3REYXRhc2V0c1Jlc3BvbnNlElQKD0Rlc2NyaWJlRGF0YXNldBIfLnRoYXcudjEuRGVzY3JpYmVEYXRhc2V0UmVxdWVzdBogLnRoYXcudjEuRGVzY3JpYmVEYXRhc2V0UmVzcG9uc2USUQoOUHJldmlld0JhdGNoZXMSHi50aGF3LnYxLlByZXZpZXdCYXRjaGVzUmVxdWVzdBofLnRoYXcudjEuUHJldmlld0JhdGNoZXNSZXNwb25zZRJOCg1EZWxldGVEYXRhc2V0Eh0udGhhdy52MS5EZWxldGVEYXRhc2V0UmVxdWVzdBoeLnRoYXcudjEuRGVsZXRlRGF0YXNldFJlc3BvbnNlYgZwcm90bzM", [file_thaw_v1_dataset, file_thaw_v1_file]);
+  fileDesc("Ch10aGF3L3YxL2RhdGFzZXRfc2VydmljZS5wcm90bxIHdGhhdy52MSKuAQoNRGF0YXNldEhlYWRlchISCgpkYXRhc2V0X2lkGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRImCgZmb3JtYXQYAyABKA4yFi50aGF3LnYxLkRhdGFzZXRGb3JtYXQSEgoKcmVxdWVzdF9pZBgEIAEoCRIUCgpyZWFkeV90YXNrGAUgASgJSAASGQoPdGFza19kZWZpbml0aW9uGAYgASgJSABCBgoEdGFzayIbCgtTcGxpdEhlYWRlchIMCgRuYW1lGAEgASgJIqMBChRVcGxvYWREYXRhc2V0UmVxdWVzdBIpCgdkYXRhc2V0GAEgASgLMhYudGhhdy52MS5EYXRhc2V0SGVhZGVySAASJQoFc3BsaXQYAiABKAsyFC50aGF3LnYxLlNwbGl0SGVhZGVySAASDgoEZGF0YRgDIAEoDEgAEiEKA2VuZBgEIAEoCzISLnRoYXcudjEuVXBsb2FkRW5kSABCBgoEcGFydCI6ChVVcGxvYWREYXRhc2V0UmVzcG9uc2USIQoHZGF0YXNldBgBIAEoCzIQLnRoYXcudjEuRGF0YXNldCI8ChNMaXN0RGF0YXNldHNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJIlMKFExpc3REYXRhc2V0c1Jlc3BvbnNlEiIKCGRhdGFzZXRzGAEgAygLMhAudGhhdy52MS5EYXRhc2V0EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSImChZEZXNjcmliZURhdGFzZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkiZwoXRGVzY3JpYmVEYXRhc2V0UmVzcG9uc2USIQoHZGF0YXNldBgBIAEoCzIQLnRoYXcudjEuRGF0YXNldBIpCgZzcGxpdHMYAiADKAsyGS50aGF3LnYxLlNwbGl0RGVzY3JpcHRpb24iwgEKFVByZXZpZXdCYXRjaGVzUmVxdWVzdBIPCgdkYXRhc2V0GAEgASgJEg0KBW1vZGVsGAIgASgJEg0KBXNwbGl0GAMgASgJEhIKCmJhdGNoX3NpemUYBCABKAMSGAoQbWF4X2lucHV0X3Rva2VucxgFIAEoAxIZChFtYXhfdGFyZ2V0X3Rva2VucxgGIAEoAxIMCgRzZWVkGAcgASgDEhIKCmZpcnN0X3N0ZXAYCCABKAMSDwoHYmF0Y2hlcxgJIAEoAyKHAQoWUHJldmlld0JhdGNoZXNSZXNwb25zZRImCgdiYXRjaGVzGAEgAygLMhUudGhhdy52MS5QcmV2aWV3QmF0Y2gSEAoIZXhhbXBsZXMYAiABKAMSGAoQdHJ1bmNhdGVkX2lucHV0cxgDIAEoAxIZChF0cnVuY2F0ZWRfdGFyZ2V0cxgEIAEoAyI4ChREZWxldGVEYXRhc2V0UmVxdWVzdBIMCgRuYW1lGAEgASgJEhIKCnJlcXVlc3RfaWQYAiABKAkiFwoVRGVsZXRlRGF0YXNldFJlc3BvbnNlMqgDCg5EYXRhc2V0U2VydmljZRJQCg1VcGxvYWREYXRhc2V0Eh0udGhhdy52MS5VcGxvYWREYXRhc2V0UmVxdWVzdBoeLnRoYXcudjEuVXBsb2FkRGF0YXNldFJlc3BvbnNlKAESSwoMTGlzdERhdGFzZXRzEhwudGhhdy52MS5MaXN0RGF0YXNldHNSZXF1ZXN0Gh0udGhhdy52MS5MaXN0RGF0YXNldHNSZXNwb25zZRJUCg9EZXNjcmliZURhdGFzZXQSHy50aGF3LnYxLkRlc2NyaWJlRGF0YXNldFJlcXVlc3QaIC50aGF3LnYxLkRlc2NyaWJlRGF0YXNldFJlc3BvbnNlElEKDlByZXZpZXdCYXRjaGVzEh4udGhhdy52MS5QcmV2aWV3QmF0Y2hlc1JlcXVlc3QaHy50aGF3LnYxLlByZXZpZXdCYXRjaGVzUmVzcG9uc2USTgoNRGVsZXRlRGF0YXNldBIdLnRoYXcudjEuRGVsZXRlRGF0YXNldFJlcXVlc3QaHi50aGF3LnYxLkRlbGV0ZURhdGFzZXRSZXNwb25zZWIGcHJvdG8z", [file_thaw_v1_dataset, file_thaw_v1_file]);
 
 /**
  * What an upload is.
@@ -51,6 +51,31 @@ export type DatasetHeader = Message<"thaw.v1.DatasetHeader"> & {
    * @generated from field: string request_id = 4;
    */
   requestId: string;
+
+  /**
+   * Makes examples of lines in the form their benchmark publishes them. The split `train` is written for training, perhaps
+   * once per accepted answer, every other split for evaluation. Unset: the lines are examples.
+   *
+   * @generated from oneof thaw.v1.DatasetHeader.task
+   */
+  task: {
+    /**
+     * A ready task: `superglue/boolq`, `superglue/cb`, `superglue/copa`, `superglue/multirc`, `superglue/record`,
+     * `superglue/rte`, `superglue/wic`, `superglue/wsc`.
+     *
+     * @generated from field: string ready_task = 5;
+     */
+    value: string;
+    case: "readyTask";
+  } | {
+    /**
+     * A task of one's own: a JSON object as examples/tasks/README.md describes it.
+     *
+     * @generated from field: string task_definition = 6;
+     */
+    value: string;
+    case: "taskDefinition";
+  } | { case: undefined; value?: undefined };
 };
 
 /**
@@ -429,7 +454,8 @@ export const DeleteDatasetResponseSchema: GenMessage<DeleteDatasetResponse> = /*
  */
 export const DatasetService: GenService<{
   /**
-   * Uploads a dataset. Everything wrong with it is listed at once, by split and line; nothing is left of an upload that fails.
+   * Uploads a dataset. Everything wrong with it is listed at once, by split, line and field; nothing is left of an upload that
+   * fails.
    *
    * @generated from rpc thaw.v1.DatasetService.UploadDataset
    */

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/evaluation.proto.
  */
 export const file_thaw_v1_evaluation: GenFile = /*@__PURE__*/
-  fileDesc("Chh0aGF3L3YxL2V2YWx1YXRpb24ucHJvdG8SB3RoYXcudjEi0QIKEEV2YWx1YXRpb25SZXN1bHQSDAoEc3RlcBgBIAEoAxINCgVzcGxpdBgCIAEoCRIQCghleGFtcGxlcxgDIAEoAxIMCgRsb3NzGAQgASgBEhYKDnRva2VuX2FjY3VyYWN5GAUgASgBEhMKC2V4YWN0X21hdGNoGAYgASgBEhAKCGFjY3VyYWN5GAcgASgBEisKBmxheWVycxgIIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEisKCGR1cmF0aW9uGAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjcKB21ldHJpY3MYCiADKAsyJi50aGF3LnYxLkV2YWx1YXRpb25SZXN1bHQuTWV0cmljc0VudHJ5Gi4KDE1ldHJpY3NFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAE6AjgBYgZwcm90bzM", [file_google_protobuf_duration, file_thaw_v1_routing]);
+  fileDesc("Chh0aGF3L3YxL2V2YWx1YXRpb24ucHJvdG8SB3RoYXcudjEi+gIKEEV2YWx1YXRpb25SZXN1bHQSDAoEc3RlcBgBIAEoAxINCgVzcGxpdBgCIAEoCRIQCghleGFtcGxlcxgDIAEoAxIMCgRsb3NzGAQgASgBEhYKDnRva2VuX2FjY3VyYWN5GAUgASgBEhMKC2V4YWN0X21hdGNoGAYgASgBEhAKCGFjY3VyYWN5GAcgASgBEisKBmxheWVycxgIIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEisKCGR1cmF0aW9uGAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjcKB21ldHJpY3MYCiADKAsyJi50aGF3LnYxLkV2YWx1YXRpb25SZXN1bHQuTWV0cmljc0VudHJ5EhYKDnByaW1hcnlfbWV0cmljGAsgASgJEg8KB2RhdGFzZXQYDCABKAkaLgoMTWV0cmljc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAFiBnByb3RvMw", [file_google_protobuf_duration, file_thaw_v1_routing]);
 
 /**
  * Scores of one evaluation. Shares are in [0, 1].
@@ -88,13 +88,27 @@ export type EvaluationResult = Message<"thaw.v1.EvaluationResult"> & {
   duration?: Duration | undefined;
 
   /**
-   * Scores of the generated texts by name: `exact_match` always; `accuracy`, `f1_macro` and, with two labels, `matthews` where
+   * Scores of the generated texts by name. Of a dataset with a task, the task's metrics. Of any other, `exact_match` always; `accuracy`, `f1_macro` and, with two labels, `matthews` where
    * targets are class labels (at most 32 distinct ones, some occurring twice); `f1_token` otherwise. Empty for examples given as
    * token ids.
    *
    * @generated from field: map<string, double> metrics = 10;
    */
   metrics: { [key: string]: number };
+
+  /**
+   * The name of the task's first metric; empty for a dataset without a task.
+   *
+   * @generated from field: string primary_metric = 11;
+   */
+  primaryMetric: string;
+
+  /**
+   * The dataset, `datasets/{dataset}`.
+   *
+   * @generated from field: string dataset = 12;
+   */
+  dataset: string;
 };
 
 /**

@@ -36,7 +36,8 @@ function layerToProto(l: RouterLayerMetrics): routing.RouterLayerMetrics {
   });
 }
 
-export function evaluationToProto(e: EvaluationResult): evaluation.EvaluationResult {
+/** @param dataset its name, "" where the server adds it */
+export function evaluationToProto(e: EvaluationResult, dataset: string): evaluation.EvaluationResult {
   return create(evaluation.EvaluationResultSchema, {
     step: count(e.step),
     split: e.split,
@@ -46,6 +47,8 @@ export function evaluationToProto(e: EvaluationResult): evaluation.EvaluationRes
     exactMatch: e.exactMatch,
     accuracy: e.accuracy,
     metrics: { ...e.metrics },
+    primaryMetric: e.primaryMetric,
+    dataset,
     layers: e.layers.map(layerToProto),
     duration: durationOf(e.seconds),
   });

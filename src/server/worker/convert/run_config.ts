@@ -2,7 +2,8 @@
 
 import { create } from "@bufbuild/protobuf";
 import { NonFinitePolicy, type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
-import type { OpenRun } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { type OpenRun, RunDatasetSchema } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { Scoring } from "../../../trainer/tasks/task.ts";
 import {
   InputError,
   type LossOptions,
@@ -15,6 +16,7 @@ import * as enums from "./enums.ts";
 import { planFromProto } from "./plan.ts";
 import { routingOptions } from "./routing_options.ts";
 import { type FilledRunSpec, fillRunSpec } from "./run_spec.ts";
+import { scoringFromProto } from "./task.ts";
 
 /** What happens around the steps of a run. */
 export interface RunPolicy {
@@ -26,9 +28,18 @@ export interface RunPolicy {
   /** Whether a step without a finite loss and gradient is skipped; it fails the run otherwise. */
   readonly skipNonFinite: boolean;
   readonly overfitting: OverfittingWatch | undefined;
-  readonly evaluateSplits: readonly { readonly split: string; readonly file: string }[];
+  /** The overfitting watch takes the first. */
+  readonly evaluateSplits: readonly EvaluatedSplit[];
   /** 0 = only after the last step. */
   readonly checkpointEverySteps: number;
+}
+
+export interface EvaluatedSplit {
+  /** `datasets/{dataset}` */
+  readonly dataset: string;
+  readonly split: string;
+  readonly file: string;
+  readonly scoring: Scoring | undefined;
 }
 
 /**
@@ -36,16 +47,20 @@ export interface RunPolicy {
  * @throws InputError naming every split without a file
  */
 export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: RunPolicy } {
-  const spec = fillRunSpec(open.spec ?? create(RunSpecSchema), Object.keys(open.splitFiles));
+  const dataset = open.datasets[0] ?? create(RunDatasetSchema);
+  const spec = fillRunSpec(open.spec ?? create(RunSpecSchema), Object.keys(dataset.splitFiles));
   const problems: Problem[] = [];
+  const scoring = scoringFromProto(dataset.task);
   const fileOf = (split: string, field: string): string => {
-    const file = open.splitFiles[split];
+    const file = dataset.splitFiles[split];
     if (file === undefined) problems.push({ field, message: `the dataset has no split "${split}"` });
     return file ?? "";
   };
   const trainFile = fileOf("train", "spec.dataset");
   const evaluateSplits = spec.evaluation.splits.map((split, i) => ({
+    dataset: dataset.name,
     split,
+    scoring,
     file: fileOf(split, `spec.evaluation.splits[${i}]`),
   }));
   if (problems.length > 0) throw new InputError(problems);

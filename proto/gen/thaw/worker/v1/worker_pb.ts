@@ -14,6 +14,8 @@ import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { CheckpointReason } from "../../v1/checkpoint_pb.ts";
 import { file_thaw_v1_checkpoint } from "../../v1/checkpoint_pb.ts";
+import type { DatasetTask } from "../../v1/dataset_pb.ts";
+import { file_thaw_v1_dataset } from "../../v1/dataset_pb.ts";
 import type { EvaluationResult } from "../../v1/evaluation_pb.ts";
 import { file_thaw_v1_evaluation } from "../../v1/evaluation_pb.ts";
 import type { DataReport, OverfittingReport, StepMetrics, TrainableChanged, Warning } from "../../v1/event_pb.ts";
@@ -34,7 +36,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/worker/v1/worker.proto.
  */
 export const file_thaw_worker_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("Cht0aGF3L3dvcmtlci92MS93b3JrZXIucHJvdG8SDnRoYXcud29ya2VyLnYxIrkGCghUb1dvcmtlchIKCgJpZBgBIAEoAxIrCghvcGVuX3J1bhgCIAEoCzIXLnRoYXcud29ya2VyLnYxLk9wZW5SdW5IABIuCgVwYXVzZRgDIAEoCzIdLnRoYXcud29ya2VyLnYxLlBhdXNlU3RlcHBpbmdIABIwCgZyZXN1bWUYBCABKAsyHi50aGF3Lndvcmtlci52MS5SZXN1bWVTdGVwcGluZ0gAEi0KCWNsb3NlX3J1bhgFIAEoCzIYLnRoYXcud29ya2VyLnYxLkNsb3NlUnVuSAASNwoOcGxhbl90cmFpbmFibGUYBiABKAsyHS50aGF3Lndvcmtlci52MS5QbGFuVHJhaW5hYmxlSAASNQoNc2V0X3RyYWluYWJsZRgHIAEoCzIcLnRoYXcud29ya2VyLnYxLlNldFRyYWluYWJsZUgAEjkKD3NhdmVfY2hlY2twb2ludBgIIAEoCzIeLnRoYXcud29ya2VyLnYxLlNhdmVDaGVja3BvaW50SAASMwoMZXhwb3J0X21vZGVsGAkgASgLMhsudGhhdy53b3JrZXIudjEuRXhwb3J0TW9kZWxIABIsCghldmFsdWF0ZRgKIAEoCzIYLnRoYXcud29ya2VyLnYxLkV2YWx1YXRlSAASLAoIZ2VuZXJhdGUYCyABKAsyGC50aGF3Lndvcmtlci52MS5HZW5lcmF0ZUgAEjcKDmRlc2NyaWJlX21vZGVsGAwgASgLMh0udGhhdy53b3JrZXIudjEuRGVzY3JpYmVNb2RlbEgAEjsKEHN1YnNjcmliZV9yb3V0ZXMYDSABKAsyHy50aGF3Lndvcmtlci52MS5TdWJzY3JpYmVSb3V0ZXNIABI/ChJ1bnN1YnNjcmliZV9yb3V0ZXMYDiABKAsyIS50aGF3Lndvcmtlci52MS5VbnN1YnNjcmliZVJvdXRlc0gAEjcKDmNhbmNlbF9yZXF1ZXN0GA8gASgLMh0udGhhdy53b3JrZXIudjEuQ2FuY2VsUmVxdWVzdEgAEiwKCHNodXRkb3duGBAgASgLMhgudGhhdy53b3JrZXIudjEuU2h1dGRvd25IAEIJCgdyZXF1ZXN0IugBCgpGcm9tV29ya2VyEiYKBWhlbGxvGAEgASgLMhUudGhhdy53b3JrZXIudjEuSGVsbG9IABImCgVyZXBseRgCIAEoCzIVLnRoYXcud29ya2VyLnYxLlJlcGx5SAASKgoHZmFpbHVyZRgDIAEoCzIXLnRoYXcud29ya2VyLnYxLkZhaWx1cmVIABIrCgZ1cGRhdGUYBCABKAsyGS50aGF3Lndvcmtlci52MS5SdW5VcGRhdGVIABImCgNsb2cYBSABKAsyFy50aGF3Lndvcmtlci52MS5Mb2dMaW5lSABCCQoHbWVzc2FnZSLAAQoFSGVsbG8SGAoQcHJvdG9jb2xfdmVyc2lvbhgBIAEoBRIhCgdhZGFwdGVyGAIgASgLMhAudGhhdy52MS5BZGFwdGVyEjUKCHZlcnNpb25zGAMgAygLMiMudGhhdy53b3JrZXIudjEuSGVsbG8uVmVyc2lvbnNFbnRyeRISCgpwcm9jZXNzX2lkGAQgASgDGi8KDVZlcnNpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJPCgZUYXJnZXQSDQoDcnVuGAEgASgJSAASLAoFbW9kZWwYAiABKAsyGy50aGF3Lndvcmtlci52MS5Nb2RlbFRhcmdldEgAQggKBnRhcmdldCKHAQoLTW9kZWxUYXJnZXQSEQoJZGlyZWN0b3J5GAEgASgJEhwKFGNoZWNrcG9pbnRfZGlyZWN0b3J5GAIgASgJEhIKCmJhdGNoX3NpemUYAyABKAMSGAoQbWF4X2lucHV0X3Rva2VucxgEIAEoAxIZChFtYXhfdGFyZ2V0X3Rva2VucxgFIAEoAyLVAgoHT3BlblJ1bhILCgNydW4YASABKAkSHgoEc3BlYxgCIAEoCzIQLnRoYXcudjEuUnVuU3BlYxIXCg9tb2RlbF9kaXJlY3RvcnkYAyABKAkSPAoLc3BsaXRfZmlsZXMYBCADKAsyJy50aGF3Lndvcmtlci52MS5PcGVuUnVuLlNwbGl0RmlsZXNFbnRyeRIYChByZXN1bWVfZGlyZWN0b3J5GAUgASgJEhkKEWluaXRpYWxfZGlyZWN0b3J5GAYgASgJEh0KFWNoZWNrcG9pbnRzX2RpcmVjdG9yeRgHIAEoCRIOCgZwYXVzZWQYCCABKAgSLwoLb3ZlcmZpdHRpbmcYCSABKAsyGi50aGF3LnYxLk92ZXJmaXR0aW5nUmVwb3J0GjEKD1NwbGl0RmlsZXNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBItgBCglSdW5PcGVuZWQSDAoEc3RlcBgBIAEoAxIpCgl0cmFpbmFibGUYAiABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKQoHbWF0Y2hlZBgDIAMoCzIYLnRoYXcudjEuUGFyYW1ldGVyVGVuc29yEh8KBGNvc3QYBCABKAsyES50aGF3LnYxLlBsYW5Db3N0EiEKBGRhdGEYBSABKAsyEy50aGF3LnYxLkRhdGFSZXBvcnQSIwoHa2VybmVscxgGIAMoCzISLnRoYXcudjEuS2VybmVsVXNlIhwKDVBhdXNlU3RlcHBpbmcSCwoDcnVuGAEgASgJIh0KDlJlc3VtZVN0ZXBwaW5nEgsKA3J1bhgBIAEoCSIXCghDbG9zZVJ1bhILCgNydW4YASABKAkiHwoPU3RlcHBpbmdDaGFuZ2VkEgwKBHN0ZXAYASABKAMifQoNUGxhblRyYWluYWJsZRImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSJAoEcGxhbhgCIAEoCzIWLnRoYXcudjEuVHJhaW5hYmxlUGxhbhIeCgRzcGVjGAMgASgLMhAudGhhdy52MS5SdW5TcGVjIkEKDFNldFRyYWluYWJsZRILCgNydW4YASABKAkSJAoEcGxhbhgCIAEoCzIWLnRoYXcudjEuVHJhaW5hYmxlUGxhbiIwCg5TYXZlQ2hlY2twb2ludBILCgNydW4YASABKAkSEQoJZGlyZWN0b3J5GAIgASgJIkgKC0V4cG9ydE1vZGVsEiYKBnRhcmdldBgBIAEoCzIWLnRoYXcud29ya2VyLnYxLlRhcmdldBIRCglkaXJlY3RvcnkYAiABKAkiKwoHV3JpdHRlbhIMCgRzdGVwGAEgASgDEhIKCnNpemVfYnl0ZXMYAiABKAMiZQoIRXZhbHVhdGUSJgoGdGFyZ2V0GAEgASgLMhYudGhhdy53b3JrZXIudjEuVGFyZ2V0EgwKBGZpbGUYAiABKAkSDQoFc3BsaXQYAyABKAkSFAoMbWF4X2V4YW1wbGVzGAQgASgDIvsBCghHZW5lcmF0ZRImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSDgoGaW5wdXRzGAIgAygJEhYKDm1heF9uZXdfdG9rZW5zGAMgASgDEhYKDmluY2x1ZGVfcm91dGVzGAQgASgIEikKBmdyZWVkeRgFIAEoCzIXLnRoYXcudjEuR3JlZWR5RGVjb2RpbmdIABIpCgZzYW1wbGUYBiABKAsyFy50aGF3LnYxLlNhbXBsZURlY29kaW5nSAASJQoEYmVhbRgHIAEoCzIVLnRoYXcudjEuQmVhbURlY29kaW5nSABCCgoIZGVjb2RpbmciIgoNRGVzY3JpYmVNb2RlbBIRCglkaXJlY3RvcnkYASABKAkidgoPU3Vic2NyaWJlUm91dGVzEgsKA3J1bhgBIAEoCRIkCgZmaWx0ZXIYAiABKAsyFC50aGF3LnYxLlJvdXRlRmlsdGVyEhkKEWluY2x1ZGVfdG9rZW5faWRzGAMgASgIEhUKDWluY2x1ZGVfZ2F0ZXMYBCABKAgiIAoRVW5zdWJzY3JpYmVSb3V0ZXMSCwoDcnVuGAEgASgJIhsKDUNhbmNlbFJlcXVlc3QSCgoCaWQYASABKAMiCgoIU2h1dGRvd24iBgoERG9uZSKcAwoFUmVwbHkSCgoCaWQYASABKAMSDAoEbW9yZRgCIAEoCBIkCgRkb25lGAMgASgLMhQudGhhdy53b3JrZXIudjEuRG9uZUgAEisKBm9wZW5lZBgEIAEoCzIZLnRoYXcud29ya2VyLnYxLlJ1bk9wZW5lZEgAEjMKCHN0ZXBwaW5nGAUgASgLMh8udGhhdy53b3JrZXIudjEuU3RlcHBpbmdDaGFuZ2VkSAASLQoJdHJhaW5hYmxlGAYgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnRIABIqCgd3cml0dGVuGAcgASgLMhcudGhhdy53b3JrZXIudjEuV3JpdHRlbkgAEi8KCmV2YWx1YXRpb24YCCABKAsyGS50aGF3LnYxLkV2YWx1YXRpb25SZXN1bHRIABIpCgpnZW5lcmF0aW9uGAkgASgLMhMudGhhdy52MS5HZW5lcmF0aW9uSAASMAoLZGVzY3JpcHRpb24YCiABKAsyGS50aGF3LnYxLk1vZGVsRGVzY3JpcHRpb25IAEIICgZyZXN1bHQiKQoHUHJvYmxlbRINCgVmaWVsZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJIjoKDUlucHV0UHJvYmxlbXMSKQoIcHJvYmxlbXMYASADKAsyFy50aGF3Lndvcmtlci52MS5Qcm9ibGVtIlgKC091dE9mTWVtb3J5EhQKDG5lZWRlZF9ieXRlcxgBIAEoAxIXCg9hdmFpbGFibGVfYnl0ZXMYAiABKAMSGgoSZml0dGluZ19iYXRjaF9zaXplGAMgASgDIh0KCkRldmljZUxvc3QSDwoHbWVzc2FnZRgBIAEoCSIdCgpXcm9uZ1N0YXRlEg8KB21lc3NhZ2UYASABKAkiCwoJQ2FuY2VsbGVkIiAKDUludGVybmFsRmF1bHQSDwoHbWVzc2FnZRgBIAEoCSLFAgoLV29ya2VyRXJyb3ISLgoFaW5wdXQYASABKAsyHS50aGF3Lndvcmtlci52MS5JbnB1dFByb2JsZW1zSAASNAoNb3V0X29mX21lbW9yeRgCIAEoCzIbLnRoYXcud29ya2VyLnYxLk91dE9mTWVtb3J5SAASMQoLZGV2aWNlX2xvc3QYAyABKAsyGi50aGF3Lndvcmtlci52MS5EZXZpY2VMb3N0SAASMQoLd3Jvbmdfc3RhdGUYBCABKAsyGi50aGF3Lndvcmtlci52MS5Xcm9uZ1N0YXRlSAASLgoJY2FuY2VsbGVkGAUgASgLMhkudGhhdy53b3JrZXIudjEuQ2FuY2VsbGVkSAASMQoIaW50ZXJuYWwYBiABKAsyHS50aGF3Lndvcmtlci52MS5JbnRlcm5hbEZhdWx0SABCBwoFZXJyb3IiQQoHRmFpbHVyZRIKCgJpZBgBIAEoAxIqCgVlcnJvchgCIAEoCzIbLnRoYXcud29ya2VyLnYxLldvcmtlckVycm9yIpIBChFDaGVja3BvaW50V3JpdHRlbhIRCglkaXJlY3RvcnkYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoAxIpCgZyZWFzb24YAyABKA4yGS50aGF3LnYxLkNoZWNrcG9pbnRSZWFzb24SKwoIZHVyYXRpb24YBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iCgoIRmluaXNoZWQiNAoGRmFpbGVkEioKBWVycm9yGAEgASgLMhsudGhhdy53b3JrZXIudjEuV29ya2VyRXJyb3IizwMKCVJ1blVwZGF0ZRILCgNydW4YASABKAkSDAoEc3RlcBgCIAEoAxInCgdtZXRyaWNzGAMgASgLMhQudGhhdy52MS5TdGVwTWV0cmljc0gAEi8KCmV2YWx1YXRpb24YBCABKAsyGS50aGF3LnYxLkV2YWx1YXRpb25SZXN1bHRIABIuCgl0cmFpbmFibGUYBSABKAsyGS50aGF3LnYxLlRyYWluYWJsZUNoYW5nZWRIABI3CgpjaGVja3BvaW50GAYgASgLMiEudGhhdy53b3JrZXIudjEuQ2hlY2twb2ludFdyaXR0ZW5IABIqCgZyb3V0ZXMYByABKAsyGC50aGF3LnYxLkFzc2lnbm1lbnRTbGljZUgAEiMKB3dhcm5pbmcYCCABKAsyEC50aGF3LnYxLldhcm5pbmdIABIsCghmaW5pc2hlZBgJIAEoCzIYLnRoYXcud29ya2VyLnYxLkZpbmlzaGVkSAASKAoGZmFpbGVkGAogASgLMhYudGhhdy53b3JrZXIudjEuRmFpbGVkSAASMQoLb3ZlcmZpdHRpbmcYCyABKAsyGi50aGF3LnYxLk92ZXJmaXR0aW5nUmVwb3J0SABCCAoGdXBkYXRlIkMKB0xvZ0xpbmUSJwoFbGV2ZWwYASABKA4yGC50aGF3Lndvcmtlci52MS5Mb2dMZXZlbBIPCgdtZXNzYWdlGAIgASgJKnoKCExvZ0xldmVsEhkKFUxPR19MRVZFTF9VTlNQRUNJRklFRBAAEhMKD0xPR19MRVZFTF9ERUJVRxABEhIKDkxPR19MRVZFTF9JTkZPEAISFQoRTE9HX0xFVkVMX1dBUk5JTkcQAxITCg9MT0dfTEVWRUxfRVJST1IQBGIGcHJvdG8z", [file_google_protobuf_duration, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_model, file_thaw_v1_routing, file_thaw_v1_run, file_thaw_v1_system]);
+  fileDesc("Cht0aGF3L3dvcmtlci92MS93b3JrZXIucHJvdG8SDnRoYXcud29ya2VyLnYxIrkGCghUb1dvcmtlchIKCgJpZBgBIAEoAxIrCghvcGVuX3J1bhgCIAEoCzIXLnRoYXcud29ya2VyLnYxLk9wZW5SdW5IABIuCgVwYXVzZRgDIAEoCzIdLnRoYXcud29ya2VyLnYxLlBhdXNlU3RlcHBpbmdIABIwCgZyZXN1bWUYBCABKAsyHi50aGF3Lndvcmtlci52MS5SZXN1bWVTdGVwcGluZ0gAEi0KCWNsb3NlX3J1bhgFIAEoCzIYLnRoYXcud29ya2VyLnYxLkNsb3NlUnVuSAASNwoOcGxhbl90cmFpbmFibGUYBiABKAsyHS50aGF3Lndvcmtlci52MS5QbGFuVHJhaW5hYmxlSAASNQoNc2V0X3RyYWluYWJsZRgHIAEoCzIcLnRoYXcud29ya2VyLnYxLlNldFRyYWluYWJsZUgAEjkKD3NhdmVfY2hlY2twb2ludBgIIAEoCzIeLnRoYXcud29ya2VyLnYxLlNhdmVDaGVja3BvaW50SAASMwoMZXhwb3J0X21vZGVsGAkgASgLMhsudGhhdy53b3JrZXIudjEuRXhwb3J0TW9kZWxIABIsCghldmFsdWF0ZRgKIAEoCzIYLnRoYXcud29ya2VyLnYxLkV2YWx1YXRlSAASLAoIZ2VuZXJhdGUYCyABKAsyGC50aGF3Lndvcmtlci52MS5HZW5lcmF0ZUgAEjcKDmRlc2NyaWJlX21vZGVsGAwgASgLMh0udGhhdy53b3JrZXIudjEuRGVzY3JpYmVNb2RlbEgAEjsKEHN1YnNjcmliZV9yb3V0ZXMYDSABKAsyHy50aGF3Lndvcmtlci52MS5TdWJzY3JpYmVSb3V0ZXNIABI/ChJ1bnN1YnNjcmliZV9yb3V0ZXMYDiABKAsyIS50aGF3Lndvcmtlci52MS5VbnN1YnNjcmliZVJvdXRlc0gAEjcKDmNhbmNlbF9yZXF1ZXN0GA8gASgLMh0udGhhdy53b3JrZXIudjEuQ2FuY2VsUmVxdWVzdEgAEiwKCHNodXRkb3duGBAgASgLMhgudGhhdy53b3JrZXIudjEuU2h1dGRvd25IAEIJCgdyZXF1ZXN0IugBCgpGcm9tV29ya2VyEiYKBWhlbGxvGAEgASgLMhUudGhhdy53b3JrZXIudjEuSGVsbG9IABImCgVyZXBseRgCIAEoCzIVLnRoYXcud29ya2VyLnYxLlJlcGx5SAASKgoHZmFpbHVyZRgDIAEoCzIXLnRoYXcud29ya2VyLnYxLkZhaWx1cmVIABIrCgZ1cGRhdGUYBCABKAsyGS50aGF3Lndvcmtlci52MS5SdW5VcGRhdGVIABImCgNsb2cYBSABKAsyFy50aGF3Lndvcmtlci52MS5Mb2dMaW5lSABCCQoHbWVzc2FnZSLAAQoFSGVsbG8SGAoQcHJvdG9jb2xfdmVyc2lvbhgBIAEoBRIhCgdhZGFwdGVyGAIgASgLMhAudGhhdy52MS5BZGFwdGVyEjUKCHZlcnNpb25zGAMgAygLMiMudGhhdy53b3JrZXIudjEuSGVsbG8uVmVyc2lvbnNFbnRyeRISCgpwcm9jZXNzX2lkGAQgASgDGi8KDVZlcnNpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJPCgZUYXJnZXQSDQoDcnVuGAEgASgJSAASLAoFbW9kZWwYAiABKAsyGy50aGF3Lndvcmtlci52MS5Nb2RlbFRhcmdldEgAQggKBnRhcmdldCKHAQoLTW9kZWxUYXJnZXQSEQoJZGlyZWN0b3J5GAEgASgJEhwKFGNoZWNrcG9pbnRfZGlyZWN0b3J5GAIgASgJEhIKCmJhdGNoX3NpemUYAyABKAMSGAoQbWF4X2lucHV0X3Rva2VucxgEIAEoAxIZChFtYXhfdGFyZ2V0X3Rva2VucxgFIAEoAyKyAQoKUnVuRGF0YXNldBIMCgRuYW1lGAEgASgJEj8KC3NwbGl0X2ZpbGVzGAIgAygLMioudGhhdy53b3JrZXIudjEuUnVuRGF0YXNldC5TcGxpdEZpbGVzRW50cnkSIgoEdGFzaxgDIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2saMQoPU3BsaXRGaWxlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEihwMKB09wZW5SdW4SCwoDcnVuGAEgASgJEh4KBHNwZWMYAiABKAsyEC50aGF3LnYxLlJ1blNwZWMSFwoPbW9kZWxfZGlyZWN0b3J5GAMgASgJEkAKC3NwbGl0X2ZpbGVzGAQgAygLMicudGhhdy53b3JrZXIudjEuT3BlblJ1bi5TcGxpdEZpbGVzRW50cnlCAhgBEhgKEHJlc3VtZV9kaXJlY3RvcnkYBSABKAkSGQoRaW5pdGlhbF9kaXJlY3RvcnkYBiABKAkSHQoVY2hlY2twb2ludHNfZGlyZWN0b3J5GAcgASgJEg4KBnBhdXNlZBgIIAEoCBIvCgtvdmVyZml0dGluZxgJIAEoCzIaLnRoYXcudjEuT3ZlcmZpdHRpbmdSZXBvcnQSLAoIZGF0YXNldHMYCiADKAsyGi50aGF3Lndvcmtlci52MS5SdW5EYXRhc2V0GjEKD1NwbGl0RmlsZXNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBItgBCglSdW5PcGVuZWQSDAoEc3RlcBgBIAEoAxIpCgl0cmFpbmFibGUYAiABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKQoHbWF0Y2hlZBgDIAMoCzIYLnRoYXcudjEuUGFyYW1ldGVyVGVuc29yEh8KBGNvc3QYBCABKAsyES50aGF3LnYxLlBsYW5Db3N0EiEKBGRhdGEYBSABKAsyEy50aGF3LnYxLkRhdGFSZXBvcnQSIwoHa2VybmVscxgGIAMoCzISLnRoYXcudjEuS2VybmVsVXNlIhwKDVBhdXNlU3RlcHBpbmcSCwoDcnVuGAEgASgJIh0KDlJlc3VtZVN0ZXBwaW5nEgsKA3J1bhgBIAEoCSIXCghDbG9zZVJ1bhILCgNydW4YASABKAkiHwoPU3RlcHBpbmdDaGFuZ2VkEgwKBHN0ZXAYASABKAMifQoNUGxhblRyYWluYWJsZRImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSJAoEcGxhbhgCIAEoCzIWLnRoYXcudjEuVHJhaW5hYmxlUGxhbhIeCgRzcGVjGAMgASgLMhAudGhhdy52MS5SdW5TcGVjIkEKDFNldFRyYWluYWJsZRILCgNydW4YASABKAkSJAoEcGxhbhgCIAEoCzIWLnRoYXcudjEuVHJhaW5hYmxlUGxhbiIwCg5TYXZlQ2hlY2twb2ludBILCgNydW4YASABKAkSEQoJZGlyZWN0b3J5GAIgASgJIkgKC0V4cG9ydE1vZGVsEiYKBnRhcmdldBgBIAEoCzIWLnRoYXcud29ya2VyLnYxLlRhcmdldBIRCglkaXJlY3RvcnkYAiABKAkiKwoHV3JpdHRlbhIMCgRzdGVwGAEgASgDEhIKCnNpemVfYnl0ZXMYAiABKAMiiQEKCEV2YWx1YXRlEiYKBnRhcmdldBgBIAEoCzIWLnRoYXcud29ya2VyLnYxLlRhcmdldBIMCgRmaWxlGAIgASgJEg0KBXNwbGl0GAMgASgJEhQKDG1heF9leGFtcGxlcxgEIAEoAxIiCgR0YXNrGAUgASgLMhQudGhhdy52MS5EYXRhc2V0VGFzayL7AQoIR2VuZXJhdGUSJgoGdGFyZ2V0GAEgASgLMhYudGhhdy53b3JrZXIudjEuVGFyZ2V0Eg4KBmlucHV0cxgCIAMoCRIWCg5tYXhfbmV3X3Rva2VucxgDIAEoAxIWCg5pbmNsdWRlX3JvdXRlcxgEIAEoCBIpCgZncmVlZHkYBSABKAsyFy50aGF3LnYxLkdyZWVkeURlY29kaW5nSAASKQoGc2FtcGxlGAYgASgLMhcudGhhdy52MS5TYW1wbGVEZWNvZGluZ0gAEiUKBGJlYW0YByABKAsyFS50aGF3LnYxLkJlYW1EZWNvZGluZ0gAQgoKCGRlY29kaW5nIiIKDURlc2NyaWJlTW9kZWwSEQoJZGlyZWN0b3J5GAEgASgJInYKD1N1YnNjcmliZVJvdXRlcxILCgNydW4YASABKAkSJAoGZmlsdGVyGAIgASgLMhQudGhhdy52MS5Sb3V0ZUZpbHRlchIZChFpbmNsdWRlX3Rva2VuX2lkcxgDIAEoCBIVCg1pbmNsdWRlX2dhdGVzGAQgASgIIiAKEVVuc3Vic2NyaWJlUm91dGVzEgsKA3J1bhgBIAEoCSIbCg1DYW5jZWxSZXF1ZXN0EgoKAmlkGAEgASgDIgoKCFNodXRkb3duIgYKBERvbmUinAMKBVJlcGx5EgoKAmlkGAEgASgDEgwKBG1vcmUYAiABKAgSJAoEZG9uZRgDIAEoCzIULnRoYXcud29ya2VyLnYxLkRvbmVIABIrCgZvcGVuZWQYBCABKAsyGS50aGF3Lndvcmtlci52MS5SdW5PcGVuZWRIABIzCghzdGVwcGluZxgFIAEoCzIfLnRoYXcud29ya2VyLnYxLlN0ZXBwaW5nQ2hhbmdlZEgAEi0KCXRyYWluYWJsZRgGIAEoCzIYLnRoYXcudjEuVHJhaW5hYmxlUmVwb3J0SAASKgoHd3JpdHRlbhgHIAEoCzIXLnRoYXcud29ya2VyLnYxLldyaXR0ZW5IABIvCgpldmFsdWF0aW9uGAggASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUmVzdWx0SAASKQoKZ2VuZXJhdGlvbhgJIAEoCzITLnRoYXcudjEuR2VuZXJhdGlvbkgAEjAKC2Rlc2NyaXB0aW9uGAogASgLMhkudGhhdy52MS5Nb2RlbERlc2NyaXB0aW9uSABCCAoGcmVzdWx0IikKB1Byb2JsZW0SDQoFZmllbGQYASABKAkSDwoHbWVzc2FnZRgCIAEoCSI6Cg1JbnB1dFByb2JsZW1zEikKCHByb2JsZW1zGAEgAygLMhcudGhhdy53b3JrZXIudjEuUHJvYmxlbSJYCgtPdXRPZk1lbW9yeRIUCgxuZWVkZWRfYnl0ZXMYASABKAMSFwoPYXZhaWxhYmxlX2J5dGVzGAIgASgDEhoKEmZpdHRpbmdfYmF0Y2hfc2l6ZRgDIAEoAyIdCgpEZXZpY2VMb3N0Eg8KB21lc3NhZ2UYASABKAkiHQoKV3JvbmdTdGF0ZRIPCgdtZXNzYWdlGAEgASgJIgsKCUNhbmNlbGxlZCIgCg1JbnRlcm5hbEZhdWx0Eg8KB21lc3NhZ2UYASABKAkixQIKC1dvcmtlckVycm9yEi4KBWlucHV0GAEgASgLMh0udGhhdy53b3JrZXIudjEuSW5wdXRQcm9ibGVtc0gAEjQKDW91dF9vZl9tZW1vcnkYAiABKAsyGy50aGF3Lndvcmtlci52MS5PdXRPZk1lbW9yeUgAEjEKC2RldmljZV9sb3N0GAMgASgLMhoudGhhdy53b3JrZXIudjEuRGV2aWNlTG9zdEgAEjEKC3dyb25nX3N0YXRlGAQgASgLMhoudGhhdy53b3JrZXIudjEuV3JvbmdTdGF0ZUgAEi4KCWNhbmNlbGxlZBgFIAEoCzIZLnRoYXcud29ya2VyLnYxLkNhbmNlbGxlZEgAEjEKCGludGVybmFsGAYgASgLMh0udGhhdy53b3JrZXIudjEuSW50ZXJuYWxGYXVsdEgAQgcKBWVycm9yIkEKB0ZhaWx1cmUSCgoCaWQYASABKAMSKgoFZXJyb3IYAiABKAsyGy50aGF3Lndvcmtlci52MS5Xb3JrZXJFcnJvciKSAQoRQ2hlY2twb2ludFdyaXR0ZW4SEQoJZGlyZWN0b3J5GAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAMSKQoGcmVhc29uGAMgASgOMhkudGhhdy52MS5DaGVja3BvaW50UmVhc29uEisKCGR1cmF0aW9uGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIgoKCEZpbmlzaGVkIjQKBkZhaWxlZBIqCgVlcnJvchgBIAEoCzIbLnRoYXcud29ya2VyLnYxLldvcmtlckVycm9yIs8DCglSdW5VcGRhdGUSCwoDcnVuGAEgASgJEgwKBHN0ZXAYAiABKAMSJwoHbWV0cmljcxgDIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3NIABIvCgpldmFsdWF0aW9uGAQgASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUmVzdWx0SAASLgoJdHJhaW5hYmxlGAUgASgLMhkudGhhdy52MS5UcmFpbmFibGVDaGFuZ2VkSAASNwoKY2hlY2twb2ludBgGIAEoCzIhLnRoYXcud29ya2VyLnYxLkNoZWNrcG9pbnRXcml0dGVuSAASKgoGcm91dGVzGAcgASgLMhgudGhhdy52MS5Bc3NpZ25tZW50U2xpY2VIABIjCgd3YXJuaW5nGAggASgLMhAudGhhdy52MS5XYXJuaW5nSAASLAoIZmluaXNoZWQYCSABKAsyGC50aGF3Lndvcmtlci52MS5GaW5pc2hlZEgAEigKBmZhaWxlZBgKIAEoCzIWLnRoYXcud29ya2VyLnYxLkZhaWxlZEgAEjEKC292ZXJmaXR0aW5nGAsgASgLMhoudGhhdy52MS5PdmVyZml0dGluZ1JlcG9ydEgAQggKBnVwZGF0ZSJDCgdMb2dMaW5lEicKBWxldmVsGAEgASgOMhgudGhhdy53b3JrZXIudjEuTG9nTGV2ZWwSDwoHbWVzc2FnZRgCIAEoCSp6CghMb2dMZXZlbBIZChVMT0dfTEVWRUxfVU5TUEVDSUZJRUQQABITCg9MT0dfTEVWRUxfREVCVUcQARISCg5MT0dfTEVWRUxfSU5GTxACEhUKEUxPR19MRVZFTF9XQVJOSU5HEAMSEwoPTE9HX0xFVkVMX0VSUk9SEARiBnByb3RvMw", [file_google_protobuf_duration, file_thaw_v1_checkpoint, file_thaw_v1_dataset, file_thaw_v1_evaluation, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_model, file_thaw_v1_routing, file_thaw_v1_run, file_thaw_v1_system]);
 
 /**
  * Server to worker: one request.
@@ -374,6 +376,41 @@ export const ModelTargetSchema: GenMessage<ModelTarget> = /*@__PURE__*/
   messageDesc(file_thaw_worker_v1_worker, 4);
 
 /**
+ * A dataset of a run.
+ *
+ * @generated from message thaw.worker.v1.RunDataset
+ */
+export type RunDataset = Message<"thaw.worker.v1.RunDataset"> & {
+  /**
+   * `datasets/{dataset}`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Data file of each split the run trains or evaluates on, by split name.
+   *
+   * @generated from field: map<string, string> split_files = 2;
+   */
+  splitFiles: { [key: string]: string };
+
+  /**
+   * What it is scored by; unset where it has no task.
+   *
+   * @generated from field: thaw.v1.DatasetTask task = 3;
+   */
+  task?: DatasetTask | undefined;
+};
+
+/**
+ * Describes the message thaw.worker.v1.RunDataset.
+ * Use `create(RunDatasetSchema)` to create a new message.
+ */
+export const RunDatasetSchema: GenMessage<RunDataset> = /*@__PURE__*/
+  messageDesc(file_thaw_worker_v1_worker, 5);
+
+/**
  * Opens a run. Answered with RunOpened when the first step can begin.
  *
  * @generated from message thaw.worker.v1.OpenRun
@@ -401,9 +438,10 @@ export type OpenRun = Message<"thaw.worker.v1.OpenRun"> & {
   modelDirectory: string;
 
   /**
-   * JSONL file of each split the run trains or evaluates on, by split name.
+   * Not read: `datasets` says it.
    *
-   * @generated from field: map<string, string> split_files = 4;
+   * @generated from field: map<string, string> split_files = 4 [deprecated = true];
+   * @deprecated
    */
   splitFiles: { [key: string]: string };
 
@@ -441,6 +479,13 @@ export type OpenRun = Message<"thaw.worker.v1.OpenRun"> & {
    * @generated from field: thaw.v1.OverfittingReport overfitting = 9;
    */
   overfitting?: OverfittingReport | undefined;
+
+  /**
+   * The data; the first is the one the run's evaluation policy is about.
+   *
+   * @generated from field: repeated thaw.worker.v1.RunDataset datasets = 10;
+   */
+  datasets: RunDataset[];
 };
 
 /**
@@ -448,7 +493,7 @@ export type OpenRun = Message<"thaw.worker.v1.OpenRun"> & {
  * Use `create(OpenRunSchema)` to create a new message.
  */
 export const OpenRunSchema: GenMessage<OpenRun> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 5);
+  messageDesc(file_thaw_worker_v1_worker, 6);
 
 /**
  * A run is open.
@@ -504,7 +549,7 @@ export type RunOpened = Message<"thaw.worker.v1.RunOpened"> & {
  * Use `create(RunOpenedSchema)` to create a new message.
  */
 export const RunOpenedSchema: GenMessage<RunOpened> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 6);
+  messageDesc(file_thaw_worker_v1_worker, 7);
 
 /**
  * Pauses.
@@ -525,7 +570,7 @@ export type PauseStepping = Message<"thaw.worker.v1.PauseStepping"> & {
  * Use `create(PauseSteppingSchema)` to create a new message.
  */
 export const PauseSteppingSchema: GenMessage<PauseStepping> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 7);
+  messageDesc(file_thaw_worker_v1_worker, 8);
 
 /**
  * Resumes.
@@ -546,7 +591,7 @@ export type ResumeStepping = Message<"thaw.worker.v1.ResumeStepping"> & {
  * Use `create(ResumeSteppingSchema)` to create a new message.
  */
 export const ResumeSteppingSchema: GenMessage<ResumeStepping> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 8);
+  messageDesc(file_thaw_worker_v1_worker, 9);
 
 /**
  * Closes.
@@ -567,7 +612,7 @@ export type CloseRun = Message<"thaw.worker.v1.CloseRun"> & {
  * Use `create(CloseRunSchema)` to create a new message.
  */
 export const CloseRunSchema: GenMessage<CloseRun> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 9);
+  messageDesc(file_thaw_worker_v1_worker, 10);
 
 /**
  * Stepping was paused or resumed, or the run was closed.
@@ -588,7 +633,7 @@ export type SteppingChanged = Message<"thaw.worker.v1.SteppingChanged"> & {
  * Use `create(SteppingChangedSchema)` to create a new message.
  */
 export const SteppingChangedSchema: GenMessage<SteppingChanged> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 10);
+  messageDesc(file_thaw_worker_v1_worker, 11);
 
 /**
  * Prices a freeze plan. Answered with TrainableReport.
@@ -623,7 +668,7 @@ export type PlanTrainable = Message<"thaw.worker.v1.PlanTrainable"> & {
  * Use `create(PlanTrainableSchema)` to create a new message.
  */
 export const PlanTrainableSchema: GenMessage<PlanTrainable> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 11);
+  messageDesc(file_thaw_worker_v1_worker, 12);
 
 /**
  * Changes what trains. Answered with TrainableReport, after the `trainable` update.
@@ -651,7 +696,7 @@ export type SetTrainable = Message<"thaw.worker.v1.SetTrainable"> & {
  * Use `create(SetTrainableSchema)` to create a new message.
  */
 export const SetTrainableSchema: GenMessage<SetTrainable> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 12);
+  messageDesc(file_thaw_worker_v1_worker, 13);
 
 /**
  * Writes a checkpoint. Answered with Written.
@@ -679,7 +724,7 @@ export type SaveCheckpoint = Message<"thaw.worker.v1.SaveCheckpoint"> & {
  * Use `create(SaveCheckpointSchema)` to create a new message.
  */
 export const SaveCheckpointSchema: GenMessage<SaveCheckpoint> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 13);
+  messageDesc(file_thaw_worker_v1_worker, 14);
 
 /**
  * Writes a Hugging Face directory. Answered with Written.
@@ -707,7 +752,7 @@ export type ExportModel = Message<"thaw.worker.v1.ExportModel"> & {
  * Use `create(ExportModelSchema)` to create a new message.
  */
 export const ExportModelSchema: GenMessage<ExportModel> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 14);
+  messageDesc(file_thaw_worker_v1_worker, 15);
 
 /**
  * Files are on disk.
@@ -735,7 +780,7 @@ export type Written = Message<"thaw.worker.v1.Written"> & {
  * Use `create(WrittenSchema)` to create a new message.
  */
 export const WrittenSchema: GenMessage<Written> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 15);
+  messageDesc(file_thaw_worker_v1_worker, 16);
 
 /**
  * Scores a split. Answered with EvaluationResult.
@@ -770,6 +815,13 @@ export type Evaluate = Message<"thaw.worker.v1.Evaluate"> & {
    * @generated from field: int64 max_examples = 4;
    */
   maxExamples: bigint;
+
+  /**
+   * What the split is scored by; unset where its dataset has no task.
+   *
+   * @generated from field: thaw.v1.DatasetTask task = 5;
+   */
+  task?: DatasetTask | undefined;
 };
 
 /**
@@ -777,7 +829,7 @@ export type Evaluate = Message<"thaw.worker.v1.Evaluate"> & {
  * Use `create(EvaluateSchema)` to create a new message.
  */
 export const EvaluateSchema: GenMessage<Evaluate> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 16);
+  messageDesc(file_thaw_worker_v1_worker, 17);
 
 /**
  * Generates. Answered with one Generation per input, in order; the last reply has no `more`.
@@ -850,7 +902,7 @@ export type Generate = Message<"thaw.worker.v1.Generate"> & {
  * Use `create(GenerateSchema)` to create a new message.
  */
 export const GenerateSchema: GenMessage<Generate> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 17);
+  messageDesc(file_thaw_worker_v1_worker, 18);
 
 /**
  * Reads a model directory. Answered with ModelDescription, or with every problem found.
@@ -871,7 +923,7 @@ export type DescribeModel = Message<"thaw.worker.v1.DescribeModel"> & {
  * Use `create(DescribeModelSchema)` to create a new message.
  */
 export const DescribeModelSchema: GenMessage<DescribeModel> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 18);
+  messageDesc(file_thaw_worker_v1_worker, 19);
 
 /**
  * Subscribes to the routes of a run.
@@ -913,7 +965,7 @@ export type SubscribeRoutes = Message<"thaw.worker.v1.SubscribeRoutes"> & {
  * Use `create(SubscribeRoutesSchema)` to create a new message.
  */
 export const SubscribeRoutesSchema: GenMessage<SubscribeRoutes> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 19);
+  messageDesc(file_thaw_worker_v1_worker, 20);
 
 /**
  * Ends the subscription.
@@ -934,7 +986,7 @@ export type UnsubscribeRoutes = Message<"thaw.worker.v1.UnsubscribeRoutes"> & {
  * Use `create(UnsubscribeRoutesSchema)` to create a new message.
  */
 export const UnsubscribeRoutesSchema: GenMessage<UnsubscribeRoutes> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 20);
+  messageDesc(file_thaw_worker_v1_worker, 21);
 
 /**
  * Gives up a request.
@@ -955,7 +1007,7 @@ export type CancelRequest = Message<"thaw.worker.v1.CancelRequest"> & {
  * Use `create(CancelRequestSchema)` to create a new message.
  */
 export const CancelRequestSchema: GenMessage<CancelRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 21);
+  messageDesc(file_thaw_worker_v1_worker, 22);
 
 /**
  * Ends the worker.
@@ -970,7 +1022,7 @@ export type Shutdown = Message<"thaw.worker.v1.Shutdown"> & {
  * Use `create(ShutdownSchema)` to create a new message.
  */
 export const ShutdownSchema: GenMessage<Shutdown> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 22);
+  messageDesc(file_thaw_worker_v1_worker, 23);
 
 /**
  * Carried out, nothing to say.
@@ -985,7 +1037,7 @@ export type Done = Message<"thaw.worker.v1.Done"> & {
  * Use `create(DoneSchema)` to create a new message.
  */
 export const DoneSchema: GenMessage<Done> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 23);
+  messageDesc(file_thaw_worker_v1_worker, 24);
 
 /**
  * The answer to a request.
@@ -1084,7 +1136,7 @@ export type Reply = Message<"thaw.worker.v1.Reply"> & {
  * Use `create(ReplySchema)` to create a new message.
  */
 export const ReplySchema: GenMessage<Reply> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 24);
+  messageDesc(file_thaw_worker_v1_worker, 25);
 
 /**
  * One mistake of the caller.
@@ -1112,7 +1164,7 @@ export type Problem = Message<"thaw.worker.v1.Problem"> & {
  * Use `create(ProblemSchema)` to create a new message.
  */
 export const ProblemSchema: GenMessage<Problem> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 25);
+  messageDesc(file_thaw_worker_v1_worker, 26);
 
 /**
  * Mistakes of the caller.
@@ -1133,7 +1185,7 @@ export type InputProblems = Message<"thaw.worker.v1.InputProblems"> & {
  * Use `create(InputProblemsSchema)` to create a new message.
  */
 export const InputProblemsSchema: GenMessage<InputProblems> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 26);
+  messageDesc(file_thaw_worker_v1_worker, 27);
 
 /**
  * The plan needs more device memory than there is.
@@ -1168,7 +1220,7 @@ export type OutOfMemory = Message<"thaw.worker.v1.OutOfMemory"> & {
  * Use `create(OutOfMemorySchema)` to create a new message.
  */
 export const OutOfMemorySchema: GenMessage<OutOfMemory> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 27);
+  messageDesc(file_thaw_worker_v1_worker, 28);
 
 /**
  * The device is gone; the worker exits after saying so.
@@ -1189,7 +1241,7 @@ export type DeviceLost = Message<"thaw.worker.v1.DeviceLost"> & {
  * Use `create(DeviceLostSchema)` to create a new message.
  */
 export const DeviceLostSchema: GenMessage<DeviceLost> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 28);
+  messageDesc(file_thaw_worker_v1_worker, 29);
 
 /**
  * The request does not fit how the run stands.
@@ -1210,7 +1262,7 @@ export type WrongState = Message<"thaw.worker.v1.WrongState"> & {
  * Use `create(WrongStateSchema)` to create a new message.
  */
 export const WrongStateSchema: GenMessage<WrongState> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 29);
+  messageDesc(file_thaw_worker_v1_worker, 30);
 
 /**
  * The request was given up by CancelRequest.
@@ -1225,7 +1277,7 @@ export type Cancelled = Message<"thaw.worker.v1.Cancelled"> & {
  * Use `create(CancelledSchema)` to create a new message.
  */
 export const CancelledSchema: GenMessage<Cancelled> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 30);
+  messageDesc(file_thaw_worker_v1_worker, 31);
 
 /**
  * A fault of thaw.
@@ -1246,7 +1298,7 @@ export type InternalFault = Message<"thaw.worker.v1.InternalFault"> & {
  * Use `create(InternalFaultSchema)` to create a new message.
  */
 export const InternalFaultSchema: GenMessage<InternalFault> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 31);
+  messageDesc(file_thaw_worker_v1_worker, 32);
 
 /**
  * What went wrong.
@@ -1315,7 +1367,7 @@ export type WorkerError = Message<"thaw.worker.v1.WorkerError"> & {
  * Use `create(WorkerErrorSchema)` to create a new message.
  */
 export const WorkerErrorSchema: GenMessage<WorkerError> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 32);
+  messageDesc(file_thaw_worker_v1_worker, 33);
 
 /**
  * A request was refused or failed. Nothing is left half-made.
@@ -1343,7 +1395,7 @@ export type Failure = Message<"thaw.worker.v1.Failure"> & {
  * Use `create(FailureSchema)` to create a new message.
  */
 export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 33);
+  messageDesc(file_thaw_worker_v1_worker, 34);
 
 /**
  * A checkpoint is on disk.
@@ -1385,7 +1437,7 @@ export type CheckpointWritten = Message<"thaw.worker.v1.CheckpointWritten"> & {
  * Use `create(CheckpointWrittenSchema)` to create a new message.
  */
 export const CheckpointWrittenSchema: GenMessage<CheckpointWritten> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 34);
+  messageDesc(file_thaw_worker_v1_worker, 35);
 
 /**
  * The run took its last step. The last checkpoint and evaluations were sent before.
@@ -1400,7 +1452,7 @@ export type Finished = Message<"thaw.worker.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 35);
+  messageDesc(file_thaw_worker_v1_worker, 36);
 
 /**
  * The run cannot go on; it is closed.
@@ -1421,7 +1473,7 @@ export type Failed = Message<"thaw.worker.v1.Failed"> & {
  * Use `create(FailedSchema)` to create a new message.
  */
 export const FailedSchema: GenMessage<Failed> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 36);
+  messageDesc(file_thaw_worker_v1_worker, 37);
 
 /**
  * Something happened to the run. Updates arrive in the order in which they happened.
@@ -1528,7 +1580,7 @@ export type RunUpdate = Message<"thaw.worker.v1.RunUpdate"> & {
  * Use `create(RunUpdateSchema)` to create a new message.
  */
 export const RunUpdateSchema: GenMessage<RunUpdate> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 37);
+  messageDesc(file_thaw_worker_v1_worker, 38);
 
 /**
  * A line for the server's log.
@@ -1556,7 +1608,7 @@ export type LogLine = Message<"thaw.worker.v1.LogLine"> & {
  * Use `create(LogLineSchema)` to create a new message.
  */
 export const LogLineSchema: GenMessage<LogLine> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 38);
+  messageDesc(file_thaw_worker_v1_worker, 39);
 
 /**
  * How much a line matters.

@@ -1,0 +1,103 @@
+// The splits of an upload on their way to disk: read once, with every problem by split and line, written in the form that
+// runs read, and described.
+//
+// Whatever the format, what is stored is JSON Lines of examples (data/jsonl.ts): a task's lines are written out here, with
+// their accepted answers, groups and labels beside the text, so that nothing later meets another form.
+
+import { once } from "node:events";
+import { createWriteStream } from "node:fs";
+import { rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { finished } from "node:stream/promises";
+import { create } from "@bufbuild/protobuf";
+import { type SplitDescription, SplitDescriptionSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
+import { type Example, parseJsonl } from "../../trainer/data/jsonl.ts";
+import { convertTask } from "../../trainer/tasks/convert.ts";
+import type { TaskDefinition } from "../../trainer/tasks/task.ts";
+import { InputError, type Problem } from "../../trainer/types.ts";
+import { invalidArgument } from "../rpc/errors.ts";
+import { splitFileName } from "../storage/layout.ts";
+import type { ReceivedFile } from "../storage/upload.ts";
+
+const FREQUENT_TARGETS = 20;
+
+/** Where the bytes of a split arrive. */
+export const receivedName = (split: string): string => `${split}.upload`;
+const splitOf = ({ path }: ReceivedFile): string => path.slice(0, -".upload".length);
+
+/**
+ * Writes the splits in `directory` as they are stored, in place of the files received there.
+ * @throws RpcError INVALID_ARGUMENT with the problems of all splits
+ */
+export async function storeSplits(
+  directory: string,
+  files: readonly ReceivedFile[],
+  task: TaskDefinition | undefined,
+): Promise<SplitDescription[]> {
+  const problems: Problem[] = [];
+  const described: SplitDescription[] = [];
+  for (const file of files) {
+    const split = splitOf(file);
+    const received = join(directory, file.path);
+    try {
+      const examples = await storeSplit(received, join(directory, splitFileName(split)), split, task);
+      described.push(describeSplit(split, file.bytes, examples));
+    } catch (error) {
+      if (!(error instanceof InputError)) throw error;
+      problems.push(...error.problems.map(({ message }) => ({ field: `splits.${split}`, message })));
+    }
+  }
+  if (problems.length > 0) throw invalidArgument(problems);
+  return described;
+}
+
+async function storeSplit(
+  received: string,
+  target: string,
+  split: string,
+  task: TaskDefinition | undefined,
+): Promise<readonly Described[]> {
+  if (!task) {
+    const examples = await parseJsonl(received);
+    await rename(received, target);
+    return examples;
+  }
+  const examples = await convertTask(task, received, split === "train" ? "training" : "evaluation");
+  await writeLines(target, examples);
+  await rm(received);
+  return examples;
+}
+
+async function writeLines(path: string, values: readonly unknown[]): Promise<void> {
+  const file = createWriteStream(path, { flags: "wx" });
+  const written = finished(file);
+  written.catch(() => undefined); // Seen below, however early the file fails.
+  for (const value of values) {
+    if (!file.write(`${JSON.stringify(value)}\n`)) await Promise.race([once(file, "drain"), written]);
+  }
+  file.end();
+  await written;
+}
+
+/** Examples as far as a description goes. */
+type Described = Pick<Example, "task"> & ({ readonly input: string; readonly target: string } | object);
+
+function describeSplit(name: string, bytes: number, examples: readonly Described[]): SplitDescription {
+  const targets = new Map<string, number>();
+  let longestInput = 0;
+  let longestTarget = 0;
+  for (const example of examples) {
+    if (!("target" in example)) continue;
+    targets.set(example.target, (targets.get(example.target) ?? 0) + 1);
+    longestInput = Math.max(longestInput, new TextEncoder().encode(example.input).length);
+    longestTarget = Math.max(longestTarget, new TextEncoder().encode(example.target).length);
+  }
+  const frequent = [...targets].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1)).slice(0, FREQUENT_TARGETS);
+  return create(SplitDescriptionSchema, {
+    split: { name, examples: BigInt(examples.length), sizeBytes: BigInt(bytes) },
+    distinctTargets: BigInt(targets.size),
+    frequentTargets: frequent.map(([target, count]) => ({ target, examples: BigInt(count) })),
+    longestInputBytes: BigInt(longestInput),
+    longestTargetBytes: BigInt(longestTarget),
+  });
+}
