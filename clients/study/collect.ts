@@ -9,6 +9,7 @@ import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOfStatus } from "../typescript/index.ts";
 import type { Cell } from "./plan.ts";
 import type { CellResult, CurvePoint, LayerDrift } from "./results.ts";
+import type { StudyTask } from "./schema.ts";
 import { median } from "./statistics.ts";
 
 export interface Collected {
@@ -18,6 +19,8 @@ export interface Collected {
   step: number;
   /** Of the newest step. */
   loss?: number;
+  /** What scores are by, under its own name. */
+  metric: string;
   /** By the task's metric; the starting model's is not among the curve. */
   readonly curve: CurvePoint[];
   testScore?: number;
@@ -33,6 +36,7 @@ export interface Collected {
 export const nothing = (): Collected => ({
   state: RunState.UNSPECIFIED,
   step: 0,
+  metric: "",
   curve: [],
   trainExamples: 0,
   stepSeconds: [],
@@ -58,8 +62,15 @@ export function collect(collected: Collected, cell: Cell, { event }: RunEvent): 
   }
 }
 
+function scoreOf(metric: StudyTask["metric"], result: EvaluationResult): number {
+  if (metric === "primary") return result.metrics[result.primaryMetric];
+  return metric === "accuracy" ? result.accuracy : result.exactMatch;
+}
+
 function collectEvaluation(collected: Collected, cell: Cell, result: EvaluationResult): void {
-  const score = cell.task.metric === "accuracy" ? result.accuracy : result.exactMatch;
+  const { metric } = cell.task;
+  collected.metric = metric === "primary" ? result.primaryMetric : metric;
+  const score = scoreOf(metric, result);
   if (result.split === "test") collected.testScore = score;
   if (result.split !== "validation") return;
   if (collected.first.length === 0) collected.first = result.layers;
@@ -81,7 +92,7 @@ export function cellResult(cell: Cell, collected: Collected, cost: PlanCost | un
     settings: cell.settings,
     run: `runs/${cell.run}`,
     steps: collected.step,
-    metric: cell.task.metric,
+    metric: collected.metric,
     score: best.validationScore,
     finalScore: curve[curve.length - 1].validationScore,
     ...(testScore === undefined ? {} : { testScore }),

@@ -126,6 +126,7 @@ const ALGORITHMS: Readonly<Record<Study["optimizer"], Algorithm>> = {
 const METRICS: Readonly<Record<StudyTask["metric"], EvaluationMetric>> = {
   accuracy: EvaluationMetric.ACCURACY,
   exact_match: EvaluationMetric.EXACT_MATCH,
+  primary: EvaluationMetric.PRIMARY,
 };
 
 const PRESETS: Readonly<Record<NonNullable<Strategy["preset"]>, Preset>> = {

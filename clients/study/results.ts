@@ -8,7 +8,7 @@ export interface CurvePoint {
   trainLoss: number;
   /** Cross-entropy per target token of the validation split, in nats. */
   validationLoss: number;
-  /** By the task's metric, in [0, 1]. */
+  /** By the task's metric, in [0, 1]; Matthews' correlation in [-1, 1]. */
   validationScore: number;
 }
 
@@ -47,8 +47,9 @@ export interface CellResult {
   /** `runs/{run}` */
   run: string;
   steps: number;
+  /** `accuracy`, `exact_match`, or the primary metric of the task by name. */
   metric: string;
-  /** The best validation score by the metric, in [0, 1]. */
+  /** The best validation score by the metric. */
   score: number;
   finalScore: number;
   /** Of the final weights. */

@@ -8,9 +8,17 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import type { CreateRunRequestSchema } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState, RunStateSchema } from "../../proto/gen/thaw/v1/run_state_pb.ts";
-import { problemsOf, RpcError, type Thaw, uploadDataset, uploadModel, watchRun } from "../typescript/index.ts";
+import {
+  problemsOf,
+  RpcError,
+  splitOfFile,
+  type Thaw,
+  uploadDataset,
+  uploadModel,
+  watchRun,
+} from "../typescript/index.ts";
 import { type Collected, cellResult, collect, nothing } from "./collect.ts";
-import type { LocalFolder, Study } from "./file.ts";
+import type { LocalDataset, LocalFolder, Study } from "./file.ts";
 import { type Lines, openLines } from "./lines.ts";
 import { type Cell, planCells, type Resources, runSpec } from "./plan.ts";
 import type { CellFailure, CellResult } from "./results.ts";
@@ -110,11 +118,11 @@ async function prepare(thaw: Thaw, study: Study, progress: StudyProgress): Promi
   for (const { name, dataset } of study.tasks) {
     const folder = study.datasets[name];
     const id = folder ? serverId(name, folder.digest) : "";
-    const upload = (files: LocalFolder) =>
+    const upload = ({ directory, files, task }: LocalDataset) =>
       uploadDataset(
         thaw,
-        { datasetId: id, displayName: `${study.name}: ${name}` },
-        Object.fromEntries(files.files.map((file) => [file.replace(/\.jsonl$/, ""), join(files.directory, file)])),
+        { datasetId: id, displayName: `${study.name}: ${name}`, task },
+        Object.fromEntries(files.map((file) => [splitOfFile(file), join(directory, file)])),
       );
     datasets.set(name, folder ? await onceThere(() => upload(folder), `datasets/${id}`) : dataset);
     progress.say(`task ${name}: ${datasets.get(name)}`);

@@ -7,7 +7,8 @@ import { flag, listOf, optional, type Place, type Read, real, record, required, 
 import type { CellSettings } from "./results.ts";
 
 export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
-export const METRICS = ["accuracy", "exact_match"] as const;
+/** Figures of an evaluation; `primary` is the first metric of the dataset's task. */
+export const METRICS = ["accuracy", "exact_match", "primary"] as const;
 export const OPTIMIZERS = ["adamw", "adafactor", "sgd"] as const;
 
 /** What a cell starts from. Written short as its source alone; the name is then the source's last word. */
@@ -24,8 +25,16 @@ export interface ModelSource {
 
 export interface StudyTask {
   readonly name: string;
-  /** `datasets/{dataset}`, or a folder with train, validation and perhaps test .jsonl, relative to the study file. */
+  /**
+   * `datasets/{dataset}`, or a folder with train, validation (or val) and perhaps test .jsonl, relative to the study file.
+   */
   readonly dataset: string;
+  /**
+   * What the lines of a folder are of: a ready task (`superglue/boolq`), or a task file (`./…`, `../…`) relative to the
+   * study file. Default: they are examples.
+   */
+  readonly task?: string;
+  /** Default: `primary` with `task`, else `accuracy`. */
   readonly metric: (typeof METRICS)[number];
   readonly steps: number;
   readonly batchSize: number;
@@ -100,15 +109,28 @@ const name = text(NAME, "a name of small letters, digits, - and _, at most 40, b
 const itself = <T>(value: T): T => value;
 
 export const isDatasetFolder = (dataset: string): boolean => !dataset.startsWith("datasets/");
+export const isTaskFile = (task: string): boolean => /^\.\.?\//.test(task);
 export const isModelFolder = (source: string): boolean => /^\.\.?\//.test(source);
 
-/** A text whose folder, where it is one, holds what it must. @param base what folders are relative to */
+/**
+ * A text whose folder, where it is one, holds what it must.
+ * @param base what folders are relative to
+ * @param needed names of files; of a list of names, one is enough
+ */
 const folderText =
-  (read: Read<string>, base: string, isFolder: (text: string) => boolean, needed: readonly string[]): Read<string> =>
+  (
+    read: Read<string>,
+    base: string,
+    isFolder: (text: string) => boolean,
+    needed: readonly (string | readonly string[])[],
+  ): Read<string> =>
   (place) => {
     const value = read(place);
     if (value === undefined || !isFolder(value)) return value;
-    const missing = needed.filter((name) => !existsSync(join(resolve(base, value), name)));
+    const missing = needed
+      .map((names) => [names].flat())
+      .filter((names) => !names.some((name) => existsSync(join(resolve(base, value), name))))
+      .map((names) => names.join(" or "));
     return missing.length === 0 ? value : place.wrong(`there is no ${missing.join(" and no ")} in this folder`);
   };
 
@@ -129,16 +151,42 @@ const model = (base: string): Read<ModelSource> => {
   };
 };
 
-const task = (base: string): Read<StudyTask> =>
-  record<StudyTask>({
-    name: required(name),
-    dataset: required(folderText(text(), base, isDatasetFolder, ["train.jsonl", "validation.jsonl"])),
-    metric: optional(word(METRICS), "accuracy"),
-    steps: required(whole({ atLeast: 1 })),
-    batchSize: optional(whole({ atLeast: 1 }), 16),
-    maxInputTokens: optional(whole({ atLeast: 1 }), 128),
-    maxTargetTokens: optional(whole({ atLeast: 1 }), 32),
-  });
+/** A ready task's name, or a task file that is there. */
+const taskSource =
+  (base: string): Read<string> =>
+  (place) => {
+    const value = text()(place);
+    if (value === undefined || !isTaskFile(value) || existsSync(resolve(base, value))) return value;
+    return place.wrong("there is no such task file");
+  };
+
+type GivenTask = Omit<StudyTask, "metric"> & Partial<Pick<StudyTask, "metric">>;
+
+const task = (base: string): Read<StudyTask> => {
+  const taskRecord = record<GivenTask>(
+    {
+      name: required(name),
+      dataset: required(folderText(text(), base, isDatasetFolder, ["train.jsonl", ["validation.jsonl", "val.jsonl"]])),
+      metric: optional(word(METRICS)),
+      steps: required(whole({ atLeast: 1 })),
+      batchSize: optional(whole({ atLeast: 1 }), 16),
+      maxInputTokens: optional(whole({ atLeast: 1 }), 128),
+      maxTargetTokens: optional(whole({ atLeast: 1 }), 32),
+      task: optional(taskSource(base)),
+    },
+    ({ dataset, task, metric }, at) => {
+      const folder = isDatasetFolder(dataset);
+      if (task !== undefined && !folder) at("task").wrong(`is ${dataset}'s own, said when it was uploaded`);
+      if (metric === "primary" && folder && task === undefined) at("metric").wrong("needs a task");
+    },
+  );
+  return (place) => {
+    const read = taskRecord(place);
+    if (read === undefined) return undefined;
+    const { name, dataset, metric = read.task === undefined ? "accuracy" : "primary", ...rest } = read;
+    return { name, dataset, metric, ...rest };
+  };
+};
 
 const selector: Read<string> = (place) => {
   const value = text()(place);

@@ -6,5 +6,5 @@ export { type Assignments, decodeAssignments } from "./assignments.ts";
 export { type FieldProblem, type Problems, problemsOf, problemsOfStatus } from "./problems.ts";
 export type { CallOptions } from "./rpc/connect.ts";
 export { type ConnectOptions, connectThaw, DEFAULT_ADDRESS, type Thaw, type TlsOptions } from "./thaw.ts";
-export { downloadFiles, type SplitSource, uploadDataset, uploadModel } from "./transfer.ts";
+export { downloadFiles, type SplitSource, splitOfFile, uploadDataset, uploadModel } from "./transfer.ts";
 export { startRun, type WatchOptions, watchRun } from "./watch.ts";

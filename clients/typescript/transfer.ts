@@ -45,6 +45,12 @@ export async function uploadDataset(
   return dataset!;
 }
 
+/** The split that a file is named after: `train.jsonl`; SuperGLUE's archives say `val` for `validation`. */
+export function splitOfFile(path: string): string {
+  const name = basename(path, ".jsonl");
+  return name === "val" ? "validation" : name;
+}
+
 /** The files of a Hugging Face directory that make up a model: configuration, tensors, tokenizer. */
 const MODEL_FILE = /\.(json|safetensors|model|txt)$/;
 

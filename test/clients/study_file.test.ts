@@ -1,6 +1,6 @@
 // Study files: every mistake at its place, the ready studies, and the cells and runs that a study becomes.
 
-import { cp, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -9,6 +9,7 @@ import * as assert from "uvu/assert";
 import { CLAIM_IDS } from "../../clients/study/claims.ts";
 import { readStudy, StudyFileError } from "../../clients/study/file.ts";
 import { planCells, runSpec } from "../../clients/study/plan.ts";
+import { EvaluationMetric } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { SMALL, smallStudy, writeStudy } from "./support/study_file.ts";
 
 const test = suite<{ folder: string }>("study file");
@@ -130,6 +131,37 @@ test("a cell's id changes with what decides its result and with nothing else", a
     { strategies: [{ name: "all", preset: "ffn" }] },
   ];
   for (const change of changes) assert.not((await ids(change)).includes(first), JSON.stringify(change));
+});
+
+test("a task belongs to a folder of lines, and another task makes other cells", async ({ folder }) => {
+  await mkdir(join(folder, "data"));
+  await writeFile(join(folder, "data", "train.jsonl"), "{}\n");
+  await writeFile(join(folder, "data", "val.jsonl"), "{}\n");
+  await writeFile(join(folder, "own.json"), "{}");
+  const read = (task: object) => smallStudy(folder, { tasks: [{ ...SMALL.tasks[0], ...task }] });
+  const own = await read({ dataset: "data", task: "./own.json" });
+  assert.is(own.tasks[0].metric, "primary");
+  assert.equal(own.datasets.t.files, ["train.jsonl", "val.jsonl"]);
+  assert.equal(own.datasets.t.task, { case: "taskDefinition", value: "{}" });
+  const spec = runSpec(own, planCells(own)[0], { model: "m", dataset: "d", initialCheckpoint: "" });
+  assert.is(spec.evaluation?.overfitting?.metric, EvaluationMetric.PRIMARY);
+  const ready = await read({ dataset: "data", task: "superglue/cb", metric: "accuracy" });
+  assert.equal([ready.tasks[0].metric, ready.datasets.t.task?.value], ["accuracy", "superglue/cb"]);
+  await writeFile(join(folder, "own.json"), "{ }");
+  const changed = await read({ dataset: "data", task: "./own.json" });
+  const ids = [own, ready, changed].map((study) => planCells(study)[0].id);
+  assert.is(new Set(ids).size, 3, ids.join(" "));
+
+  const wrong = [
+    { dataset: "datasets/d", task: "superglue/cb" },
+    { dataset: "data", task: "./none.json" },
+    { dataset: "data", metric: "primary" },
+  ];
+  const path = await writeStudy(folder, { tasks: wrong.map((task, i) => ({ name: `t${i}`, steps: 1, ...task })) });
+  assert.equal(
+    (await mistakes(path)).map((mistake) => mistake.split(" ")[1]),
+    ["tasks[0].task", "tasks[1].task", "tasks[2].metric"],
+  );
 });
 
 test("other data in the same folder makes other cells", async ({ folder }) => {

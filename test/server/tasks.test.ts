@@ -1,9 +1,14 @@
 // Tasks through the whole server, with a real trainer on a tiny model: benchmark lines go in, the task's metrics come out.
 
 import { readFileSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { readStudy } from "../../clients/study/file.ts";
+import { runStudy } from "../../clients/study/runner.ts";
 import { problemsOf, uploadDataset, uploadModel } from "../../clients/typescript/index.ts";
 import type { EvaluationResult } from "../../proto/gen/thaw/v1/evaluation_pb.ts";
 import { EvaluationMetric } from "../../proto/gen/thaw/v1/run_pb.ts";
@@ -94,6 +99,32 @@ test("a task of one's own: a run learns it, and is scored and judged by its metr
   assert.equal(evaluation.metrics, { exact_match_group: 1 / 2, f1_binary: 4 / 5, accuracy: 3 / 4 });
   assert.equal([evaluation.primaryMetric, evaluation.dataset], ["exact_match_group", "datasets/choices"]);
   assert.is((found("overfitting") as { bestValue: number }).bestValue, 1 / 2);
+});
+
+test("a study names a task: its folder is uploaded as the benchmark has it, its score is the primary metric", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "thaw-study-"));
+  try {
+    const lines = fileURLToPath(new URL("../trainer/tasks/superglue/cb.jsonl", import.meta.url));
+    await mkdir(join(folder, "CB"));
+    await copyFile(lines, join(folder, "CB", "train.jsonl"));
+    await copyFile(lines, join(folder, "CB", "val.jsonl"));
+    await writeFile(join(folder, "CB", "test.jsonl"), '{"premise": "p", "hypothesis": "h", "idx": 0}\n');
+    const task = { name: "cb", dataset: "CB", task: "superglue/cb", steps: 1, batch_size: 2 };
+    const lengths = { max_input_tokens: 16, max_target_tokens: 4 };
+    const file = { name: "one", question: "?", baseline: "all", models: ["models/m"], seeds: [1] };
+    const path = join(folder, "study.json");
+    await writeFile(path, JSON.stringify({ ...file, tasks: [{ ...task, ...lengths }] }));
+    const quiet = { say: () => undefined, show: () => undefined, done: () => undefined };
+    const outcome = await runStudy(server.thaw, await readStudy(path, []), folder, quiet, new AbortController().signal);
+    assert.equal(outcome.failures, []);
+    const [{ metric, score, run }] = outcome.results;
+    assert.is(metric, "f1_macro");
+    const evaluations = await eventsUntil(server.thaw, run, reaches(RunState.SUCCEEDED));
+    const last = evaluations.findLast(({ event }) => event.case === "evaluation")!.event.value as EvaluationResult;
+    assert.is(score, last.metrics.f1_macro);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 test("what is wrong with a task, its lines and its use is said with its place, and nothing is left", async () => {

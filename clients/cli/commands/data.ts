@@ -1,7 +1,7 @@
 // `thaw data …`: upload and look at datasets.
 
 import { readdir, readFile, stat } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import type { Command } from "commander";
 import { type Dataset, DatasetSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
 import {
@@ -10,7 +10,7 @@ import {
   ListDatasetsResponseSchema,
   PreviewBatchesResponseSchema,
 } from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
-import { uploadDataset } from "../../typescript/index.ts";
+import { splitOfFile, uploadDataset } from "../../typescript/index.ts";
 import { bytes, count, id, resource, table, time } from "../format.ts";
 import { allPages } from "../pages.ts";
 import { integer } from "../parse.ts";
@@ -93,17 +93,11 @@ async function taskOf(typed: string) {
 async function splitFiles(typed: string): Promise<[string, string][]> {
   const named = /^([a-z0-9_]+)=(.+)$/.exec(typed);
   if (named) return [[named[1], named[2]]];
-  if (!(await stat(typed)).isDirectory()) return [[splitName(typed), typed]];
+  if (!(await stat(typed)).isDirectory()) return [[splitOfFile(typed), typed]];
   const files = (await readdir(typed)).filter((name) => name.endsWith(".jsonl")).sort();
   if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl files`);
-  const splits = files.map((name): [string, string] => [splitName(name), join(typed, name)]);
+  const splits = files.map((name): [string, string] => [splitOfFile(name), join(typed, name)]);
   return splits.sort(([a], [b]) => rank(a) - rank(b));
-}
-
-/** A file's split by its name; SuperGLUE's archives say `val`. */
-function splitName(path: string): string {
-  const name = basename(path, ".jsonl");
-  return name === "val" ? "validation" : name;
 }
 
 /** The usual splits first, in the usual order. */
