@@ -1,8 +1,11 @@
 // Dense matrix product in every transpose: out = alpha · op(a) · op(b), optionally added to out, optionally through
 // ReLU. Everything is row-major; the sum over k runs in ascending order in f32, whatever the tile.
 //
-// Not here: batches (a batch of one weight is one taller matrix; experts have `grouped_matmul`) and splitting k. A
-// weight gradient with few outputs and a long k is parallel over its outputs only.
+// A weight gradient has few outputs and a long k: too few workgroups to fill a GPU. Given scratch, the hardware kernels
+// split k in stretches that are summed apart and then added up in order. (One H100, driver 580.159.04, 2026-11-24: without
+// it those products took two thirds of a step of examples/configs/st-moe-mini, at 1 to 2 TFLOP/s beside 12 to 19.)
+//
+// Not here: batches (a batch of one weight is one taller matrix; experts have `grouped_matmul`).
 //
 // Software: 8×8 results per thread, 16×4 for very narrow outputs (a router), 4×8 and 1×8 for very short ones (a decode
 // step). On SwiftShader with two AMD EPYC cores shared with other work (so ±30 %), GFLOP/s in the order of
@@ -60,6 +63,8 @@ const PARAMS = {
   alpha: "f32",
   accumulate: "u32",
   relu: "u32",
+  /** Summation steps of one stretch; k when it is whole. Stretch s writes its sums s · m · n elements after the first. */
+  k_split: "u32",
 } as const;
 type MatmulKernel = Kernel<keyof typeof PARAMS, "a" | "b" | "out">;
 
@@ -69,10 +74,10 @@ type Layouts = readonly [a: Layout, b: Layout];
 const nameOf = ([a, b]: Layouts): string => `${a === "inner" ? "n" : "t"}${b === "inner" ? "t" : "n"}`;
 
 /** WGSL: finishes the sum `c` of out[row, column] (`column` to `column + 3` when vectorised), if that exists. */
-const store = (vector: boolean): string => /* wgsl */ `
+const store = (vector: boolean, offset = "params.out_offset"): string => /* wgsl */ `
 fn store(row: u32, column: u32, c: ${vector ? "vec4f" : "f32"}) {
   if (row >= params.m || column >= params.n) { return; }
-  let at = (params.out_offset + row * params.n + column)${vector ? " / 4" : ""};
+  let at = (${offset} + row * params.n + column)${vector ? " / 4" : ""};
   var value = params.alpha * c;
   if (params.accumulate != 0) { value += out[at]; }
   if (params.relu != 0) { value = max(value, ${vector ? "vec4f()" : "0.0"}); }
@@ -137,25 +142,51 @@ function hardwareKernel(layouts: Layouts, shape: WorkgroupShape): MatmulKernel {
     name: `matmul_${nameOf(layouts)}_shared${shape.m}x${shape.n}`,
     params: PARAMS,
     buffers: { a: read("f32"), b: read("f32"), out: write("f32") },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${store(false)}${workgroupTileMemory(shape)}
+    wgsl: /* wgsl */ `${LINEAR_INDEX}
+var<private> first: u32; // element of out where the stretch's sums begin
+${store(false, "first")}${workgroupTileMemory(shape)}
 @compute @workgroup_size(${threadsOf(shape)})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
   let index = linear_index(wid, num);
   let tile_columns = (params.n + ${shape.n - 1}) / ${shape.n};
-  let row = index / tile_columns * ${shape.m};
+  let tiles = (params.m + ${shape.m - 1}) / ${shape.m} * tile_columns;
+  let stretch = index / tiles;
+  let row = index % tiles / tile_columns * ${shape.m};
   let column = index % tile_columns * ${shape.n};
-  if (row >= params.m) { return; }
+  let k_begin = stretch * params.k_split;
+  if (stretch > 0 && k_begin >= params.k) { return; }
+  let k_end = min(k_begin + params.k_split, params.k);
+  first = params.out_offset + stretch * params.m * params.n;
   ${workgroupTile(
     operand("a", layouts[0], "row", "params.m"),
     operand("b", layouts[1], "column", "params.n"),
     shape,
-    "0u",
-    "params.k",
+    "k_begin",
+    "k_end",
   )}
   ${workgroupStores(shape, storeAt)}
 }`,
   });
 }
+
+/** The end of a product whose k was split: adds the stretches up and finishes each element as `store` does. */
+const stretchesKernel = defineKernel({
+  name: "matmul_stretches",
+  params: { count: "u32", stretches: "u32", out_offset: "u32", alpha: "f32", accumulate: "u32", relu: "u32" },
+  buffers: { scratch: read("f32"), out: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let i = linear_index(wid, num) * 64 + lid;
+  if (i >= params.count) { return; }
+  var sum = 0.0;
+  for (var s = 0u; s < params.stretches; s++) { sum += scratch[s * params.count + i]; }
+  var value = params.alpha * sum;
+  if (params.accumulate != 0) { value += out[params.out_offset + i]; }
+  if (params.relu != 0) { value = max(value, 0.0); }
+  out[params.out_offset + i] = value;
+}`,
+});
 
 const SMALL: WorkgroupShape = { m: 64, n: 64, slab: 16, perThread: 4 };
 const LARGE: WorkgroupShape = { m: 128, n: 128, slab: 8, perThread: 8 };
@@ -171,6 +202,10 @@ function cached(key: string, make: () => MatmulKernel): MatmulKernel {
   return found;
 }
 
+/** Workgroups that fill a GPU, and the shortest stretch of k that is worth one. */
+const FILLING_WORKGROUPS = 512;
+const SHORTEST_STRETCH = 256;
+
 const tilesOf = (tile: { m: number; n: number }, m: number, n: number): number =>
   Math.ceil(m / tile.m) * Math.ceil(n / tile.n);
 
@@ -180,21 +215,58 @@ function softwareTile(m: number, n: number): { m: number; n: number } {
   return m <= 4 ? { m: 4, n: 8 } : { m: 8, n: 8 };
 }
 
+type MatmulSize = Pick<MatmulDims, "m" | "n" | "k">;
+
+const hardwareShape = ({ m, n }: MatmulSize): WorkgroupShape =>
+  tilesOf(LARGE, m, n) >= LARGE_FROM_TILES ? LARGE : SMALL;
+
+/** The tile of a product whose k may be split, and in how many stretches of what length. */
+function splitting({ m, n, k }: MatmulSize): { shape: WorkgroupShape; stretches: number; length: number } {
+  const shape = m >= LARGE.m && n >= LARGE.n ? LARGE : SMALL;
+  const wanted = Math.min(Math.floor(FILLING_WORKGROUPS / tilesOf(shape, m, n)), Math.floor(k / SHORTEST_STRETCH));
+  if (wanted <= 1) return { shape: hardwareShape({ m, n, k }), stretches: 1, length: k };
+  const length = Math.ceil(k / wanted / shape.slab) * shape.slab;
+  return { shape, stretches: Math.ceil(k / length), length };
+}
+
+/** f32 elements of scratch with which `matmul` may split k; 0 where it would not. */
+export function matmulScratch(size: MatmulSize, target: KernelTarget): number {
+  if (target === "software") return 0;
+  const { stretches } = splitting(size);
+  return stretches > 1 ? stretches * size.m * size.n : 0;
+}
+
 /**
- * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), all f32, row-major.
+ * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), all f32, row-major. `scratch` [matmulScratch] allows to split k.
  * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum).
  */
-export function matmul<T>(buffers: Record<"a" | "b" | "out", T>, dims: MatmulDims, target: KernelTarget): Command<T>[] {
+export function matmul<T>(
+  buffers: Record<"a" | "b" | "out", T> & { scratch?: T },
+  dims: MatmulDims,
+  target: KernelTarget,
+): Command<T>[] {
   const { m, n, k, transposeA, transposeB, accumulate = false, relu = false, alpha = 1 } = dims;
   const { aOffset = 0, bOffset = 0, outOffset = 0 } = dims;
   if (m * n === 0) return [];
+  const { a, b, out, scratch } = buffers;
   const layouts: Layouts = [transposeA ? "outer" : "inner", transposeB ? "inner" : "outer"];
-  const offsets = { a_offset: aOffset, b_offset: bOffset, out_offset: outOffset };
-  const params = { m, n, k, ...offsets, alpha, accumulate: Number(accumulate), relu: Number(relu) };
+  const from = { m, n, k, a_offset: aOffset, b_offset: bOffset };
+  const finish = { out_offset: outOffset, alpha, accumulate: Number(accumulate), relu: Number(relu) };
+  const hardware = (shape: WorkgroupShape) =>
+    cached(`${nameOf(layouts)} ${shape.m}`, () => hardwareKernel(layouts, shape));
+  if (target === "hardware" && scratch !== undefined && matmulScratch(dims, target) > 0) {
+    const { shape, stretches, length } = splitting(dims);
+    const partial = { ...from, k_split: length, out_offset: 0, alpha: 1, accumulate: 0, relu: 0 };
+    const groups = spread(tilesOf(shape, m, n) * stretches);
+    return [
+      call(hardware(shape), partial, { a, b, out: scratch }, groups),
+      call(stretchesKernel, { count: m * n, stretches, ...finish }, { scratch, out }, spread(Math.ceil((m * n) / 64))),
+    ];
+  }
+  const params = { ...from, ...finish, k_split: k };
   if (target === "hardware") {
-    const shape = tilesOf(LARGE, m, n) >= LARGE_FROM_TILES ? LARGE : SMALL;
-    const kernel = cached(`${nameOf(layouts)} ${shape.m}`, () => hardwareKernel(layouts, shape));
-    return [call(kernel, params, buffers, spread(tilesOf(shape, m, n)))];
+    const shape = hardwareShape(dims);
+    return [call(hardware(shape), params, { a, b, out }, spread(tilesOf(shape, m, n)))];
   }
   const tile = softwareTile(m, n);
   const multiples = [n, aOffset, bOffset, outOffset, transposeA ? m : k, transposeB ? k : n];
@@ -202,7 +274,7 @@ export function matmul<T>(buffers: Record<"a" | "b" | "out", T>, dims: MatmulDim
   const kernel = cached(`${nameOf(layouts)} ${tile.m}x${tile.n} ${vector}`, () =>
     softwareKernel(layouts, tile, vector),
   );
-  return [call(kernel, params, buffers, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
+  return [call(kernel, params, { a, b, out }, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
 }
 
 /** The definition, in float64. `out` is what the buffer held before; returns what it holds after. */

@@ -1,5 +1,6 @@
 import { test } from "uvu";
-import { type MatmulDims, matmul, matmulReference } from "../../src/kernels/matmul.ts";
+import * as assert from "uvu/assert";
+import { type MatmulDims, matmul, matmulReference, matmulScratch } from "../../src/kernels/matmul.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
 
@@ -62,6 +63,33 @@ test("a large output takes the 128×128 hardware tile", async () => {
   const got = await runTwice({ buffers: { a, b, out }, commands: (names) => matmul(names, dims, "hardware") });
   const tolerance = tolerances(a, b, out, dims);
   compareWithTolerance(got.out, matmulReference(a, b, out, dims), (i) => tolerance[i]);
+});
+
+for (const [m, n, k, accumulate] of [
+  [40, 24, 1100, false],
+  [130, 129, 513, true],
+] as const)
+  test(`${m}×${n} outputs of a sum of ${k} terms are summed in stretches`, async () => {
+    const dims = { m, n, k, transposeA: true, transposeB: false, accumulate, alpha: 0.5 };
+    const elements = matmulScratch(dims, "hardware");
+    assert.ok(elements >= 2 * m * n, "k is split");
+    assert.is(matmulScratch(dims, "software"), 0);
+    const a = randomValues(m * k, 6);
+    const b = randomValues(k * n, 7);
+    const out = accumulate ? randomValues(m * n, 8) : unwritten(m * n);
+    const buffers = { a, b, out, scratch: unwritten(elements) };
+    const got = await runTwice({ buffers, commands: (names) => matmul(names, dims, "hardware") });
+    const tolerance = tolerances(a, b, out, dims);
+    compareWithTolerance(got.out, matmulReference(a, b, out, dims), (i) => tolerance[i]);
+  });
+
+test("there is no scratch where a product fills a GPU, or its sum is short", () => {
+  for (const [m, n, k] of [
+    [4096, 4096, 4096],
+    [64, 64, 500],
+    [5, 6, 0],
+  ])
+    assert.is(matmulScratch({ m, n, k }, "hardware"), 0);
 });
 
 test.run();

@@ -3,7 +3,7 @@
 import { dropout as dropoutKernel, residualDropout as residualDropoutKernel } from "../../../kernels/dropout.ts";
 import { add as addKernel, reluGradient } from "../../../kernels/elementwise.ts";
 import { embeddingForward, embeddingGradient } from "../../../kernels/embedding.ts";
-import { matmul } from "../../../kernels/matmul.ts";
+import { matmul, matmulScratch } from "../../../kernels/matmul.ts";
 import {
   rmsNormInputGradient,
   rmsNorm as rmsNormKernel,
@@ -52,17 +52,21 @@ export function linear(
             ),
         }),
       );
-      gradients.add(weight, true, (out, accumulate) =>
+      gradients.add(weight, true, (out, accumulate) => {
+        const size = { m: n, n: k, k: m };
+        const room = matmulScratch(size, g.target);
+        const scratch = room > 0 ? g.activation("linear_scratch", [room]) : undefined;
         g.add({
           name: "linear_weight_gradient",
           reads: accumulate ? [dy, x, out] : [dy, x],
           writes: [out],
+          scratch: scratch && [scratch],
           parameter: weight.parameter,
           flops,
           lower: (target) =>
-            matmul({ a: dy, b: x, out }, { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate }, target),
-        }),
-      );
+            matmul({ a: dy, b: x, out, scratch }, { ...size, transposeA: true, transposeB: false, accumulate }, target),
+        });
+      });
     },
   });
   return y;
