@@ -3,33 +3,17 @@
 import type { Device } from "../kernels/device/device.ts";
 import { type OpenModel, openModelDirectory } from "./model/open.ts";
 import { openTrainingData } from "./run/data.ts";
-import { Run } from "./run/run.ts";
-import type { Engine } from "./types.ts";
+import { type OpenOptions, Run } from "./run/run.ts";
+import type { Engine, RunConfig } from "./types.ts";
 
 export interface EngineOptions {
   /** Device memory runs may use, bytes; unset: half the machine's memory on a CPU adapter, no limit on a GPU. */
   readonly memoryLimitBytes?: number;
 }
 
-export function createEngine(device: Device, options: EngineOptions = {}): Engine {
-  const { memoryLimitBytes } = options;
-
-  /** Opens a model directory; whatever `use` throws, its checkpoint is closed. */
-  async function withModel(directory: string, use: (source: OpenModel) => Promise<Run>): Promise<Run> {
-    const source = await openModelDirectory(directory);
-    try {
-      return await use(source);
-    } finally {
-      await source.checkpoint.close();
-    }
-  }
-
+export function createEngine(device: Device, { memoryLimitBytes }: EngineOptions = {}): Engine {
   return {
-    openRun: (config, resumeFrom) =>
-      withModel(resumeFrom ?? config.modelDirectory, async (source) => {
-        const data = await openTrainingData(source, config);
-        return Run.open(device, source, config, { ...data, resumeFrom, memoryLimitBytes });
-      }),
+    openRun: (config, resumeFrom) => openRun(device, config, { resumeFrom, memoryLimitBytes }),
     openModel: (directory, batchSize, maxInputTokens, maxTargetTokens) =>
       withModel(directory, (source) =>
         Run.open(
@@ -40,6 +24,31 @@ export function createEngine(device: Device, options: EngineOptions = {}): Engin
         ),
       ),
   };
+}
+
+/**
+ * Opens a run on its data, from its model or from a checkpoint of it.
+ * @throws as {@link Engine.openRun}
+ */
+export function openRun(
+  device: Device,
+  config: RunConfig,
+  { resumeFrom, memoryLimitBytes }: Pick<OpenOptions, "resumeFrom" | "memoryLimitBytes"> = {},
+): Promise<Run> {
+  return withModel(resumeFrom ?? config.modelDirectory, async (source) => {
+    const data = await openTrainingData(source, config);
+    return Run.open(device, source, config, { ...data, resumeFrom, memoryLimitBytes });
+  });
+}
+
+/** Opens a model directory; whatever `use` throws, its checkpoint is closed. */
+async function withModel(directory: string, use: (source: OpenModel) => Promise<Run>): Promise<Run> {
+  const source = await openModelDirectory(directory);
+  try {
+    return await use(source);
+  } finally {
+    await source.checkpoint.close();
+  }
 }
 
 /** A model that is not trained: no dropout, no drops, no optimizer. */

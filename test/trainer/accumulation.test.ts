@@ -3,9 +3,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { openRun } from "../../src/trainer/engine.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import type { RunConfig, StepMetrics } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -26,15 +25,8 @@ const QUIET: Partial<RunConfig> = {
   },
 };
 
-async function open(changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> {
-  const config = tinyRun(model, data, changes);
-  const source = await openModelDirectory(resumeFrom ?? model);
-  try {
-    return await Run.open(device, source, config, { ...(await openTrainingData(source, config)), resumeFrom });
-  } finally {
-    await source.checkpoint.close();
-  }
-}
+const open = (changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> =>
+  openRun(device, tinyRun(model, data, changes), { resumeFrom });
 
 async function train(run: Run, steps: number): Promise<StepMetrics[]> {
   const metrics: StepMetrics[] = [];

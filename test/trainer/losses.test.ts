@@ -1,8 +1,6 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { openRun } from "../../src/trainer/engine.ts";
 import type { LossOptions, StepMetrics } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -12,10 +10,7 @@ const model = await tinyModel();
 const data = await tinyData();
 
 async function firstSteps(losses: LossOptions, steps = 1): Promise<StepMetrics[]> {
-  const config = tinyRun(model, data, { dropout: 0, losses });
-  const source = await openModelDirectory(model);
-  const run = await Run.open(device, source, config, await openTrainingData(source, config));
-  await source.checkpoint.close();
+  const run = await openRun(device, tinyRun(model, data, { dropout: 0, losses }));
   const metrics: StepMetrics[] = [];
   for (let i = 0; i < steps; i++) metrics.push(await run.trainStep());
   run.close();

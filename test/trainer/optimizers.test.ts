@@ -5,9 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { openRun } from "../../src/trainer/engine.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, type OptimizerAlgorithm, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -45,16 +44,10 @@ const CASES: Case[] = [
   SGD,
 ];
 
-async function open(c: Case, changes: Partial<RunConfig> = {}, resumeFrom?: string): Promise<Run> {
+function open(c: Case, changes: Partial<RunConfig> = {}, resumeFrom?: string): Promise<Run> {
   const base = tinyRun(model, data, changes);
   const config = { ...base, optimizer: { ...base.optimizer, algorithm: c.algorithm, learningRate: c.learningRate } };
-  const source = await openModelDirectory(resumeFrom ?? config.modelDirectory);
-  try {
-    const input = await openTrainingData(source, config);
-    return await Run.open(device, source, config, { ...input, resumeFrom });
-  } finally {
-    await source.checkpoint.close();
-  }
+  return openRun(device, config, { resumeFrom });
 }
 
 async function losses(run: Run, steps: number): Promise<number[]> {

@@ -7,11 +7,11 @@ import { groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
 import { moeCombine } from "../../src/kernels/moe_combine.ts";
 import { NO_ROW } from "../../src/kernels/moe_dispatch.ts";
 import { routerForward, routerLosses, routerStatistics, routerStatisticsScratch } from "../../src/kernels/router.ts";
+import { openRun } from "../../src/trainer/engine.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { resolveTrainable } from "../../src/trainer/groups.ts";
-import { modelOf, openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { modelOf } from "../../src/trainer/model/open.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import type { RoutingOptions, RunConfig, TrainableSelection } from "../../src/trainer/types.ts";
 import { runCommands, testDevice } from "../support/gpu.ts";
 import { noise, plan, TINY_CONFIG, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -28,13 +28,8 @@ const DROPLESS: RoutingOptions = {
 };
 const NO_ROUTER_LOSSES = { balanceCoefficient: 0, zCoefficient: 0 };
 
-async function open(changes: Partial<RunConfig> = {}): Promise<Run> {
-  const config = tinyRun(directory, data, { dropout: 0, routing: DROPLESS, ...changes });
-  const source = await openModelDirectory(directory);
-  const run = await Run.open(device, source, config, await openTrainingData(source, config));
-  await source.checkpoint.close();
-  return run;
-}
+const open = (changes: Partial<RunConfig> = {}): Promise<Run> =>
+  openRun(device, tinyRun(directory, data, { dropout: 0, routing: DROPLESS, ...changes }));
 
 /** The tiny model's training graph for a selection, with jitter. */
 function trainingGraph(selection: Partial<TrainableSelection> = { preset: "all" }) {

@@ -4,9 +4,8 @@ import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import type { Device } from "../../src/kernels/device/device.ts";
-import { openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { openRun } from "../../src/trainer/engine.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, MemoryError, PRESETS, type RouteBatch, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -15,16 +14,8 @@ const device: Device = await testDevice();
 const model = await tinyModel();
 const data = await tinyData();
 
-async function open(changes: Partial<RunConfig> = {}, resumeFrom?: string, memoryLimitBytes?: number): Promise<Run> {
-  const config = tinyRun(model, data, changes);
-  const source = await openModelDirectory(resumeFrom ?? config.modelDirectory);
-  try {
-    const input = await openTrainingData(source, config);
-    return await Run.open(device, source, config, { ...input, resumeFrom, memoryLimitBytes });
-  } finally {
-    await source.checkpoint.close();
-  }
-}
+const open = (changes: Partial<RunConfig> = {}, resumeFrom?: string, memoryLimitBytes?: number): Promise<Run> =>
+  openRun(device, tinyRun(model, data, changes), { resumeFrom, memoryLimitBytes });
 
 async function losses(run: Run, steps: number): Promise<number[]> {
   const result: number[] = [];
@@ -254,9 +245,7 @@ test("an exported model is the run's, bit for bit", async () => {
   await losses(run, 2);
   const target = await directory();
   await run.exportModel(target);
-  const source = await openModelDirectory(target);
-  const copy = await Run.open(device, source, tinyRun(target, data), { inference: { input: 4, target: 4 } });
-  await source.checkpoint.close();
+  const copy = await openRun(device, tinyRun(target, data));
   for (const [name, values] of await parameters(run)) assert.ok(sameBits(values, await copy.readParameter(name)), name);
   copy.close();
   run.close();

@@ -2,14 +2,14 @@
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import { openRun } from "../../src/trainer/engine.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { resolveTrainable } from "../../src/trainer/groups.ts";
 import type { BuildOptions } from "../../src/trainer/model/family.ts";
 import { openModelDirectory } from "../../src/trainer/model/open.ts";
 import { isSparse, parseSwitchConfig } from "../../src/trainer/model/switch/config.ts";
 import { initialValues } from "../../src/trainer/model/switch/init.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, type LossOptions, type RoutingOptions, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -147,15 +147,8 @@ test("biases of frozen experts have no gradient", () => {
 const device = await testDevice();
 const data = await tinyData();
 
-async function open(changes: Partial<RunConfig>, file = data): Promise<Run> {
-  const run = tinyRun(directory, file, changes);
-  const source = await openModelDirectory(directory);
-  try {
-    return await Run.open(device, source, run, await openTrainingData(source, run));
-  } finally {
-    await source.checkpoint.close();
-  }
-}
+const open = (changes: Partial<RunConfig>, file = data): Promise<Run> =>
+  openRun(device, tinyRun(directory, file, changes));
 
 test("every parameter of a run trains, and the loss falls", async () => {
   const run = await open({ dropout: 0, trainable: plan({ preset: "all" }) });
