@@ -16,7 +16,8 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { adapterLine, openDevice } from "../src/kernels/device/open.ts";
 import { ensureGpuEnvironment } from "../src/kernels/device/relaunch.ts";
-import { trainingBatches } from "../src/trainer/data/batches.ts";
+import { lengthsOf, trainingData } from "../src/trainer/data/batching.ts";
+import { shuffledOrder } from "../src/trainer/data/order.ts";
 import { loadTokenizer } from "../src/trainer/data/tokenizer.ts";
 import { writeSafetensors } from "../src/trainer/formats/safetensors_writer.ts";
 import { elements } from "../src/trainer/graph/graph.ts";
@@ -24,7 +25,6 @@ import { openModelDirectory } from "../src/trainer/model/open.ts";
 import { keyShape, type ParameterSpec } from "../src/trainer/model/parameters.ts";
 import { initialValues } from "../src/trainer/model/switch/init.ts";
 import { switchModel } from "../src/trainer/model/switch/switch.ts";
-import { lengthsOf } from "../src/trainer/run/data.ts";
 import { Run } from "../src/trainer/run/run.ts";
 import type { EvaluationResult, TrainingRun } from "../src/trainer/types.ts";
 import { HELD_OUT_EVERY, jsonLines, type PretrainingData, textData } from "./pretraining/examples.ts";
@@ -152,17 +152,22 @@ async function pretrain(recipe: Recipe, scratch: string): Promise<void> {
   const heldOut = join(scratch, "held_out.jsonl");
   await writeFile(heldOut, jsonLines(data.heldOut.slice(0, SCORED_EXAMPLES)));
 
-  const limits = { maxInputTokens: recipe.inputTokens, maxTargetTokens: recipe.targetTokens };
-  const lengths = lengthsOf({ examples: data.train }, limits);
+  const limits = { input: recipe.inputTokens, target: recipe.targetTokens };
   const { padTokenId, decoderStartTokenId } = source.model;
-  const shape = { size: recipe.batchSize, inputLength: lengths.input, targetLength: lengths.target };
+  const { batches, ...shares } = trainingData(data.train, shuffledOrder(data.train.length, SEED), {
+    batching: "padded",
+    size: recipe.batchSize,
+    limits,
+    seed: SEED,
+    padTokenId,
+    decoderStartTokenId,
+  });
   const run = await Run.open(device, source, runSettings(recipe), {
-    inference: lengths,
+    inference: lengthsOf(data.train, limits),
     training: {
       plan: { selection: { preset: "all", add: [], remove: [] }, optimizerState: "keep", routerLosses: "keep" },
-      lengths,
-      batches: trainingBatches(data.train, { ...shape, padTokenId, decoderStartTokenId }, SEED),
-      data: { examples: data.train.length, truncatedInputs: 0, truncatedTargets: 0 },
+      batches,
+      data: { examples: data.train.length, truncatedInputs: 0, truncatedTargets: 0, ...shares },
     },
   });
   await source.checkpoint.close();

@@ -7,7 +7,7 @@ export interface AttentionInputs {
   q: ArrayLike<number>; // [batch, queryLength, heads, headDim]
   k: ArrayLike<number>; // [batch, keyLength, kvHeads, headDim]
   v: ArrayLike<number>; // like k
-  keyMask?: ArrayLike<number>; // [batch, keyLength]
+  segments?: ArrayLike<number>; // [batch, …], by dims.segments
   bias?: ArrayLike<number>; // [buckets, heads]
   bucketOfDistance?: ArrayLike<number>;
   /** With dropout. */
@@ -55,15 +55,29 @@ function dot(a: ArrayLike<number>, aAt: number, b: ArrayLike<number>, bAt: numbe
   return sum;
 }
 
+/** Whether query i may see key j, by their segments and their order. */
+function visible({ queryLength, keyLength, causal, segments: layout }: AttentionDims, segments: ArrayLike<number>) {
+  return ({ b, i, j }: Pair): boolean => {
+    if (causal && j > i) return false;
+    if (layout === undefined) return true;
+    const row = b * (layout === "both" ? queryLength + keyLength : keyLength);
+    const querySegment = layout === "keys" ? 1 : segments[row + i];
+    const keySegment = segments[row + (layout === "both" ? queryLength : 0) + j];
+    return keySegment !== 0 && keySegment === querySegment;
+  };
+}
+
 /** Scores, softmax over the visible keys, dropout, weighted sum; 0 and −1e30 where a query sees no key. */
 export function attentionReference(inputs: AttentionInputs, dims: AttentionDims): AttentionForward {
   const { batch, heads, queryLength, keyLength, headDim, dropout } = dims;
-  const { q, k, v, keyMask, bias, bucketOfDistance, random } = inputs;
+  const { q, k, v, segments = [], bias, bucketOfDistance, random } = inputs;
   const rows = batch * heads * queryLength;
   const scores = new Float64Array(rows * keyLength).fill(Number.NEGATIVE_INFINITY);
   const largest = new Float64Array(rows).fill(-1e30);
-  forEachPair(dims, ({ b, h, i, j, row, pair, queryAt, keyAt }) => {
-    if ((keyMask && !keyMask[b * keyLength + j]) || (dims.causal && j > i)) return;
+  const sees = visible(dims, segments);
+  forEachPair(dims, (at) => {
+    const { h, i, j, row, pair, queryAt, keyAt } = at;
+    if (!sees(at)) return;
     const offset = bias && bucketOfDistance ? bias[bucketOfDistance[j - i + queryLength - 1] * heads + h] : 0;
     scores[pair] = dims.scale * dot(q, queryAt, k, keyAt, headDim) + offset;
     largest[row] = Math.max(largest[row], scores[pair]);

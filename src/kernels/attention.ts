@@ -2,7 +2,7 @@
 // (Milakov and Gimelshein 2018; FlashAttention), and leaves the log-sum-exp from which the backward pass recomputes
 // every probability.
 //
-//   score[i,j] = scale · q_i·k_j + bias[bucket(j - i), head]     visible: keyMask[b,j] and, when causal, j ≤ i
+//   score[i,j] = scale · q_i·k_j + bias[bucket(j - i), head]     visible: of i's segment and, when causal, j ≤ i
 //   out_i      = Σ_j dropout(softmax_j(score[i,·])) · v_j
 // q, out: [batch · queryLength, heads · headDim], k, v: [batch · keyLength, kvHeads · headDim], f32. T5 has scale 1 and
 // a bias; grouped-query attention has kvHeads < heads. A query that sees no key gives 0, and no gradient.
@@ -41,7 +41,7 @@ export {
   attentionRowStatistics,
 } from "./attention_backward.ts";
 export { distanceBias, type RelativeBucketOptions, relativeBuckets } from "./attention_relative.ts";
-export type { AttentionDims, AttentionOptionalBuffers } from "./attention_wgsl.ts";
+export type { AttentionDims, AttentionOptionalBuffers, SegmentLayout } from "./attention_wgsl.ts";
 
 function forwardKernel(v: AttentionVariant) {
   const type = vectorType(v);
@@ -49,7 +49,7 @@ function forwardKernel(v: AttentionVariant) {
   const eachRow = (text: (r: number) => string) => repeat(rows, text);
   const body = eachRow(
     (r) => /* wgsl */ `
-    if (sees(row + ${r}u, j)) {
+    if (segment == segment${r} && sees(row + ${r}u, j)) {
       ${dotProduct(v, "product", `q${r}`, "k_row")}
       let s = score(product, h, row + ${r}u, j);
       if (s > largest${r}) { // the running sums are relative to the largest score so far
@@ -82,7 +82,9 @@ ${entry("heads", "query_length")}
 ${eachRow(
   (r) => /* wgsl */ `
   // A row past the end reads the last row and writes nothing.
-  let at${r} = query_at(b, h, min(row + ${r}u, params.query_length - 1u));
+  let i${r} = min(row + ${r}u, params.query_length - 1u);
+  let at${r} = query_at(b, h, i${r});
+  let segment${r} = owned(query_segment(b, i${r}));
   var q${r}: Registers;
   var out${r}: Registers;
   ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}];`)}
@@ -90,7 +92,7 @@ ${eachRow(
   var sum${r} = 0.0;`,
 )}
   let key_end = select(params.key_length, min(params.key_length, block + BLOCK), params.causal != 0u);
-${walk(v, { index: "j", begin: "0u", end: "key_end", at: "key_at(b, kv_h, j)", first: "k", second: "v", skip: "key_hidden(b, j)", body })}
+${walk(v, { index: "j", begin: "0u", end: "key_end", at: "key_at(b, kv_h, j)", first: "k", second: "v", segment: "key_segment(b, j)", body })}
 ${eachRow(
   (r) => /* wgsl */ `
   if (row + ${r}u < params.query_length) {
@@ -107,8 +109,8 @@ ${eachRow(
 /**
  * Writes out, shaped like q, and logSumExp [batch, heads, queryLength] f32 (-1e30 where a query sees no key; scores
  * must lie above that). Dropout's element index is ((b·heads + h)·queryLength + i)·keyLength + j.
- * @throws RangeError for a head dimension outside 1..256 or kvHeads that do not divide heads; TypeError when the bias
- * or the step scalars are missing.
+ * @throws RangeError for a head dimension outside 1..256 or kvHeads that do not divide heads; TypeError when
+ * segments, bias or step scalars are missing.
  */
 export function attention<T>(
   buffers: { q: T; k: T; v: T; out: T; logSumExp: T } & AttentionOptionalBuffers<T>,

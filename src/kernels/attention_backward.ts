@@ -115,7 +115,7 @@ function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
   const forBias = (text: string) => (sums === "bias" ? text : "");
   const body = eachRow(
     (r) => /* wgsl */ `
-    if (sees(row + ${r}u, j)) {
+    if (segment == segment${r} && sees(row + ${r}u, j)) {
       ${dotProduct(v, "product", `q${r}`, "k_row")}
       let p = exp(score(product, h, row + ${r}u, j) - statistics${r}.x);
       ${dotProduct(v, "dp", `d_out${r}`, "v_row")}
@@ -146,6 +146,7 @@ ${eachRow(
   // A row past the end reads the last row and writes nothing.
   let i${r} = min(row + ${r}u, params.query_length - 1u);
   let at${r} = query_at(b, h, i${r});
+  let segment${r} = owned(query_segment(b, i${r}));
   var q${r}: Registers;
   var d_out${r}: Registers;
   ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}]; d_out${r}[${d}] = d_out[at${r} + ${d}];`)}
@@ -153,7 +154,7 @@ ${eachRow(
   let statistics${r} = row_statistics[(b * params.heads + h) * params.query_length + i${r}];`,
 )}
   let key_end = select(params.key_length, min(params.key_length, block + BLOCK), params.causal != 0u);
-${walk(v, { index: "j", begin: "0u", end: "key_end", at: "key_at(b, kv_h, j)", first: "k", second: "v", skip: "key_hidden(b, j)", body })}
+${walk(v, { index: "j", begin: "0u", end: "key_end", at: "key_at(b, kv_h, j)", first: "k", second: "v", segment: "key_segment(b, j)", body })}
 ${forQuery(
   eachRow(
     (r) => /* wgsl */ `
@@ -189,7 +190,7 @@ function keyValueKernel(v: AttentionVariant) {
   const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
   const body = eachRow(
     (r) => /* wgsl */ `
-    if (visible${r} && sees(i, row + ${r}u)) {
+    if (segment == segment${r} && sees(i, row + ${r}u)) {
       ${dotProduct(v, "product", "q_row", `k${r}`)}
       let p = exp(score(product, query_h, i, row + ${r}u) - statistics.x);
       ${dotProduct(v, "dp", "d_out_row", `v${r}`)}
@@ -213,7 +214,7 @@ function keyValueKernel(v: AttentionVariant) {
     at: "query_at(b, query_h, i)",
     first: "q",
     second: "d_out",
-    skip: "false",
+    segment: "query_segment(b, i)",
     body: /* wgsl */ `
     let statistics = row_statistics[head * params.query_length + i];
     ${body}`,
@@ -227,7 +228,7 @@ ${entry("kv_heads", "key_length")}
 ${eachRow(
   (r) => /* wgsl */ `
   let j${r} = min(row + ${r}u, params.key_length - 1u);
-  let visible${r} = row + ${r}u < params.key_length && !key_hidden(b, j${r});
+  let segment${r} = select(NOBODY, owned(key_segment(b, j${r})), row + ${r}u < params.key_length);
   let at${r} = key_at(b, h, j${r});
   var k${r}: Registers;
   var v${r}: Registers;

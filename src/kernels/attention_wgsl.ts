@@ -1,5 +1,5 @@
 // The parts that the attention kernels share. Each kernel is generated for a head dimension, which fixes its register
-// arrays, and for what the call has: key mask, relative bias, dropout.
+// arrays, and for what the call has: segments, relative bias, dropout.
 //
 // A thread owns a few rows of one side (queries, or keys) and walks all rows of the other. `software` reads the walked
 // rows from storage; each load serves all rows the thread owns. `hardware` stages tiles of them in workgroup memory,
@@ -25,14 +25,25 @@ export interface AttentionDims {
   readonly causal: boolean;
   /** Rows of the relative bias table; 0 without one. */
   readonly buckets: number;
+  /** Whose segments a row of the buffer `segments` holds; absent: every key is visible. */
+  readonly segments?: SegmentLayout;
   /** Dropout of the probabilities; `use` names this site's random numbers. */
   readonly dropout?: { readonly rate: number; readonly use: number };
 }
 
+/**
+ * Segments tell apart what shares a row: 0 is padding, n ≥ 1 the row's n-th example. A query sees the keys of its own
+ * segment; padding is seen by nobody. A row of `segments` holds
+ * - `keys`: [keyLength]; every query is of segment 1, so this is a key mask
+ * - `shared`: [queryLength]; queries and keys are the same tokens
+ * - `both`: [queryLength + keyLength], the queries' first: in one buffer, because adapters may allow only ten in a kernel
+ */
+export type SegmentLayout = "keys" | "shared" | "both";
+
 /** What may stand beside q, k and v. */
 export interface AttentionOptionalBuffers<T> {
-  /** [batch, keyLength] u32, 1 = visible. */
-  readonly keyMask?: T;
+  /** [batch, …] u32, see {@link SegmentLayout}; with dims.segments. */
+  readonly segments?: T;
   /** [queryLength + keyLength - 1, heads] f32: the bias of each distance, from `distanceBias`; when dims.buckets > 0. */
   readonly distanceBias?: T;
   /** Step scalars; with dropout. */
@@ -43,7 +54,7 @@ export interface AttentionOptionalBuffers<T> {
 export interface AttentionVariant {
   readonly target: KernelTarget;
   readonly headDim: number;
-  readonly masked: boolean;
+  readonly segments: SegmentLayout | undefined;
   readonly biased: boolean;
   readonly dropout: boolean;
 }
@@ -53,23 +64,27 @@ export function variantOf<T>(
   dims: AttentionDims,
   target: KernelTarget,
 ): AttentionVariant {
-  const { headDim, heads, kvHeads, buckets } = dims;
+  const { headDim, heads, kvHeads, buckets, segments } = dims;
   if (!(headDim >= 1 && headDim <= 256)) throw new RangeError(`head dimension must be 1 to 256, got ${headDim}`);
   if (heads % kvHeads !== 0) throw new RangeError(`${kvHeads} key/value heads do not divide ${heads} heads`);
-  const needed = [...(buckets > 0 ? (["distanceBias"] as const) : []), ...(dims.dropout ? (["step"] as const) : [])];
+  const needed = [
+    ...(segments ? (["segments"] as const) : []),
+    ...(buckets > 0 ? (["distanceBias"] as const) : []),
+    ...(dims.dropout ? (["step"] as const) : []),
+  ];
   for (const name of needed) if (buffers[name] === undefined) throw new TypeError(`attention needs the buffer ${name}`);
   return {
     target,
     headDim,
-    masked: buffers.keyMask !== undefined,
+    segments,
     biased: buckets > 0,
     dropout: dims.dropout !== undefined,
   };
 }
 
-/** e.g. `d64_masked_biased_software`: the second half of a kernel's name. */
+/** e.g. `d64_shared_segments_biased_software`: the second half of a kernel's name. */
 export const variantName = (v: AttentionVariant): string =>
-  [`d${v.headDim}`, v.masked && "masked", v.biased && "biased", v.dropout && "dropout", v.target]
+  [`d${v.headDim}`, v.segments && `${v.segments}_segments`, v.biased && "biased", v.dropout && "dropout", v.target]
     .filter(Boolean)
     .join("_");
 
@@ -114,7 +129,7 @@ export const paramsOf = (dims: AttentionDims): Record<keyof typeof PARAMS, numbe
 
 /** Declarations of the optional buffers that a variant binds. */
 export const optionalDeclarations = (v: AttentionVariant): Record<string, BufferDeclaration> => ({
-  ...(v.masked ? { key_mask: read("u32") } : {}),
+  ...(v.segments ? { segments: read("u32") } : {}),
   ...(v.biased ? { distance_bias: read("f32") } : {}),
   ...(v.dropout ? { step: { access: "read", type: "StepScalars" } } : {}),
 });
@@ -122,7 +137,7 @@ export const optionalDeclarations = (v: AttentionVariant): Record<string, Buffer
 /** The same for a call: the buffers themselves. */
 export function optionalBuffers<T>(v: AttentionVariant, buffers: AttentionOptionalBuffers<T>): Record<string, T> {
   const bound: Record<string, T> = {};
-  if (v.masked) bound.key_mask = buffers.keyMask!;
+  if (v.segments) bound.segments = buffers.segments!;
   if (v.biased) bound.distance_bias = buffers.distanceBias!;
   if (v.dropout) bound.step = buffers.step!;
   return bound;
@@ -149,6 +164,21 @@ export function dotProduct(v: AttentionVariant, name: string, a: string, b: stri
   return `var ${name} = 0.0; ${each(v, (d) => `${name} += ${product(d)};`)}`;
 }
 
+/**
+ * WGSL of the segment of each query and key. What a thread owns has its padding marked as NOBODY's, so that owned and
+ * walked padding differ: two rows see each other where their segments are equal.
+ */
+function segmentFunctions({ segments }: AttentionVariant): string {
+  const row = segments === "both" ? "b * (params.query_length + params.key_length)" : "b * params.key_length";
+  const query = segments === undefined || segments === "keys" ? "1u" : `segments[${row} + i]`;
+  const key = `segments[${row} + ${segments === "both" ? "params.query_length + " : ""}j]`;
+  return /* wgsl */ `
+const NOBODY = 0xffffffffu;
+fn query_segment(b: u32, i: u32) -> u32 { return ${query}; }
+fn key_segment(b: u32, j: u32) -> u32 { return ${segments === undefined ? "1u" : key}; }
+fn owned(segment: u32) -> u32 { return select(segment, NOBODY, segment == 0u); }`;
+}
+
 /** Constants, indices and the element-wise functions of the scores. */
 export const common = (v: AttentionVariant): string => /* wgsl */ `${LINEAR_INDEX}
 ${v.dropout ? STEP_SCALARS + PHILOX : ""}
@@ -162,7 +192,7 @@ alias Registers = array<${vectorType(v)}, VECTORS>;
 fn query_at(b: u32, h: u32, i: u32) -> u32 { return ((b * params.query_length + i) * params.heads + h) * VECTORS; }
 fn key_at(b: u32, h: u32, j: u32) -> u32 { return ((b * params.key_length + j) * params.kv_heads + h) * VECTORS; }
 
-fn key_hidden(b: u32, j: u32) -> bool { return ${v.masked ? "key_mask[b * params.key_length + j] == 0u" : "false"}; }
+${segmentFunctions(v)}
 fn sees(i: u32, j: u32) -> bool { return i < params.query_length && (params.causal == 0u || j <= i); }
 fn score(dot: f32, h: u32, i: u32, j: u32) -> f32 {
   return dot * params.scale${v.biased ? " + distance_bias[(j + params.query_length - 1u - i) * params.heads + h]" : ""};
@@ -201,8 +231,9 @@ var<workgroup> second_tile: array<${vectorType(v)}, TILE * VECTORS>;
 
 /**
  * The loop over the other side's rows `begin <= index < end`. In `body` the row's registers are `<first>_row` and
- * `<second>_row`, after their buffers. `at` is the WGSL expression of the row's first vector; begin and end are the
- * same for the whole workgroup. `skip` is a condition on which a row is passed over.
+ * `<second>_row`, after their buffers, and its segment is `segment`. `at` and `segment` are the WGSL expressions of the
+ * row's first vector and of its segment; begin and end are the same for the whole workgroup. A row of none of the
+ * segments of the rows that the thread owns, `segment0` …, is passed over.
  */
 export function walk(
   v: AttentionVariant,
@@ -213,17 +244,19 @@ export function walk(
     at: string;
     first: string;
     second: string;
-    skip: string;
+    segment: string;
     body: string;
   },
 ): string {
-  const { index, begin, end, at, first, second, skip, body } = loop;
+  const { index, begin, end, at, first, second, segment, body } = loop;
+  const passOver = /* wgsl */ `
+    let segment = ${segment};
+    if (${repeat(ownedRows(v), (r) => `segment != segment${r}`, " && ")}) { continue; }`;
   const load = (from: string, buffer: string) =>
     `var ${buffer}_row: Registers; ${each(v, (d) => `${buffer}_row[${d}] = ${from}[at + ${d}];`)}`;
   if (v.target === "software")
     return /* wgsl */ `
-  for (var ${index} = ${begin}; ${index} < ${end}; ${index}++) {
-    if (${skip}) { continue; }
+  for (var ${index} = ${begin}; ${index} < ${end}; ${index}++) {${passOver}
     let at = ${at};
     ${load(first, first)}
     ${load(second, second)}
@@ -240,8 +273,7 @@ export function walk(
       second_tile[x] = ${second}[at];
     }
     workgroupBarrier();
-    for (var ${index} = tile_begin; ${index} < tile_end; ${index}++) {
-      if (${skip}) { continue; }
+    for (var ${index} = tile_begin; ${index} < tile_end; ${index}++) {${passOver}
       let at = (${index} - tile_begin) * VECTORS;
       ${load("first_tile", first)}
       ${load("second_tile", second)}

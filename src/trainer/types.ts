@@ -140,6 +140,9 @@ export interface LossOptions {
   readonly labelSmoothing?: number;
 }
 
+/** How examples of different lengths share batches: see data/batching.ts. */
+export type Batching = "padded" | "packed" | "bucketed";
+
 export interface AdamW {
   readonly kind: "adamw";
   readonly beta1: number;
@@ -194,7 +197,10 @@ export interface RunConfig {
   readonly trainFile: string;
   readonly validationFile?: string;
   readonly steps: number;
+  /** Rows of a batch. */
   readonly batchSize: number;
+  /** With packed batches, rows of `maxInputTokens` and `maxTargetTokens`. Default: `padded`. */
+  readonly batching?: Batching;
   /** Batches whose gradients make one optimizer step. Default: 1. */
   readonly accumulationSteps?: number;
   readonly maxInputTokens: number;
@@ -358,6 +364,25 @@ export interface GroupDescription {
   readonly bytes: number;
 }
 
+/** What the training data turned out to be. */
+export interface DataStatistics {
+  readonly examples: number;
+  readonly truncatedInputs: number;
+  readonly truncatedTargets: number;
+  /** Share of the positions of batches, input and target, that hold no token. */
+  readonly padding: number;
+  /** Each longer than the one before. */
+  readonly shapes: readonly TrainingShape[];
+}
+
+/** Lengths of the rows of training batches. */
+export interface TrainingShape {
+  readonly input: number;
+  readonly target: number;
+  /** The share of the batches that have it. */
+  readonly share: number;
+}
+
 /**
  * A run in progress on the device. Methods are called one at a time, except that `trainStep` may be called again while
  * one earlier step is in flight.
@@ -371,8 +396,7 @@ export interface TrainingRun {
   readonly trainable: readonly MatchedTensor[];
   /** Kernels of a training step and how often it dispatches each. */
   readonly kernels: ReadonlyMap<string, number>;
-  /** Tokens, truncations, padding of the training data. */
-  readonly data: { readonly examples: number; readonly truncatedInputs: number; readonly truncatedTargets: number };
+  readonly data: DataStatistics;
   /** One optimizer step. */
   trainStep(): Promise<StepMetrics>;
   /** Dry run: throws InputError when a selector matches nothing. */

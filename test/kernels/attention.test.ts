@@ -40,8 +40,10 @@ interface Case {
   headDim: number;
   scale?: number;
   causal?: boolean;
-  /** Share of keys hidden. */
+  /** Share of keys hidden, under layout `keys`. */
   hidden?: number;
+  /** Rows of several examples of random lengths, some padding before one of them and some at the end. */
+  packed?: "shared" | "both";
   buckets?: number;
   rate?: number;
 }
@@ -63,6 +65,38 @@ const cases: Case[] = [
     causal: true,
     hidden: 0.3,
   },
+  {
+    what: "packed rows, causal, biased, dropout",
+    batch: 3,
+    heads: 2,
+    queryLength: 41,
+    keyLength: 41,
+    headDim: 8,
+    causal: true,
+    packed: "shared",
+    buckets: 8,
+    rate: 0.2,
+  },
+  {
+    what: "packed rows, both ways",
+    batch: 2,
+    queryLength: 70,
+    keyLength: 70,
+    headDim: 16,
+    packed: "shared",
+    buckets: 6,
+  },
+  {
+    what: "packed rows against packed keys, grouped queries",
+    batch: 3,
+    heads: 4,
+    kvHeads: 2,
+    queryLength: 19,
+    keyLength: 45,
+    headDim: 4,
+    packed: "both",
+    rate: 0.1,
+  },
   { what: "dropout, keys in fours", heads: 2, queryLength: 18, keyLength: 20, headDim: 4, rate: 0.3 },
   {
     what: "everything at once",
@@ -81,6 +115,16 @@ const cases: Case[] = [
   { what: "a head too large to unroll", queryLength: 3, keyLength: 11, headDim: 132, scale: 0.09 },
 ];
 
+/** Segment ids of one row: examples 1, 2, 3 of lengths that leave a sixth of it, half of that between 1 and 2. */
+function packedRow(length: number, random: () => number): number[] {
+  const gap = Math.floor(length / 12);
+  const first = 1 + Math.floor((random() * length) / 3);
+  const second = 1 + Math.floor((random() * length) / 3);
+  const third = Math.max(0, length - 2 * gap - first - second);
+  const parts = [first, gap, second, third].flatMap((n, part) => new Array<number>(n).fill([1, 0, 2, 3][part]));
+  return [...parts, ...new Array<number>(length).fill(0)].slice(0, length);
+}
+
 const largest = (x: ArrayLike<number>): number => Array.from(x).reduce((m, value) => Math.max(m, Math.abs(value)), 0);
 
 /** The largest Σ_d |a·b| over rows of a and b: what rounding in a dot product scales with. */
@@ -96,7 +140,7 @@ function largestProduct(a: Float32Array, b: Float32Array, headDim: number): numb
 for (const target of ["software", "hardware"] as KernelTarget[])
   for (const given of cases) {
     test(`forward and gradients agree with float64: ${given.what} (${target})`, async () => {
-      const { hidden = 0, rate } = given;
+      const { hidden = 0, packed, rate } = given;
       const dims: AttentionDims = {
         batch: 1,
         heads: 1,
@@ -105,6 +149,7 @@ for (const target of ["software", "hardware"] as KernelTarget[])
         buckets: 0,
         ...given,
         kvHeads: given.kvHeads ?? given.heads ?? 1,
+        segments: packed ?? (hidden > 0 ? "keys" : undefined),
         dropout: rate === undefined ? undefined : { rate, use: 9 },
       };
       const { batch, heads, kvHeads, queryLength, keyLength, headDim, scale, buckets } = dims;
@@ -117,7 +162,13 @@ for (const target of ["software", "hardware"] as KernelTarget[])
         k: uniform(keys, 1, random),
         v: uniform(keys, 1, random),
         dOut: uniform(queries, 1, random),
-        keyMask: Uint32Array.from({ length: batch * keyLength }, () => Number(random() >= hidden)),
+        segments: Uint32Array.from(
+          Array.from({ length: batch }, () => {
+            if (packed === undefined) return Array.from({ length: keyLength }, () => Number(random() >= hidden));
+            const keySegments = packedRow(keyLength, random);
+            return packed === "both" ? [...packedRow(queryLength, random), ...keySegments] : keySegments;
+          }).flat(),
+        ),
         bias: uniform(Math.max(buckets * heads, 1), 1, random),
         bucketOfDistance: relativeBuckets(queryLength, keyLength, {
           buckets: Math.max(buckets, 4),
@@ -126,7 +177,6 @@ for (const target of ["software", "hardware"] as KernelTarget[])
         }),
         step,
       };
-      const masked = hidden > 0;
       const out = await runTwice({
         buffers: {
           ...inputs,
@@ -140,9 +190,9 @@ for (const target of ["software", "hardware"] as KernelTarget[])
           scratch: floatOutput(attentionBiasGradientScratch(dims)),
           dBias: floatOutput(buckets * heads),
         },
-        commands: ({ keyMask, bias: table, distanceBias: byDistance, step: scalars, ...b }) => {
+        commands: ({ segments, bias: table, distanceBias: byDistance, step: scalars, ...b }) => {
           const optional = {
-            keyMask: masked ? keyMask : undefined,
+            segments: dims.segments && segments,
             distanceBias: buckets > 0 ? byDistance : undefined,
             step: rate === undefined ? undefined : scalars,
           };
@@ -160,7 +210,6 @@ for (const target of ["software", "hardware"] as KernelTarget[])
 
       const reference: AttentionInputs = {
         ...inputs,
-        keyMask: masked ? inputs.keyMask : undefined,
         bias: buckets > 0 ? inputs.bias : undefined,
         bucketOfDistance: buckets > 0 ? inputs.bucketOfDistance : undefined,
         random: { seed: SEED, step: STEP },
@@ -223,6 +272,7 @@ for (const target of ["software", "hardware"] as KernelTarget[])
       scale: 1,
       causal: false,
       buckets: 0,
+      segments: "keys" as const,
     };
     const random = randomNumbers(1);
     const out = await runTwice({
@@ -231,7 +281,7 @@ for (const target of ["software", "hardware"] as KernelTarget[])
         k: uniform(12, 1, random),
         v: uniform(12, 1, random),
         dOut: uniform(8, 1, random),
-        keyMask: new Uint32Array(3),
+        segments: new Uint32Array(3),
         out: floatOutput(8),
         logSumExp: floatOutput(2),
         rowStatistics: floatOutput(4),

@@ -137,7 +137,13 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       },
       trainable: [FAKE_TENSOR],
       kernels: new Map([["fake_kernel", 1]]),
-      data: { examples: 5, truncatedInputs: 1, truncatedTargets: 0 },
+      data: {
+        examples: 5,
+        truncatedInputs: 1,
+        truncatedTargets: 0,
+        padding: 0.25,
+        shapes: [{ input: 8, target: 4, share: 1 }],
+      },
       onRoutes: undefined,
       async trainStep(): Promise<StepMetrics> {
         if (busy) throw new Error("a step overlaps another call");

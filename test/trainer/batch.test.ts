@@ -7,9 +7,9 @@ import {
   IGNORED_LABEL,
   NO_EXAMPLE,
   sequentialBatches,
-  trainingBatches,
 } from "../../src/trainer/data/batches.ts";
 import type { EncodedExample } from "../../src/trainer/data/dataset.ts";
+import { paddedBatches, shuffledOrder } from "../../src/trainer/data/order.ts";
 import { randomPermutation } from "../../src/trainer/data/random.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
 
@@ -27,7 +27,7 @@ const ignored = IGNORED_LABEL;
 test("pads rows, shifts labels right and counts what is learnt", () => {
   const [batch] = sequentialBatches(examples.slice(0, 3), { ...shape, size: 4 });
   assert.equal([...batch.inputIds], [10, 9, 9, 11, 11, 9, 12, 12, 12, 9, 9, 9]);
-  assert.equal([...batch.inputMask], [1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 0]);
+  assert.equal([...batch.inputSegments], [1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0, 0]);
   assert.equal(
     [...batch.labels],
     [20, ignored, ignored, 21, 21, ignored, 22, ignored, ignored, ignored, ignored, ignored],
@@ -46,11 +46,11 @@ test("labels ignored inside a row become the pad id in the decoder's input, and 
   const [size, targetLength] = file.tensors.get("labels")!.shape;
   const [, inputLength] = file.tensors.get("input_ids")!.shape;
   const inputIds = Uint32Array.from((await file.read("input_ids")) as Int32Array);
-  const inputMask = Uint32Array.from((await file.read("attention_mask")) as Int32Array);
+  const inputSegments = Uint32Array.from((await file.read("attention_mask")) as Int32Array);
   await file.close();
   const exampleIds = Uint32Array.from({ length: size }, (_, i) => i);
   const batch = completeBatch(
-    { inputIds, inputMask, labels, exampleIds },
+    { inputIds, inputSegments, labels, exampleIds },
     { size, inputLength, targetLength, padTokenId: 0, decoderStartTokenId: 0 },
   );
   const ignoredLabels = labels.filter((label) => label === IGNORED_LABEL).length;
@@ -68,7 +68,7 @@ test("labels ignored inside a row become the pad id in the decoder's input, and 
 
 const idsOf = (batches: Iterable<Batch>): number[] => [...batches].flatMap((batch) => [...batch.exampleIds]);
 const firstSteps = (seed: number, steps: number, from = examples): Batch[] => {
-  const { batchAt } = trainingBatches(from, shape, seed);
+  const { batchAt } = paddedBatches(from, shuffledOrder(from.length, seed), shape);
   return Array.from({ length: steps }, (_, step) => batchAt(step));
 };
 
@@ -81,7 +81,7 @@ test("every epoch holds every example once, in another order; batches reach acro
 
 test("a batch follows from seed and step alone", () => {
   const steps = firstSteps(5, 8);
-  const { batchAt } = trainingBatches(examples, shape, 5);
+  const { batchAt } = paddedBatches(examples, shuffledOrder(examples.length, 5), shape);
   for (const step of [7, 0, 3, 2, 7]) assert.equal(batchAt(step), steps[step]);
   assert.not.equal(idsOf(firstSteps(6, 8)), idsOf(steps));
   // Seeds that differ only above 32 bits are different seeds.
@@ -115,9 +115,9 @@ test("evaluation sees every example once, in order, and empty rows have no loss"
   const batches = [...sequentialBatches(examples, shape)];
   assert.is(batches.length, 3);
   assert.equal(idsOf(batches), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, NO_EXAMPLE, NO_EXAMPLE]);
-  const { labels, inputMask, decoderMask, size, targetLength, inputLength } = batches[2];
+  const { labels, inputSegments, decoderMask, size, targetLength, inputLength } = batches[2];
   assert.ok(labels.subarray(2 * targetLength).every((label) => label === IGNORED_LABEL));
-  assert.ok(inputMask.subarray(2 * inputLength).every((bit) => bit === 0));
+  assert.ok(inputSegments.subarray(2 * inputLength).every((bit) => bit === 0));
   assert.ok(decoderMask.subarray(2 * targetLength).every((bit) => bit === 0));
   assert.is(labels.length, size * targetLength);
 });

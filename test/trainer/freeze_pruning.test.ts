@@ -27,6 +27,7 @@ const options = {
   },
   losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
   lossGradient: true,
+  packed: false,
   accumulationSteps: 1,
 } as const;
 

@@ -30,7 +30,7 @@ function batchOf(run: Run, labels?: readonly (readonly number[])[]): Batch {
   const { padTokenId, decoderStartTokenId } = run.source.model;
   const content = {
     inputIds: Uint32Array.from({ length: SIZE * input }, (_, i) => (real(i) ? 2 + ((i * 11) % 35) : padTokenId)),
-    inputMask: Uint32Array.from({ length: SIZE * input }, (_, i) => Number(real(i))),
+    inputSegments: Uint32Array.from({ length: SIZE * input }, (_, i) => Number(real(i))),
     labels: Int32Array.from(
       { length: SIZE * target },
       (_, i) => labels?.[Math.floor(i / target)]?.[i % target] ?? IGNORED_LABEL,

@@ -48,6 +48,7 @@ function trainingGraph(selection: Partial<TrainableSelection> = { preset: "all" 
       routing: { ...DROPLESS, jitter: 0.1 },
       losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
       lossGradient: true,
+      packed: false,
       accumulationSteps: 1,
     },
     { kind: "sgd", momentum: 0, weightDecay: 0 },

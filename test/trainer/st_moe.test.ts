@@ -116,6 +116,7 @@ function kernels(changes: Partial<BuildOptions>, selection: { preset: "all" | "f
     routing,
     losses,
     lossGradient: true,
+    packed: false,
     accumulationSteps: 1,
     ...changes,
   };

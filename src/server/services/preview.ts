@@ -6,9 +6,10 @@ import {
   type PreviewBatchesResponse,
   PreviewBatchesResponseSchema,
 } from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
-import { trainingBatches } from "../../trainer/data/batches.ts";
+import { trainingData } from "../../trainer/data/batching.ts";
 import { encodeDataset } from "../../trainer/data/dataset.ts";
 import { parseJsonl } from "../../trainer/data/jsonl.ts";
+import { shuffledOrder } from "../../trainer/data/order.ts";
 import { loadTokenizer } from "../../trainer/data/tokenizer.ts";
 import { InputError } from "../../trainer/types.ts";
 import type { Core } from "../core.ts";
@@ -67,14 +68,15 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
       };
     };
     const decoderStartTokenId = setting("decoder_start_token_id", padTokenId);
-    const shape = {
+    const seed = Number(request.seed);
+    const { batches } = trainingData(encoded.examples, shuffledOrder(encoded.examples.length, seed), {
+      batching: "padded",
       size: Number(request.batchSize || 16n),
-      inputLength,
-      targetLength,
+      limits: { input: inputLength, target: targetLength },
+      seed,
       padTokenId,
       decoderStartTokenId,
-    };
-    const batches = trainingBatches(encoded.examples, shape, Number(request.seed));
+    });
     const first = Number(request.firstStep);
     return create(PreviewBatchesResponseSchema, {
       batches: Array.from({ length: Number(request.batches || 1n) }, (_, index) => ({

@@ -35,7 +35,7 @@ export async function planModel(
   const lengths = { input: Number(target.maxInputTokens), target: Number(target.maxTargetTokens) };
   const price = (priced: TrainablePlan) => {
     const trainable = resolveTrainable(model.parameters, priced.selection, "plan.selection");
-    const training = { plan: priced, trainable, lengths };
+    const training = { plan: priced, trainable, shapes: [{ ...lengths, share: 1 }] };
     const config = { ...options, batchSize: Number(target.batchSize) };
     return { trainable, cost: planPrograms({ model, capabilities, config, training, inference: lengths }).cost };
   };

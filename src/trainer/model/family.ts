@@ -15,6 +15,8 @@ export interface BuildOptions {
   readonly batch: number;
   readonly inputLength: number;
   readonly targetLength: number;
+  /** Whether a row may hold several examples, told apart by segments. */
+  readonly packed: boolean;
   /** Training: dropout, jitter and the training capacity are on, and gradients are taken. */
   readonly train: boolean;
   readonly dropout: number;

@@ -67,7 +67,7 @@ async function readBatch(directory: string): Promise<Batch> {
     const targetLength = file.tensors.get("labels")!.shape[1];
     const content = {
       inputIds: Uint32Array.from(await integers(file, "input_ids")),
-      inputMask: Uint32Array.from(await integers(file, "attention_mask")),
+      inputSegments: Uint32Array.from(await integers(file, "attention_mask")),
       labels: await integers(file, "labels"),
       exampleIds: Uint32Array.from({ length: size }, (_, row) => row),
     };
@@ -100,6 +100,7 @@ async function forwardAndGradients(
     batch: batch.size,
     inputLength: batch.inputLength,
     targetLength: batch.targetLength,
+    packed: false,
     train: true,
     dropout: 0,
     expertDropout: 0,
@@ -266,9 +267,14 @@ async function strategySteps(
   const run = await Run.open(device, source, settingsOf(batch, info), {
     training: {
       plan,
-      lengths,
       batches: { batchAt: () => batch },
-      data: { examples: batch.size, truncatedInputs: 0, truncatedTargets: 0 },
+      data: {
+        examples: batch.size,
+        truncatedInputs: 0,
+        truncatedTargets: 0,
+        padding: 0,
+        shapes: [{ ...lengths, share: 1 }],
+      },
     },
     inference: lengths,
   });

@@ -28,14 +28,33 @@ export function uploadBatch(
     set(`${name}_order`, () => tokenOrder);
     set(`${name}_row_start`, () => rowStart);
   };
-  const routed = (mask: Uint32Array<ArrayBuffer>) =>
-    options.routePadding ? new Uint32Array(mask.length).fill(1) : mask;
+  const routed = (real: Uint32Array<ArrayBuffer>) =>
+    real.map((segment) => Number(options.routePadding || segment !== 0));
 
   lookup("decoder", batch.decoderInputIds);
   set("decoder_routed", () => routed(batch.decoderMask));
   set("labels", () => batch.labels);
   if (options.part === "decoder") return;
   lookup("input", batch.inputIds);
-  set("input_mask", () => batch.inputMask);
-  set("input_routed", () => routed(batch.inputMask));
+  set("input_segments", () => batch.inputSegments);
+  set("input_routed", () => routed(batch.inputSegments));
+  set("decoder_segments", () => batch.decoderSegments);
+  set("cross_segments", () => crossSegments(batch));
+}
+
+/** [B, T + S]: what cross-attention reads, a row's segments in the decoder and then those of its input. */
+function crossSegments({
+  size,
+  inputLength,
+  targetLength,
+  inputSegments,
+  decoderSegments,
+}: Batch): Uint32Array<ArrayBuffer> {
+  const length = targetLength + inputLength;
+  const both = new Uint32Array(size * length);
+  for (let row = 0; row < size; row++) {
+    both.set(decoderSegments.subarray(row * targetLength, (row + 1) * targetLength), row * length);
+    both.set(inputSegments.subarray(row * inputLength, (row + 1) * inputLength), row * length + targetLength);
+  }
+  return both;
 }

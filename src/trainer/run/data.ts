@@ -1,11 +1,13 @@
-// A run's data files as token ids, and the padded lengths they need.
+// A run's data files as token ids, and the batches and lengths that follow from them.
 
-import { trainingBatches } from "../data/batches.ts";
+import type { Lengths } from "../data/batches.ts";
+import { lengthsOf, trainingData } from "../data/batching.ts";
 import { type EncodedDataset, encodeDatasetInSlices } from "../data/dataset.ts";
 import { parseExamples } from "../data/examples.ts";
+import { shuffledOrder } from "../data/order.ts";
 import type { OpenModel } from "../model/open.ts";
-import type { RunConfig } from "../types.ts";
-import { type Lengths, longest } from "./plan.ts";
+import { InputError, type Problem, type RunConfig } from "../types.ts";
+import { longest } from "./plan.ts";
 import type { TrainingInput } from "./run.ts";
 
 type Limits = Pick<RunConfig, "maxInputTokens" | "maxTargetTokens">;
@@ -18,38 +20,49 @@ export async function encodeFile(source: OpenModel, path: string, limits: Limits
   return encodeDatasetInSlices(await parseExamples(path), source.tokenizer, options);
 }
 
-/** Lengths are padded to a multiple of this, so that nearly equal data shares programs. */
-const LENGTH_STEP = 4;
+export const limitsOf = ({ maxInputTokens, maxTargetTokens }: Limits): Lengths => ({
+  input: maxInputTokens,
+  target: maxTargetTokens,
+});
 
-/** Lengths that hold every example, within the limits. */
-export function lengthsOf({ examples }: Pick<EncodedDataset, "examples">, limits: Limits): Lengths {
-  const padded = (tokens: number, limit: number) => Math.min(limit, Math.ceil(tokens / LENGTH_STEP) * LENGTH_STEP);
-  const input = examples.reduce((n, e) => Math.max(n, e.inputIds.length), 1);
-  const target = examples.reduce((n, e) => Math.max(n, e.labels.length), 1);
-  return { input: padded(input, limits.maxInputTokens), target: padded(target, limits.maxTargetTokens) };
-}
-
-/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line or row numbers */
+/**
+ * What a run trains on, and the lengths its evaluations will need.
+ * @throws InputError with line or row numbers, and for routing that packed rows cannot have
+ */
 export async function openTrainingData(
   source: OpenModel,
   config: RunConfig,
 ): Promise<{ training: TrainingInput; inference: Lengths }> {
-  const data = await encodeFile(source, config.trainFile, config);
-  const lengths = lengthsOf(data, config);
+  const problems = packingProblems(config);
+  if (problems.length > 0) throw new InputError(problems);
+  const { examples, truncatedInputs, truncatedTargets } = await encodeFile(source, config.trainFile, config);
+  const limits = limitsOf(config);
+  const lengths = lengthsOf(examples, limits);
   const validation = config.validationFile && (await encodeFile(source, config.validationFile, config));
   const { padTokenId, decoderStartTokenId } = source.model;
-  const shape = { size: config.batchSize, inputLength: lengths.input, targetLength: lengths.target };
+  const { batching = "padded", batchSize: size, seed } = config;
+  const options = { batching, size, limits, seed, padTokenId, decoderStartTokenId };
+  const { batches, shapes, padding } = trainingData(examples, shuffledOrder(examples.length, seed), options);
   return {
     training: {
       plan: config.trainable,
-      lengths,
-      batches: trainingBatches(data.examples, { ...shape, padTokenId, decoderStartTokenId }, config.seed),
-      data: {
-        examples: data.examples.length,
-        truncatedInputs: data.truncatedInputs,
-        truncatedTargets: data.truncatedTargets,
-      },
+      batches,
+      data: { examples: examples.length, truncatedInputs, truncatedTargets, padding, shapes },
     },
-    inference: validation ? longest(lengths, lengthsOf(validation, config)) : lengths,
+    inference: validation ? longest(lengths, lengthsOf(validation.examples, limits)) : lengths,
   };
+}
+
+/** What of a routing supposes that a row is one example. */
+function packingProblems({ batching, routing }: Pick<RunConfig, "batching" | "routing">): Problem[] {
+  if (batching !== "packed") return [];
+  const problems: Problem[] = [];
+  if (routing.group === "sequence")
+    problems.push({ field: "routing.group", message: "`sequence` needs one example a row; packed rows hold several" });
+  if (routing.routePadding)
+    problems.push({
+      field: "routing.route_padding",
+      message: "reproduces models whose rows are padded; packed rows have hardly any padding",
+    });
+  return problems;
 }

@@ -1,6 +1,6 @@
-// The buffers of a run. Parameters, optimizer state and inputs belong to the run; activation slots are shared by its
-// programs, which run one after another: a program's largest slot is the pool's largest, and so on down. Gradients and
-// constants belong to the program that uses them.
+// The buffers of a run. Parameters, gradients, optimizer state and inputs belong to the run; activation slots are shared
+// by its programs, which run one after another: a program's largest slot is the pool's largest, and so on down. Constants
+// belong to the program that uses them.
 
 import type { Device } from "../../kernels/device/device.ts";
 import type { Command } from "../../kernels/kernel.ts";
@@ -49,8 +49,8 @@ const total = (tensors: Iterable<Tensor>): number => [...tensors].reduce((n, t) 
 /** What a run with these programs allocates; `stagingBytes` are its readback buffers. */
 export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): PlannedBytes {
   const parameter = total(graphs[0].graph.parameters.values());
-  const gradient = graphs.reduce((n, g) => n + g.memory.bytes.gradient, 0);
-  const optimizer = graphs.reduce((n, g) => n + g.memory.bytes.optimizer, 0);
+  const gradient = total(distinct(graphs, "gradient").values());
+  const optimizer = total(distinct(graphs, "optimizer").values());
   const activation = sharedSlots(graphs).reduce((n, bytes) => n + bytes, 0);
   const constants = graphs.reduce((n, g) => n + g.memory.bytes.constant + Math.max(16, g.uniformBytes), 0);
   const other = total(distinct(graphs, "input").values()) + constants + stagingBytes;
@@ -72,7 +72,7 @@ export interface RecordedGraph {
   readonly update?: Program;
   /** The buffer behind a tensor of this graph. */
   buffer(t: Tensor): GPUBuffer;
-  /** Frees what belongs to this program alone: gradients, constants, call parameters. */
+  /** Frees what belongs to this program alone: constants, call parameters. */
   destroy(): void;
 }
 
@@ -90,6 +90,8 @@ export class DeviceMemory {
   readonly optimizer = new Map<string, GPUBuffer>();
   /** By input name. */
   readonly inputs = new Map<string, GPUBuffer>();
+  /** By name: the training programs of several batch shapes add to the same gradients. */
+  readonly #gradients = new Map<string, GPUBuffer>();
   #slots: GPUBuffer[] = [];
   /** Buffers of another owner, used and never freed here. */
   readonly #lent: ReadonlySet<GPUBuffer>;
@@ -106,12 +108,20 @@ export class DeviceMemory {
     return this.device.createBuffer({ label: t.name, bytes: t.bytes });
   }
 
-  /** Makes the shared buffers that these programs need and do not have yet; slots are made anew. */
-  async prepare(graphs: readonly LoweredGraph[]): Promise<void> {
-    for (const slot of this.#slots) this.device.destroyBuffer(slot);
+  /** Frees the slots and gradients of the programs before. */
+  release(): void {
+    for (const buffer of [...this.#slots, ...this.#gradients.values()]) this.device.destroyBuffer(buffer);
     this.#slots = [];
+    this.#gradients.clear();
+  }
+
+  /** Makes the shared buffers that these programs need and do not have yet; slots and gradients are made anew. */
+  async prepare(graphs: readonly LoweredGraph[]): Promise<void> {
+    this.release();
     for (const [i, bytes] of sharedSlots(graphs).entries())
       this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
+    for (const [name, t] of distinct(graphs, "gradient"))
+      this.#gradients.set(name, await this.create({ name, bytes: tensorBytes(t) }));
     const wanted = distinct(graphs, "input");
     for (const [name, buffer] of this.inputs) {
       if (this.#lent.has(buffer)) continue;
@@ -133,7 +143,7 @@ export class DeviceMemory {
     const own = new Map<Tensor, GPUBuffer>();
     for (const { reads, writes } of lowered.graph.nodes)
       for (const t of [...reads, ...writes]) {
-        if ((t.role !== "gradient" && t.role !== "constant") || own.has(t)) continue;
+        if (t.role !== "constant" || own.has(t)) continue;
         const buffer = await this.create({ name: t.name, bytes: tensorBytes(t) });
         own.set(t, buffer);
         if (t.data) device.upload(buffer, t.data);
@@ -142,6 +152,8 @@ export class DeviceMemory {
       switch (t.role) {
         case "parameter":
           return this.parameters.get(t.name);
+        case "gradient":
+          return this.#gradients.get(t.name);
         case "optimizer":
           return this.optimizer.get(t.name);
         case "input":
@@ -175,7 +187,8 @@ export class DeviceMemory {
   }
 
   destroy(): void {
-    const all = [...this.parameters.values(), ...this.optimizer.values(), ...this.inputs.values(), ...this.#slots];
+    this.release();
+    const all = [...this.parameters.values(), ...this.optimizer.values(), ...this.inputs.values()];
     for (const buffer of all) if (!this.#lent.has(buffer)) this.device.destroyBuffer(buffer);
   }
 }

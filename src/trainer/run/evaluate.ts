@@ -2,11 +2,12 @@
 // metrics of the data's task.
 
 import { type Batch, NO_EXAMPLE, sequentialBatches } from "../data/batches.ts";
+import { lengthsOf } from "../data/batching.ts";
 import type { EncodedExample } from "../data/dataset.ts";
 import { type ScoredExample, score, scorePlain } from "../tasks/score.ts";
 import type { Scoring } from "../tasks/task.ts";
 import type { EvaluationResult, RouterLayerMetrics } from "../types.ts";
-import { lengthsOf } from "./data.ts";
+import { limitsOf } from "./data.ts";
 import { decodeBatch } from "./generate.ts";
 import type { Run } from "./run.ts";
 import { layerMetrics, mergeLayerMetrics } from "./telemetry.ts";
@@ -22,7 +23,7 @@ export async function evaluate(
   const started = performance.now();
   const data = await run.dataset(file);
   const examples = maxExamples > 0 ? data.examples.slice(0, maxExamples) : data.examples;
-  const { encoder, decoder, lengths } = await run.inference(lengthsOf({ examples }, run.config));
+  const { encoder, decoder, lengths } = await run.inference(lengthsOf(examples, limitsOf(run.config)));
   const { padTokenId, decoderStartTokenId } = run.source.model;
   const shape = {
     size: run.config.batchSize,

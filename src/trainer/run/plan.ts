@@ -1,24 +1,19 @@
-// A run's three programs for a freeze plan and a batch shape: built, lowered, priced, and checked against the memory
-// there is, all before anything is allocated.
+// A run's programs for a freeze plan: one training program for each batch shape, an encoder and a decoder. Built, lowered,
+// priced, and checked against the memory there is, all before anything is allocated.
 
 import { totalmem } from "node:os";
 import type { Capabilities } from "../../kernels/capabilities.ts";
 import { kernelTarget } from "../../kernels/capabilities.ts";
+import type { Lengths } from "../data/batches.ts";
 import type { Tensor } from "../graph/graph.ts";
 import { elements, tensorBytes } from "../graph/graph.ts";
 import { type LoweredGraph, lowerGraph } from "../graph/lowered.ts";
 import { matchedTensors, type TrainableSet } from "../groups.ts";
 import type { BuildOptions, InferenceGraph, Model, SparseLayer, TrainingGraph } from "../model/family.ts";
-import { MemoryError, type PlanCost, type RunConfig, type TrainablePlan } from "../types.ts";
+import { MemoryError, type PlanCost, type RunConfig, type TrainablePlan, type TrainingShape } from "../types.ts";
 import type { DecoderPlan } from "./decoder.ts";
 import { type PlannedBytes, planRun } from "./device_memory.ts";
 import { stagingBytes } from "./readback.ts";
-
-/** Padded lengths of a batch. */
-export interface Lengths {
-  readonly input: number;
-  readonly target: number;
-}
 
 /** Lengths that serve both. */
 export const longest = (a: Lengths, b: Lengths): Lengths => ({
@@ -37,8 +32,8 @@ export interface Planned<G> {
 }
 
 export interface RunPlan {
-  /** Absent for a model opened for inference only. */
-  readonly training?: Planned<TrainingGraph>;
+  /** One for each shape, the longest last; none for a model opened for inference only. */
+  readonly training: readonly (Planned<TrainingGraph> & { readonly shape: TrainingShape })[];
   readonly encoder: Planned<InferenceGraph>;
   readonly decoder: Planned<InferenceGraph>;
   /** Whether the router losses are part of what is minimised. */
@@ -54,10 +49,14 @@ export interface PlanRequest {
   readonly capabilities: Capabilities;
   readonly config: Pick<
     RunConfig,
-    "batchSize" | "routing" | "losses" | "dropout" | "expertDropout" | "optimizer" | "accumulationSteps"
+    "batchSize" | "batching" | "routing" | "losses" | "dropout" | "expertDropout" | "optimizer" | "accumulationSteps"
   >;
   /** Absent: inference only. */
-  readonly training?: { readonly trainable: TrainableSet; readonly plan: TrainablePlan; readonly lengths: Lengths };
+  readonly training?: {
+    readonly trainable: TrainableSet;
+    readonly plan: TrainablePlan;
+    readonly shapes: readonly TrainingShape[];
+  };
   /** Lengths of the evaluation and generation programs. */
   readonly inference: Lengths;
 }
@@ -71,7 +70,7 @@ const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.chosenIds, 
 
 type BuildConfig = Pick<
   RunConfig,
-  "batchSize" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"
+  "batchSize" | "batching" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"
 >;
 
 function buildOptions(c: BuildConfig, lengths: Lengths, train: boolean, lossGradient: boolean): BuildOptions {
@@ -80,6 +79,7 @@ function buildOptions(c: BuildConfig, lengths: Lengths, train: boolean, lossGrad
     batch: c.batchSize,
     inputLength: lengths.input,
     targetLength: lengths.target,
+    packed: train && c.batching === "packed",
     train,
     dropout: train ? c.dropout : 0,
     expertDropout: train ? (c.expertDropout ?? c.dropout) : 0,
@@ -138,25 +138,22 @@ export function planPrograms(request: PlanRequest): RunPlan {
   const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []) =>
     planGraph(built, alignment, extra);
 
-  const trainingGraph =
-    training &&
-    model.trainingGraph(target, training.trainable, options(training.lengths, true), config.optimizer.algorithm);
-  const train =
-    trainingGraph &&
-    planned(
-      trainingGraph,
-      [trainingGraph.optimizer.norm, trainingGraph.pooledLosses].filter((t) => t !== undefined),
-    );
+  const train = (training?.shapes ?? []).map((shape) => {
+    const { algorithm } = config.optimizer;
+    const built = model.trainingGraph(target, training!.trainable, options(shape, true), algorithm);
+    const extra = [built.optimizer.norm, built.pooledLosses].filter((t) => t !== undefined);
+    return { ...planned(built, extra), shape };
+  });
   const encoder = planned(model.encoderGraph(target, options(request.inference, false)));
   const decoder = planned(model.decoderGraph(target, options(request.inference, false)));
-  const all = [train, encoder, decoder].filter((p) => p !== undefined);
+  const all = [...train, encoder, decoder];
   const staging = all.reduce((n, p) => n + stagingBytes([...p.results, ...p.routes]), 0);
   const bytes = planRun(
     all.map((p) => p.lowered),
     staging,
   );
   const accumulationSteps = config.accumulationSteps ?? 1;
-  const cost = costOf(model, training?.trainable, train?.lowered, bytes, accumulationSteps);
+  const cost = costOf(model, training?.trainable, train, bytes, accumulationSteps);
   return { training: train, encoder, decoder, routerLosses, accumulationSteps, bytes, cost };
 }
 
@@ -169,10 +166,13 @@ function routerLossesOn(model: Model, trainable: TrainableSet, plan: TrainablePl
 function costOf(
   model: Model,
   trainable: TrainableSet | undefined,
-  lowered: LoweredGraph | undefined,
+  programs: RunPlan["training"],
   bytes: PlannedBytes,
   batches: number,
 ): PlanCost {
+  const mean = (flops: (lowered: LoweredGraph) => number) =>
+    programs.reduce((sum, { lowered, shape }) => sum + shape.share * flops(lowered), 0);
+  const lowered = programs.at(-1)?.lowered;
   const matched = trainable ? matchedTensors(model.parameters, trainable) : [];
   const weightGradients = [...(lowered?.weightGradientDispatches.values() ?? [])];
   return {
@@ -183,8 +183,8 @@ function costOf(
     optimizerBytes: bytes.optimizer,
     activationBytes: bytes.activation,
     peakBytes: bytes.total,
-    forwardFlops: batches * (lowered?.flops.forward ?? 0),
-    backwardFlops: batches * (lowered?.flops.backward ?? 0) + (lowered?.flops.optimizer ?? 0),
+    forwardFlops: batches * mean(({ flops }) => flops.forward),
+    backwardFlops: batches * mean(({ flops }) => flops.backward) + mean(({ flops }) => flops.optimizer),
     dispatches: lowered?.dispatches ?? 0,
     weightGradientDispatches: weightGradients.reduce((n, count) => n + count, 0),
   };
@@ -218,7 +218,7 @@ function shortage(
   if (plan.bytes.total > memoryLimitBytes) return { needed: plan.bytes.total, available: memoryLimitBytes };
   const { maxBufferSize, maxStorageBufferBindingSize } = capabilities.limits;
   const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
-  const graphs = [plan.training, plan.encoder, plan.decoder].flatMap((p) => (p ? [p.lowered.graph] : []));
+  const graphs = [...plan.training, plan.encoder, plan.decoder].map((p) => p.lowered.graph);
   const largest = Math.max(...graphs.flatMap((g) => g.tensors.map(tensorBytes)));
   return largest > limit ? { needed: largest, available: limit } : undefined;
 }

@@ -1,5 +1,6 @@
 // A run's programs on the device: recorded for the plan in force, recorded anew when it changes.
 
+import type { Batch } from "../data/batches.ts";
 import type { InferenceGraph, TrainingGraph } from "../model/family.ts";
 import type { DeviceMemory, RecordedGraph } from "./device_memory.ts";
 import type { Planned, RunPlan } from "./plan.ts";
@@ -15,7 +16,7 @@ export interface Ready<G extends InferenceGraph> {
 export class Programs {
   readonly #memory: DeviceMemory;
   #plan: RunPlan | undefined;
-  #training: Ready<TrainingGraph> | undefined;
+  #training: readonly Ready<TrainingGraph>[] = [];
   #encoder: Ready<InferenceGraph> | undefined;
   #decoder: Ready<InferenceGraph> | undefined;
 
@@ -26,9 +27,10 @@ export class Programs {
   /** Records a plan's programs; {@link release} must have been called for the ones before. */
   async install(plan: RunPlan): Promise<void> {
     const { training, encoder, decoder } = plan;
-    await this.#memory.prepare([training, encoder, decoder].flatMap((p) => (p ? [p.lowered] : [])));
+    await this.#memory.prepare([...training, encoder, decoder].map((p) => p.lowered));
     this.#plan = plan;
-    this.#training = training && (await this.#record("training", training, plan.accumulationSteps > 1));
+    for (const planned of training)
+      this.#training = [...this.#training, await this.#record("training", planned, plan.accumulationSteps > 1)];
     this.#encoder = await this.#record("encoder", encoder);
     this.#decoder = await this.#record("decoder", decoder);
   }
@@ -41,13 +43,14 @@ export class Programs {
     };
   }
 
-  /** Frees what belongs to the recorded programs; activation slots, inputs and parameters stay. */
+  /** Frees what belongs to the recorded programs, slots and gradients included; inputs and parameters stay. */
   release(): void {
-    for (const program of [this.#training, this.#encoder, this.#decoder]) {
+    for (const program of [...this.#training, this.#encoder, this.#decoder]) {
       program?.recorded.destroy();
       program?.readback.destroy();
     }
-    this.#training = undefined;
+    this.#memory.release();
+    this.#training = [];
     this.#encoder = undefined;
     this.#decoder = undefined;
   }
@@ -56,9 +59,11 @@ export class Programs {
     return installed(this.#plan);
   }
 
-  /** Throws where the model was opened for inference only. */
-  get training(): Ready<TrainingGraph> {
-    return installed(this.#training);
+  /** The program for batches of these lengths. Throws where there is none, as in a model opened for inference only. */
+  training({ inputLength, targetLength }: Pick<Batch, "inputLength" | "targetLength">): Ready<TrainingGraph> {
+    const { training } = this.plan;
+    const index = training.findIndex(({ shape }) => shape.input === inputLength && shape.target === targetLength);
+    return installed(this.#training[index]);
   }
 
   get encoder(): Ready<InferenceGraph> {
@@ -69,10 +74,10 @@ export class Programs {
     return installed(this.#decoder);
   }
 
-  /** Kernels of the training program and how often a step dispatches each, with one batch. */
+  /** Kernels of the training program and how often a step dispatches each, with one batch of the longest shape. */
   get kernels(): ReadonlyMap<string, number> {
     const counts = new Map<string, number>();
-    const { program, update } = this.training.recorded;
+    const { program, update } = installed(this.#training.at(-1)).recorded;
     for (const { kernel } of [...program.dispatches, ...(update?.dispatches ?? [])])
       counts.set(kernel, (counts.get(kernel) ?? 0) + 1);
     return counts;

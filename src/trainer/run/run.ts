@@ -8,13 +8,15 @@ import { stat } from "node:fs/promises";
 import type { Device } from "../../kernels/device/device.ts";
 import { OutOfMemoryError } from "../../kernels/device/errors.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
-import type { Batch, TrainingBatches } from "../data/batches.ts";
+import type { Batch, Lengths } from "../data/batches.ts";
 import type { EncodedDataset } from "../data/dataset.ts";
+import type { TrainingBatches } from "../data/order.ts";
 import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { InferenceGraph } from "../model/family.ts";
 import { type OpenModel, readParameter } from "../model/open.ts";
 import type { Scoring } from "../tasks/task.ts";
 import {
+  type DataStatistics,
   type EvaluationResult,
   type GenerateOptions,
   type Generation,
@@ -36,7 +38,7 @@ import { DeviceMemory } from "./device_memory.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
-import { defaultMemoryLimit, type Lengths, longest, planDecoder, planWithin, type RunPlan } from "./plan.ts";
+import { defaultMemoryLimit, longest, planDecoder, planWithin, type RunPlan } from "./plan.ts";
 import { Programs, type Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import { learningRate } from "./schedule.ts";
@@ -46,8 +48,7 @@ import { routeBatch, stepMetrics } from "./telemetry.ts";
 export interface TrainingInput {
   readonly plan: TrainablePlan;
   readonly batches: TrainingBatches;
-  readonly lengths: Lengths;
-  readonly data: TrainingRun["data"];
+  readonly data: DataStatistics;
 }
 
 /** A training input under the freeze plan in force. */
@@ -69,7 +70,7 @@ export interface OpenOptions {
 }
 
 /** Inputs of the run that a decoder reads. */
-const DECODER_INPUTS = ["encoder_output", "input_mask", "step_scalars"];
+const DECODER_INPUTS = ["encoder_output", "input_segments", "step_scalars"];
 
 export class Run implements TrainingRun {
   readonly device: Device;
@@ -142,7 +143,8 @@ export class Run implements TrainingRun {
     }
   }
 
-  #planWithin(training: Training | undefined, inference: Lengths): RunPlan {
+  #planWithin(input: Training | undefined, inference: Lengths): RunPlan {
+    const training = input && { ...input, shapes: input.data.shapes };
     return planWithin(
       { model: this.source.model, capabilities: this.device.capabilities, config: this.config, training, inference },
       this.#memoryLimitBytes,
@@ -152,7 +154,7 @@ export class Run implements TrainingRun {
   /** Makes the device hold exactly what `plan` needs. */
   async #install(plan: RunPlan, policy: TrainablePlan["optimizerState"]): Promise<void> {
     this.#programs.release();
-    await this.#optimizer.change(plan.training?.built.optimizer.entries ?? [], policy);
+    await this.#optimizer.change(plan.training[0]?.built.optimizer.entries ?? [], policy);
     await this.#programs.install(plan);
   }
 
@@ -198,42 +200,47 @@ export class Run implements TrainingRun {
 
   async #submitStep(): Promise<{ metrics: Promise<StepMetrics> }> {
     const training = this.#trainingOrThrow();
-    const program = this.#programs.training;
     const { config } = this;
-    const { cost, routerLosses } = this.#programs.plan;
+    const { routerLosses } = this.#programs.plan;
     const step = this.#step;
     const { accumulationSteps } = this.#programs.plan;
-    const batches = Array.from({ length: accumulationSteps }, (_, i) =>
-      training.batches.batchAt(step * accumulationSteps + i),
-    );
-    const targetTokens = batches.reduce((n, batch) => n + batch.targetTokens, 0);
+    const parts = Array.from({ length: accumulationSteps }, (_, i) => {
+      const batch = training.batches.batchAt(step * accumulationSteps + i);
+      return { batch, program: this.#programs.training(batch) };
+    });
+    const targetTokens = parts.reduce((n, { batch }) => n + batch.targetTokens, 0);
     const rate = learningRate(config.optimizer, step, config.steps);
-    const scalars = this.#memory.inputs.get(program.planned.built.optimizer.scalars.name)!;
+    const scalars = this.#memory.inputs.get(parts[0].program.planned.built.optimizer.scalars.name)!;
     this.device.upload(scalars, this.#optimizer.nextScalars(config.optimizer, rate));
     const listening = this.onRoutes !== undefined;
-    const tensors = listening ? [...program.planned.results, ...program.planned.routes] : program.planned.results;
     const submittedAt = performance.now();
-    const parts: Promise<Results>[] = [];
-    for (const [i, batch] of batches.entries()) {
+    const pending: Promise<Results>[] = [];
+    for (const [i, { batch, program }] of parts.entries()) {
       this.upload(batch);
       this.uploadScalars(step * accumulationSteps + i, targetTokens);
-      const sums = i === 0 && accumulationSteps > 1 ? [...program.planned.built.gradients.values()] : [];
-      const part = { clear: sums, update: i + 1 === batches.length };
-      parts.push((await program.readback.run(program.recorded, tensors, part)).results);
+      const { built, results, routes } = program.planned;
+      const sums = i === 0 && accumulationSteps > 1 ? [...built.gradients.values()] : [];
+      const part = { clear: sums, update: i + 1 === parts.length };
+      const tensors = listening ? [...results, ...routes] : results;
+      pending.push((await program.readback.run(program.recorded, tensors, part)).results);
     }
     this.#step = step + 1;
-    const metrics = Promise.all(parts).then((results) => {
+    const metrics = Promise.all(pending).then((results) => {
       const now = performance.now();
       const seconds = (now - Math.max(submittedAt, this.#lastArrival)) / 1e3;
       this.#lastArrival = now;
-      const { forwardFlops, backwardFlops } = cost;
-      this.#secondsPerFlop = seconds / (forwardFlops + backwardFlops);
+      const flops = parts.map(({ program }) => program.planned.lowered.flops);
+      this.#secondsPerFlop = seconds / flops.reduce((n, f) => n + f.forward + f.backward, flops[0].optimizer);
       if (listening)
-        for (const [i, batch] of batches.entries())
+        for (const [i, { batch, program }] of parts.entries())
           this.emitRoutes(this.routesOf(program, results[i], "training", step, batch));
       const known = { step: step + 1, learningRate: rate, stepSeconds: seconds };
       const losses = routerLosses ? config.losses : { ...config.losses, balanceCoefficient: 0, zCoefficient: 0 };
-      return stepMetrics(program.planned.built, results, batches, known, losses);
+      return stepMetrics(
+        parts.map(({ batch, program }, i) => ({ built: program.planned.built, batch, results: results[i] })),
+        known,
+        losses,
+      );
     });
     this.#arrived = metrics.catch(() => undefined);
     return { metrics };
@@ -259,7 +266,7 @@ export class Run implements TrainingRun {
       trainable: resolveTrainable(parameters, plan.selection, "plan.selection"),
     };
     const runPlan = this.#planWithin(training, this.#inferenceLengths);
-    const entries = runPlan.training!.built.optimizer.entries;
+    const entries = runPlan.training[0].built.optimizer.entries;
     const report: TrainableReport = {
       matched: matchedTensors(parameters, training.trainable),
       before: this.cost,

@@ -6,45 +6,57 @@ import type { SparseLayer, TrainingGraph } from "../model/family.ts";
 import type { LossOptions, RouteBatch, RouterLayerMetrics, RouteSource, StepMetrics } from "../types.ts";
 import type { Results } from "./readback.ts";
 
+/** One batch of a training step: the program that ran it, and what came back. */
+export interface StepPart {
+  readonly built: TrainingGraph;
+  readonly batch: Batch;
+  readonly results: Results;
+}
+
 /** Metrics of a training step over its batches; `losses` are the coefficients of what is minimised besides. */
 export function stepMetrics(
-  { loss: rows, sparse, pooledLosses, optimizer }: TrainingGraph,
-  results: readonly Results[],
-  batches: readonly Batch[],
+  parts: readonly StepPart[],
   known: Pick<StepMetrics, "step" | "learningRate" | "stepSeconds">,
   losses: LossOptions,
 ): StepMetrics {
   const { balanceCoefficient, zCoefficient, layerReduction, vocabularyZCoefficient = 0, labelSmoothing = 0 } = losses;
+  const total = (of: (part: StepPart) => number) => parts.reduce((n, part) => n + of(part), 0);
   const perToken =
     1 /
     Math.max(
       1,
-      batches.reduce((n, batch) => n + batch.targetTokens, 0),
+      total(({ batch }) => batch.targetTokens),
     );
-  const loss = results.reduce((n, r) => n + sum(r.f32(rows.rowLoss)), 0) * perToken;
-  const layers = results.map((r) => sparse.map((layer) => layerMetrics(layer, r)));
-  const routerLosses = pooledLosses
-    ? results.map((r) => [...r.f32(pooledLosses)])
-    : layers.flat().map((l) => [l.balanceLoss, l.zLoss]);
-  const routers = routerLosses.reduce((n, [balance, z]) => n + balanceCoefficient * balance + zCoefficient * z, 0);
-  const share = 1 / (results.length * (layerReduction === "mean" ? Math.max(1, sparse.length) : 1));
+  const loss = total(({ built, results }) => sum(results.f32(built.loss.rowLoss))) * perToken;
+  const layers = parts.map(({ built, results }) => built.sparse.map((layer) => layerMetrics(layer, results)));
+  const routers = parts
+    .flatMap(({ built: { pooledLosses }, results }, i) =>
+      pooledLosses ? [[...results.f32(pooledLosses)]] : layers[i].map((l) => [l.balanceLoss, l.zLoss]),
+    )
+    .reduce((n, [balance, z]) => n + balanceCoefficient * balance + zCoefficient * z, 0);
+  const share = 1 / (parts.length * (layerReduction === "mean" ? Math.max(1, layers[0].length) : 1));
   const terms = [0, 1].map(
-    (term) => results.reduce((n, r) => n + (rows.rowTerms ? sum(r.f32(rows.rowTerms), term, 2) : 0), 0) * perToken,
+    (term) =>
+      perToken *
+      total(({ built: { loss: rows }, results }) => (rows.rowTerms ? sum(results.f32(rows.rowTerms), term, 2) : 0)),
   );
+  const last = parts[parts.length - 1];
   return {
     ...known,
     loss,
     totalLoss: loss + routers * share + terms[0] + vocabularyZCoefficient * terms[1],
     ...(labelSmoothing > 0 && { smoothedLoss: loss + terms[0] }),
     ...(vocabularyZCoefficient > 0 && { vocabularyZLoss: terms[1] }),
-    gradientNorm: results.at(-1)!.f32(optimizer.norm)[0],
-    tokens: batches.reduce((n, batch) => n + sum(batch.inputMask) + sum(batch.decoderMask), 0),
+    gradientNorm: last.results.f32(last.built.optimizer.norm)[0],
+    tokens: total(({ batch }) => tokensIn(batch.inputSegments) + tokensIn(batch.decoderMask)),
     layers: mergeLayerMetrics(layers),
   };
 }
 
+const tokensIn = (segments: Uint32Array): number => segments.reduce((n, segment) => n + Number(segment !== 0), 0);
+
 /** The sum of every `stride`-th value from `first` on. */
-function sum(values: Float32Array | Uint32Array, first = 0, stride = 1): number {
+function sum(values: Float32Array, first = 0, stride = 1): number {
   let total = 0;
   for (let i = first; i < values.length; i += stride) total += values[i];
   return total;
@@ -98,10 +110,9 @@ export interface RouteContext {
 export function routeBatch(layer: SparseLayer, results: Results, context: RouteContext): RouteBatch {
   const { batch } = context;
   const encoder = layer.stack === "encoder";
-  const length = encoder ? batch.inputLength : batch.targetLength;
   const ids = encoder ? batch.inputIds : batch.decoderInputIds;
-  const mask = encoder ? batch.inputMask : batch.decoderMask;
-  const tokens = Uint32Array.from(ids.keys()).filter((t) => context.routePadding || mask[t] === 1);
+  const real = encoder ? batch.inputSegments : batch.decoderMask;
+  const tokens = Uint32Array.from(ids.keys()).filter((t) => context.routePadding || real[t] !== 0);
   const { experts, topK } = layer.routing;
   const expertIds = results.u32(layer.routing.chosenIds);
   const rows = results.u32(layer.routing.rowOfAssignment);
@@ -112,14 +123,29 @@ export function routeBatch(layer: SparseLayer, results: Results, context: RouteC
     layer: layer.layer,
     experts,
     topK,
-    exampleIds: Uint32Array.from(ids, (_, t) => batch.exampleIds[Math.floor(t / length)]),
-    positions: Uint32Array.from(ids, (_, t) => t % length),
+    ...placesOf(batch, encoder),
     tokenIds: ids,
     expertIds: Uint16Array.from(expertIds),
     gates: results.f32(layer.routing.gates),
     kept: Uint8Array.from(rows, (row) => (row === NO_ROW ? 0 : 1)),
   };
   return tokensOf(all, tokens);
+}
+
+/** The example of each token and its position there; padding goes on where the example before it in its row ends. */
+function placesOf(batch: Batch, encoder: boolean): Pick<RouteBatch, "exampleIds" | "positions"> {
+  const segments = encoder ? batch.inputSegments : batch.decoderSegments;
+  const length = encoder ? batch.inputLength : batch.targetLength;
+  const exampleIds = new Uint32Array(segments.length);
+  const positions = new Uint32Array(segments.length);
+  let [segment, begin] = [1, 0];
+  for (let t = 0; t < segments.length; t++) {
+    if (t % length === 0) [segment, begin] = [1, t];
+    if (segments[t] > segment) [segment, begin] = [segments[t], t];
+    exampleIds[t] = batch.exampleIds[Math.floor(t / length) * batch.examplesPerRow + segment - 1];
+    positions[t] = t - begin;
+  }
+  return { exampleIds, positions };
 }
 
 /** The part of a route batch that belongs to one example. */

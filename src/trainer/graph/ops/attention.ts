@@ -9,6 +9,7 @@ import {
   attentionQueryGradient,
   attentionRowStatistics,
   distanceBias,
+  type SegmentLayout,
 } from "../../../kernels/attention.ts";
 import type { Graph, Tensor } from "../graph.ts";
 import type { Dropout } from "./dense.ts";
@@ -23,10 +24,16 @@ export interface AttentionOptions {
   /** Factor on q·k; T5 uses 1. */
   readonly scale: number;
   readonly causal: boolean;
-  /** [batch, keyLength] u32, 1 = visible. */
-  readonly keyMask?: Tensor;
+  /** Which keys a query sees; every one where this is absent. */
+  readonly segments?: Segments;
   readonly bias?: PositionBias;
   readonly dropout: Dropout;
+}
+
+/** Segment ids, [batch, …] u32 as the layout says. */
+export interface Segments {
+  readonly ids: Tensor;
+  readonly layout: SegmentLayout;
 }
 
 /** T5's relative position bias of a stack, shared by its self-attentions. */
@@ -76,11 +83,12 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
     scale: o.scale,
     causal: o.causal,
     buckets: table ? table.shape[0] : 0,
+    segments: o.segments?.layout,
     dropout: rate > 0 ? { rate, use: g.nextUse() } : undefined,
   };
   const pairs = batch * heads * queryLength * keyLength * (o.causal ? 0.5 : 1);
-  const optional = { keyMask: o.keyMask, distanceBias: o.bias?.byDistance, step };
-  const extra = [o.keyMask, o.bias?.byDistance, step];
+  const optional = { segments: o.segments?.ids, distanceBias: o.bias?.byDistance, step };
+  const extra = [o.segments?.ids, o.bias?.byDistance, step];
   g.add({
     name: "attention",
     reads: [q, k, v, table, ...extra],

@@ -100,7 +100,7 @@ function stepGraph(
   };
   const position = g.input("decoding_position", [1], "u32");
   const visible = g.input("decoding_visible", [rows, length], "u32");
-  const inputMask = g.input("input_mask", [batch, inputLength], "u32");
+  const inputSegments = g.input("input_segments", [batch, inputLength], "u32");
   const routed = g.input("decoding_routed", [rows, 1], "u32");
   const ids = {
     ids: g.input("decoding_ids", [rows, 1], "u32"),
@@ -124,7 +124,7 @@ function stepGraph(
         batch: rows,
         queryLength: 1,
         keyLength: length,
-        keyMask: visible,
+        segments: { ids: visible, layout: "keys" },
         bias,
       });
     });
@@ -134,7 +134,7 @@ function stepGraph(
         batch,
         queryLength: beams,
         keyLength: inputLength,
-        keyMask: inputMask,
+        segments: { ids: inputSegments, layout: "keys" },
       }),
     );
     h = feedForwardSublayer(b, h, `${block}.2`, "decoder", layer, config.decoderSparseStep, routed);

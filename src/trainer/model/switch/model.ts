@@ -6,7 +6,7 @@
 
 import { relativeBuckets } from "../../../kernels/attention.ts";
 import type { Graph, Tensor } from "../../graph/graph.ts";
-import { attention, type PositionBias, positionBias } from "../../graph/ops/attention.ts";
+import { attention, type PositionBias, positionBias, type Segments } from "../../graph/ops/attention.ts";
 import {
   type Dropout,
   dropout,
@@ -39,31 +39,49 @@ export interface SwitchBuild {
 export const parameter = (b: SwitchBuild, name: string): Tensor => b.graph.parameters.get(name)!;
 export const drop = (b: SwitchBuild): Dropout => ({ rate: b.options.dropout, step: b.step });
 
-/** The encoder; `mask` [batch, inputLength] hides padded keys, `routed` marks tokens that may be routed. */
-export function encode(b: SwitchBuild, ids: TokenLookup, mask: Tensor, routed: Tensor, into?: Tensor): Tensor {
+/** The encoder; `segments` say which tokens see each other, `routed` marks those that may be routed. */
+export function encode(b: SwitchBuild, ids: TokenLookup, segments: Segments, routed: Tensor, into?: Tensor): Tensor {
   const { graph: g, config: c, options: o } = b;
   let h = dropout(g, embedding(g, "encoder_embedding", embeddingTable(b, "encoder"), ids), drop(b));
   const bias = stackBias(b, "encoder", o.inputLength);
   for (let layer = 0; layer < c.encoderLayers; layer++) {
     const block = `encoder.block.${layer}.layer`;
-    h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", { length: o.inputLength, mask, bias, causal: false });
+    h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", {
+      length: o.inputLength,
+      segments,
+      bias,
+      causal: false,
+    });
     h = feedForwardSublayer(b, h, `${block}.1`, "encoder", layer, c.encoderSparseStep, routed);
   }
   return finalNorm(b, h, "encoder", into);
 }
 
-/** The decoder; cross-attention reads `encoded` [batch·inputLength, dModel] under the encoder's `mask`. */
-export function decode(b: SwitchBuild, ids: TokenLookup, encoded: Tensor, mask: Tensor, routed: Tensor): Tensor {
+/** What a decoder's queries see: in its own stack (besides the order) and in the encoder's output. */
+export interface DecoderSegments {
+  readonly own?: Segments;
+  readonly cross: Segments;
+}
+
+/** The decoder; cross-attention reads `encoded` [batch·inputLength, dModel]. */
+export function decode(
+  b: SwitchBuild,
+  ids: TokenLookup,
+  encoded: Tensor,
+  segments: DecoderSegments,
+  routed: Tensor,
+): Tensor {
   const { graph: g, config: c, options: o } = b;
   let h = dropout(g, embedding(g, "decoder_embedding", embeddingTable(b, "decoder"), ids), drop(b));
   const bias = stackBias(b, "decoder", o.targetLength);
   for (let layer = 0; layer < c.decoderLayers; layer++) {
     const block = `decoder.block.${layer}.layer`;
-    h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", { length: o.targetLength, bias, causal: true });
+    const own = { length: o.targetLength, segments: segments.own, bias, causal: true };
+    h = attentionSublayer(b, h, `${block}.0`, "SelfAttention", own);
     h = attentionSublayer(b, h, `${block}.1`, "EncDecAttention", {
       length: o.targetLength,
       memory: { states: encoded, length: o.inputLength },
-      mask,
+      segments: segments.cross,
       causal: false,
     });
     h = feedForwardSublayer(b, h, `${block}.2`, "decoder", layer, c.decoderSparseStep, routed);
@@ -96,8 +114,7 @@ function stackBias(b: SwitchBuild, stack: Stack, length: number): PositionBias {
 interface AttentionSublayer {
   readonly length: number;
   readonly causal: boolean;
-  /** Keys that are visible, [batch, keys]. */
-  readonly mask?: Tensor;
+  readonly segments?: Segments;
   readonly bias?: PositionBias;
   /** Cross-attention: keys and values come from here. */
   readonly memory?: { readonly states: Tensor; readonly length: number };
@@ -112,7 +129,7 @@ function attentionSublayer(b: SwitchBuild, h: Tensor, prefix: string, module: st
       queryLength: a.length,
       keyLength: a.memory?.length ?? a.length,
       causal: a.causal,
-      keyMask: a.mask,
+      segments: a.segments,
       bias: a.bias,
     });
   });

@@ -6,6 +6,7 @@ import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
 import { differentiate } from "../../graph/autodiff.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
 import { accumulateGradients } from "../../graph/ops/accumulate.ts";
+import type { Segments } from "../../graph/ops/attention.ts";
 import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
 import { optimizerNodes } from "../../graph/ops/optimizer.ts";
@@ -15,7 +16,7 @@ import type { OptimizerAlgorithm } from "../../types.ts";
 import type { BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
 import type { SwitchConfig } from "./config.ts";
-import { decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
+import { type DecoderSegments, decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
 
 /** Declares a model's parameters; those in `trainable` require gradients. */
 export function declareParameters(g: Graph, specs: readonly ParameterSpec[], trainable: TrainableSet): void {
@@ -40,8 +41,8 @@ export function declareParameters(g: Graph, specs: readonly ParameterSpec[], tra
 export interface SwitchInputs {
   readonly step: Tensor;
   readonly input: TokenLookup;
-  /** [batch, inputLength] u32, 1 = a real token. */
-  readonly inputMask: Tensor;
+  /** [batch, inputLength] u32: 0 = padding, n = a token of the row's n-th example. */
+  readonly inputSegments: Tensor;
   /** [batch, inputLength] u32, 1 = may be routed. */
   readonly inputRouted: Tensor;
   readonly decoder: TokenLookup;
@@ -61,13 +62,30 @@ function inputs(g: Graph, c: SwitchConfig, o: BuildOptions): SwitchInputs {
   return {
     step: g.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32"),
     input: lookup("input", o.inputLength),
-    inputMask: g.input("input_mask", [o.batch, o.inputLength], "u32"),
+    inputSegments: g.input("input_segments", [o.batch, o.inputLength], "u32"),
     inputRouted: g.input("input_routed", [o.batch, o.inputLength], "u32"),
     decoder: lookup("decoder", o.targetLength),
     decoderRouted: g.input("decoder_routed", [o.batch, o.targetLength], "u32"),
     labels: g.input("labels", [o.batch, o.targetLength], "i32"),
     encoded: g.input("encoder_output", [o.batch * o.inputLength, c.dModel], "f32"),
   };
+}
+
+/** A row that holds one example needs only its padding hidden. */
+const inputSegments = ({ inputSegments: ids }: SwitchInputs, packed: boolean): Segments => ({
+  ids,
+  layout: packed ? "shared" : "keys",
+});
+
+/**
+ * What the decoder sees. Its inputs exist where rows are packed: decoder_segments [batch, targetLength] and, for
+ * cross-attention, the same with input_segments behind it: cross_segments [batch, targetLength + inputLength].
+ */
+function decoderSegments(g: Graph, t: SwitchInputs, o: BuildOptions): DecoderSegments {
+  if (!o.packed) return { cross: inputSegments(t, false) };
+  const own = g.input("decoder_segments", [o.batch, o.targetLength], "u32");
+  const cross = g.input("cross_segments", [o.batch, o.targetLength + o.inputLength], "u32");
+  return { own: { ids: own, layout: "shared" }, cross: { ids: cross, layout: "both" } };
 }
 
 function begin(
@@ -96,8 +114,8 @@ export function trainingGraph(
   algorithm: OptimizerAlgorithm,
 ): TrainingGraph {
   const { graph, tensors: t, build } = begin(target, config, specs, trainable, options);
-  const encoded = encode(build, t.input, t.inputMask, t.inputRouted);
-  const decoded = decode(build, t.decoder, encoded, t.inputMask, t.decoderRouted);
+  const encoded = encode(build, t.input, inputSegments(t, options.packed), t.inputRouted);
+  const decoded = decode(build, t.decoder, encoded, decoderSegments(graph, t, options), t.decoderRouted);
   const head = vocabularyHead(build);
   const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, {
     alpha: head.alpha,
@@ -123,7 +141,7 @@ export function encoderGraph(
   options: BuildOptions,
 ): InferenceGraph {
   const { graph, tensors: t, build } = begin(target, config, specs, NOTHING, options);
-  encode(build, t.input, t.inputMask, t.inputRouted, t.encoded);
+  encode(build, t.input, inputSegments(t, options.packed), t.inputRouted, t.encoded);
   return { graph, sparse: build.sparse };
 }
 
@@ -135,7 +153,7 @@ export function decoderGraph(
   options: BuildOptions,
 ): InferenceGraph {
   const { graph, tensors: t, build } = begin(target, config, specs, NOTHING, options);
-  const decoded = decode(build, t.decoder, t.encoded, t.inputMask, t.decoderRouted);
+  const decoded = decode(build, t.decoder, t.encoded, decoderSegments(graph, t, options), t.decoderRouted);
   const head = vocabularyHead(build);
   const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: false });
   return { graph, loss, sparse: build.sparse, head: { hidden: decoded, ...head } };

@@ -1,0 +1,76 @@
+// Packing: several examples in a row, so that short ones do not carry padding through the model. Examples are taken in
+// the run's order and put, first fit, into the first of a few open rows that has room for both of their sequences.
+//
+// The order of rows must follow from a batch's index alone. It is cut into blocks of positions that are packed by
+// themselves: which examples share a row depends on nothing before the block, and the number of a block's first row is
+// the sum of the rows of those before it. A resumed run packs these once more on the host, a few million examples a
+// second. Inside a block an example moves by no more than the open rows hold; blocks do not end with an epoch, so an
+// example may come a few rows before the last ones of the epoch before it.
+
+import { type BatchShape, collateRows } from "./batches.ts";
+import type { EncodedExample } from "./dataset.ts";
+import type { ExampleOrder, TrainingBatches } from "./order.ts";
+
+/** Positions of the order that are packed together. */
+const BLOCK = 1024;
+/** Rows that still take examples; the one open longest is closed for another. */
+const OPEN_ROWS = 16;
+
+/** Rows of ids, in the order in which they were opened, that fit the shape's lengths. */
+export function packRows(
+  examples: readonly EncodedExample[],
+  ids: readonly number[],
+  { inputLength, targetLength }: Pick<BatchShape, "inputLength" | "targetLength">,
+): number[][] {
+  const rows: number[][] = [];
+  const open: { ids: number[]; input: number; target: number }[] = [];
+  for (const id of ids) {
+    const [input, target] = [examples[id].inputIds.length, examples[id].labels.length];
+    let row = open.find((r) => r.input + input <= inputLength && r.target + target <= targetLength);
+    if (!row) {
+      row = { ids: [], input: 0, target: 0 };
+      if (open.length === OPEN_ROWS) open.shift();
+      open.push(row);
+      rows.push(row.ids);
+    }
+    row.ids.push(id);
+    row.input += input;
+    row.target += target;
+  }
+  return rows;
+}
+
+/** Batches of `shape.size` packed rows; every example must fit a row. */
+export function packedBatches(
+  examples: readonly EncodedExample[],
+  order: ExampleOrder,
+  shape: BatchShape,
+): TrainingBatches {
+  /** Number of each block's first row; the last entry is of the first block that was never packed. */
+  const firstRow = [0];
+  let cached: { block: number; rows: number[][] } = { block: -1, rows: [] };
+
+  function rowsOf(block: number): number[][] {
+    if (cached.block !== block) {
+      const ids = Array.from({ length: BLOCK }, (_, i) => order(block * BLOCK + i));
+      cached = { block, rows: packRows(examples, ids, shape) };
+      firstRow[block + 1] = firstRow[block] + cached.rows.length;
+    }
+    return cached.rows;
+  }
+
+  function rowAt(row: number): number[] {
+    while (firstRow[firstRow.length - 1] <= row) rowsOf(firstRow.length - 1);
+    const block = firstRow.findLastIndex((first) => first <= row);
+    return rowsOf(block)[row - firstRow[block]];
+  }
+
+  return {
+    batchAt: (index) =>
+      collateRows(
+        examples,
+        Array.from({ length: shape.size }, (_, row) => rowAt(index * shape.size + row)),
+        shape,
+      ),
+  };
+}
