@@ -16,7 +16,7 @@ for await (const { assignments, dropped } of subscription) {
   if (!assignments) continue; // The first message says that the subscription is in place.
   const { expertIds, expertCount } = decodeAssignments(assignments);
   const load = new Array<number>(expertCount).fill(0);
-  for (const expert of expertIds) load[expert]++;
+  for (const expert of expertIds) if (expert < expertCount) load[expert]++; // else none, where experts choose
   const stack = assignments.stack === Stack.ENCODER ? "encoder" : "decoder";
   console.log(
     `step ${assignments.step}  ${stack} ${assignments.layer}  ${load.join(" ")}  (${dropped} slices dropped)`,

@@ -6,6 +6,8 @@ import {
   CapacityRuleSchema,
   type GateNormalization,
   GateNormalizationSchema,
+  type RoutingChoice,
+  RoutingChoiceSchema,
   RoutingGroup,
   RoutingOptionsSchema,
   type RoutingPriority,
@@ -23,6 +25,7 @@ export interface RoutingFlags {
   readonly gateNormalization?: GateNormalization;
   readonly secondExpertPolicy?: SecondExpertPolicy;
   readonly priority?: RoutingPriority;
+  readonly encoderChoice?: RoutingChoice;
   readonly group?: { readonly group: RoutingGroup; readonly groupTokens: bigint };
   readonly trainCapacity?: Capacity;
   readonly evalCapacity?: Capacity;
@@ -34,6 +37,7 @@ export const ROUTING_PATHS: Readonly<Record<keyof RoutingFlags, readonly string[
   gateNormalization: ["routing.gate_normalization"],
   secondExpertPolicy: ["routing.second_expert_policy"],
   priority: ["routing.priority"],
+  encoderChoice: ["routing.encoder_choice"],
   group: ["routing.group", "routing.group_tokens"],
   trainCapacity: ["routing.train_capacity"],
   evalCapacity: ["routing.eval_capacity"],
@@ -51,6 +55,7 @@ export function routingFlags(command: Command): Command {
       "who takes a slot first: position, batch_prioritized",
       enumValue(RoutingPrioritySchema),
     )
+    .option("--encoder-choice <who>", "who chooses in the encoder: tokens, experts", enumValue(RoutingChoiceSchema))
     .option("--group <group>", "tokens that compete for slots: batch, sequence, or so many, tokens:64", routingGroup)
     .option("--train-capacity <rule>", `slots in training: ${CAPACITIES}`, capacity)
     .option("--eval-capacity <rule>", `slots in evaluation and generation: ${CAPACITIES}`, capacity);
@@ -59,11 +64,12 @@ export function routingFlags(command: Command): Command {
 /** Puts into the spec what the flags say. */
 export function assignRouting(spec: RunSpec, flags: RoutingFlags): void {
   const routing = spec.routing ?? create(RoutingOptionsSchema);
-  const { topK, gateNormalization, secondExpertPolicy, priority, group } = flags;
+  const { topK, gateNormalization, secondExpertPolicy, priority, encoderChoice, group } = flags;
   const [trainCapacity, evalCapacity] = [flags.trainCapacity, flags.evalCapacity].map(
     (rule) => rule && create(CapacityRuleSchema, rule),
   );
-  const said = { topK, gateNormalization, secondExpertPolicy, priority, trainCapacity, evalCapacity, ...group };
+  const rules = { topK, gateNormalization, secondExpertPolicy, priority, encoderChoice };
+  const said = { ...rules, trainCapacity, evalCapacity, ...group };
   if (assign(routing, said)) spec.routing = routing;
 }
 

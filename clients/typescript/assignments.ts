@@ -14,11 +14,11 @@ export interface Assignments {
   readonly positions: Uint32Array;
   /** [n] vocabulary ids; undefined unless they were asked for */
   readonly tokenIds?: Uint32Array;
-  /** [n, k] chosen experts, best choice first */
+  /** [n, k] chosen experts, best choice first; `expertCount` is none, where experts choose and fewer took the token */
   readonly expertIds: Uint8Array | Uint16Array;
   /** [n, k] gates, widened from f16; undefined unless they were asked for */
   readonly gates?: Float32Array;
-  /** [n, k] 1 when the expert took the token, 0 when its capacity dropped it */
+  /** [n, k] 1 when the expert took the token, 0 when it did not: over capacity, left out at random, or no expert */
   readonly kept: Uint8Array;
 }
 

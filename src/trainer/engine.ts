@@ -14,12 +14,12 @@ export interface EngineOptions {
 export function createEngine(device: Device, { memoryLimitBytes }: EngineOptions = {}): Engine {
   return {
     openRun: (config, resumeFrom) => openRun(device, config, { resumeFrom, memoryLimitBytes }),
-    openModel: (directory, batchSize, maxInputTokens, maxTargetTokens) =>
+    openModel: (directory, batchSize, maxInputTokens, maxTargetTokens, routing = INFERENCE.routing) =>
       withModel(directory, (source) =>
         Run.open(
           device,
           source,
-          { ...INFERENCE, batchSize, maxInputTokens, maxTargetTokens },
+          { ...INFERENCE, batchSize, maxInputTokens, maxTargetTokens, routing },
           { inference: { input: 1, target: 1 }, memoryLimitBytes },
         ),
       ),

@@ -124,6 +124,12 @@ export interface RoutingOptions {
   readonly secondExpertPolicy?: "always" | "random";
   /** Who takes a slot first; `batch_prioritized` by descending top-1 probability, encoder only. Default: `position`. */
   readonly priority?: "position" | "batch_prioritized";
+  /**
+   * Who chooses in the encoder: each token its experts, or each expert as many tokens as it has slots, by the token's
+   * probability for it (Zhou et al. 2022, arXiv 2202.09368). In a decoder that would show a token its future, so there
+   * tokens choose. Default: `tokens`.
+   */
+  readonly encoderChoice?: "tokens" | "experts";
 }
 
 /** What is minimised besides the cross-entropy (moe-spec section 2). */
@@ -255,17 +261,18 @@ export interface RouteBatch {
   readonly stack: Stack;
   readonly layer: number;
   readonly experts: number;
+  /** Choices per token; where experts choose, the most experts that a token of the batch has. */
   readonly topK: number;
   /** Index of each token's example in its data file. */
   readonly exampleIds: Uint32Array;
   /** Position of each token in its sequence. */
   readonly positions: Uint32Array;
   readonly tokenIds: Uint32Array;
-  /** [tokens, topK], ascending choice. */
+  /** [tokens, topK], best choice first; `experts` is none, where experts choose and fewer than topK took the token. */
   readonly expertIds: Uint16Array;
   /** [tokens, topK] */
   readonly gates: Float32Array;
-  /** [tokens, topK]; 0 = dropped by capacity, or a later expert that the random policy did not use. */
+  /** [tokens, topK]; 0 = dropped by capacity, a later expert that the random policy did not use, or none. */
   readonly kept: Uint8Array;
 }
 
@@ -420,11 +427,15 @@ export interface TrainingRun {
 /** The trainer of one device: `src/trainer/engine.ts` implements it. */
 export interface Engine {
   openRun(config: RunConfig, resumeFrom?: string): Promise<TrainingRun>;
-  /** A model for generation and evaluation only: `trainStep`, `setTrainable` and `saveCheckpoint` throw. */
+  /**
+   * A model for generation and evaluation only: `trainStep`, `setTrainable` and `saveCheckpoint` throw.
+   * @param routing default: dropless, each token choosing as the model says
+   */
   openModel(
     directory: string,
     batchSize: number,
     maxInputTokens: number,
     maxTargetTokens: number,
+    routing?: RoutingOptions,
   ): Promise<TrainingRun>;
 }

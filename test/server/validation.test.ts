@@ -3,15 +3,21 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { ParameterKind, Stack } from "../../proto/gen/thaw/v1/group_pb.ts";
-import { ModelDescriptionSchema } from "../../proto/gen/thaw/v1/model_pb.ts";
+import { type ModelDescription, ModelDescriptionSchema } from "../../proto/gen/thaw/v1/model_pb.ts";
 import { GenerateRequestSchema } from "../../proto/gen/thaw/v1/model_service_pb.ts";
-import { RoutingOptionsSchema, RoutingPriority } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import {
+  GateNormalization,
+  RoutingChoice,
+  RoutingPriority,
+  SecondExpertPolicy,
+} from "../../proto/gen/thaw/v1/routing_pb.ts";
+import { LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { checkDecoding } from "../../src/server/validation/decoding.ts";
 import type { Problems } from "../../src/server/validation/problems.ts";
 import { checkRoutes } from "../../src/server/validation/routing.ts";
 import { checkRunSpec } from "../../src/server/validation/run_spec.ts";
+import { trainingOptions } from "../../src/server/worker/convert/run_config.ts";
+import { fillRunSpec } from "../../src/server/worker/convert/run_spec.ts";
 
 const test = suite("validation");
 
@@ -39,7 +45,15 @@ const specs: { what: string; spec: Spec; wrong: string[] }[] = [
           value: { decayRate: 1e-3, epsilon: 1e-38, minParameterScale: 0, minDimensionToFactor: 1n, weightDecay: 0 },
         },
       },
-      routing: { topK: 16, gateNormalization: 2, secondExpertPolicy: 2, priority: 2, group: 3, groupTokens: 1n },
+      routing: {
+        topK: 16,
+        gateNormalization: 2,
+        secondExpertPolicy: 2,
+        priority: 2,
+        encoderChoice: 2,
+        group: 3,
+        groupTokens: 1n,
+      },
       losses: { fCounts: 2, layerReduction: 3, vocabularyZCoefficient: 0, labelSmoothing: 0 },
     },
     wrong: [],
@@ -139,33 +153,62 @@ test("a decoding is checked by its own fields", () => {
   }
 });
 
-test("a model cannot route to experts, or by a priority, that its layers do not have", () => {
-  const modelWith = (...stacks: Stack[]) =>
+test("what a model's layers cannot do, and what does not go together, is refused with its field", () => {
+  /** Every fourth layer is sparse. */
+  const modelWith = (num_layers: number, num_decoder_layers: number) =>
     create(ModelDescriptionSchema, {
-      groups: [
-        { tensors: stacks.map((stack) => ({ kind: ParameterKind.EXPERT, stack, shape: [4n, 8n, 8n] })) },
-        { tensors: stacks.map((stack) => ({ kind: ParameterKind.ROUTER, stack, shape: [4n, 8n] })) },
-      ],
+      config: {
+        model_type: "st_moe",
+        num_layers,
+        num_decoder_layers,
+        num_experts: 4,
+        num_selected_experts: 1,
+        gate_normalization: "none",
+      },
     });
-  const both = modelWith(Stack.ENCODER, Stack.DECODER);
-  const decoder = modelWith(Stack.DECODER);
+  const both = modelWith(4, 4);
+  const encoder = modelWith(4, 1);
+  const decoder = modelWith(1, 4);
   const { BATCH_PRIORITIZED, POSITION } = RoutingPriority;
-  const cases = [
-    { model: both, routing: { topK: 4, priority: BATCH_PRIORITIZED }, wrong: [] },
-    { model: both, routing: { topK: 5 }, wrong: ["spec.routing.top_k"] },
+  const { EXPERTS } = RoutingChoice;
+  const slots = { rule: { case: "fixed" as const, value: { slots: 8n } } };
+  const bounded = { trainCapacity: slots, evalCapacity: slots };
+  const pooled = { layerReduction: LayerReduction.POOLED };
+  const cases: { model?: ModelDescription; routing: Spec["routing"]; losses?: Spec["losses"]; wrong: string[] }[] = [
+    { routing: { topK: 4, priority: BATCH_PRIORITIZED }, wrong: [] },
+    { routing: { topK: 5 }, wrong: ["routing.top_k"] },
+    { model: decoder, routing: { priority: POSITION }, wrong: [] },
     {
       model: decoder,
-      routing: { topK: 5, priority: BATCH_PRIORITIZED },
-      wrong: ["spec.routing.priority", "spec.routing.top_k"],
+      routing: { topK: 5, priority: BATCH_PRIORITIZED, encoderChoice: EXPERTS, ...bounded },
+      wrong: ["routing.encoder_choice", "routing.priority", "routing.top_k"],
     },
-    { model: decoder, routing: { priority: POSITION }, wrong: [] },
-    { model: modelWith(), routing: { topK: 2 }, wrong: [] },
+    { model: modelWith(1, 1), routing: { topK: 5 }, wrong: [] }, // no sparse layer, nothing to route
+    { model: encoder, routing: { priority: BATCH_PRIORITIZED }, wrong: [] },
+    { routing: { secondExpertPolicy: SecondExpertPolicy.RANDOM }, wrong: [] }, // one choice: there is no second
+    { routing: { topK: 2, secondExpertPolicy: SecondExpertPolicy.RANDOM }, wrong: ["routing.second_expert_policy"] },
+    {
+      routing: {
+        topK: 2,
+        secondExpertPolicy: SecondExpertPolicy.RANDOM,
+        gateNormalization: GateNormalization.TOP_K,
+      },
+      wrong: [],
+    },
+    { routing: { encoderChoice: EXPERTS, ...bounded }, wrong: [] },
+    { routing: { encoderChoice: EXPERTS }, wrong: ["routing.eval_capacity", "routing.train_capacity"] },
+    {
+      routing: { encoderChoice: EXPERTS, ...bounded, priority: BATCH_PRIORITIZED },
+      losses: pooled,
+      wrong: ["losses.layer_reduction", "routing.priority"],
+    },
+    { routing: {}, losses: pooled, wrong: [] },
   ];
-  for (const { model, routing, wrong } of cases) {
-    const options = create(RoutingOptionsSchema, routing);
+  for (const { model = both, routing, losses, wrong } of cases) {
+    const options = trainingOptions(fillRunSpec(create(RunSpecSchema, { routing, losses }), []));
     assert.equal(
-      fieldsOf((problems) => checkRoutes(problems, options, model, "spec.routing")),
-      wrong,
+      fieldsOf((problems) => checkRoutes(problems, options, model, "spec")),
+      wrong.map((field) => `spec.${field}`),
     );
   }
 });

@@ -8,6 +8,7 @@ import { TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
 import {
   AssignmentSliceSchema,
   GateNormalization,
+  RoutingChoice,
   RoutingPriority,
   SecondExpertPolicy,
 } from "../../proto/gen/thaw/v1/routing_pb.ts";
@@ -115,14 +116,14 @@ const batch = (experts: number): RouteBatch => ({
   exampleIds: Uint32Array.of(70_000, 1, 2),
   positions: Uint32Array.of(0, 1, 2),
   tokenIds: Uint32Array.of(32_127, 5, 6),
-  expertIds: Uint16Array.of(0, experts - 1, 1, 2, 3, 4),
+  expertIds: Uint16Array.of(0, experts, 1, 2, 3, 4), // the second is none
   gates: Float32Array.of(1, 0.5, 0.25, 0, 0.125, 2),
   kept: Uint8Array.of(1, 0, 1, 1, 0, 1),
 });
 
 const packed = [
-  { what: "256 experts in bytes", experts: 256, idBytes: 1, ids: [0, 255, 1, 2, 3, 4] },
-  { what: "257 experts in two bytes", experts: 257, idBytes: 2, ids: [0, 0, 0, 1, 1, 0, 2, 0, 3, 0, 4, 0] },
+  { what: "255 experts, and none, in bytes", experts: 255, idBytes: 1, ids: [0, 255, 1, 2, 3, 4] },
+  { what: "256 experts, and none, in two bytes", experts: 256, idBytes: 2, ids: [0, 0, 0, 1, 1, 0, 2, 0, 3, 0, 4, 0] },
 ];
 for (const { what, experts, idBytes, ids } of packed) {
   test(`routes are packed little-endian, ${what}`, () => {
@@ -146,7 +147,7 @@ test("a choice of tokens packs their rows only, without what was not asked for",
   const slice = routesToProto(batch(4), { tokenIds: false, gates: false }, Uint32Array.of(0, 2));
   assert.is(slice.tokenCount, 2n);
   assert.equal([...slice.exampleIds], [0x70, 0x11, 1, 0, 2, 0, 0, 0]);
-  assert.equal([...slice.expertIds], [0, 3, 3, 4]);
+  assert.equal([...slice.expertIds], [0, 4, 3, 4]);
   assert.equal([...slice.keptBits], [0b1001]);
   assert.is(slice.tokenIds.length + slice.gates.length, 0);
 });
@@ -193,6 +194,7 @@ test("a bare specification becomes the documented defaults", () => {
       gateNormalization: undefined,
       secondExpertPolicy: "always",
       priority: "position",
+      encoderChoice: "tokens",
     },
     losses: {
       balanceCoefficient: 1e-2,
@@ -240,6 +242,7 @@ test("what is set stays, zeros where zero means something included", () => {
       gateNormalization: GateNormalization.TOP_K,
       secondExpertPolicy: SecondExpertPolicy.RANDOM,
       priority: RoutingPriority.BATCH_PRIORITIZED,
+      encoderChoice: RoutingChoice.EXPERTS,
     },
     losses: {
       zCoefficient: 0,
@@ -272,6 +275,7 @@ test("what is set stays, zeros where zero means something included", () => {
     gateNormalization: "top_k",
     secondExpertPolicy: "random",
     priority: "batch_prioritized",
+    encoderChoice: "experts",
   });
   assert.equal(config.losses, {
     balanceCoefficient: 1e-2,

@@ -9,9 +9,11 @@ import * as assert from "uvu/assert";
 import { CheckpointReason } from "../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import { OverfittingReportSchema } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
-import { EvaluationMetric, NonFinitePolicy, type RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { RoutingChoice } from "../../proto/gen/thaw/v1/routing_pb.ts";
+import { EvaluationMetric, NonFinitePolicy, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { FromWorkerSchema, type RunUpdate } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError } from "../../src/kernels/device/errors.ts";
+import { fillRunSpec } from "../../src/server/worker/convert/run_spec.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
 import { InputError, MemoryError } from "../../src/trainer/types.ts";
 import { type FakeEngine, type FakeEngineOptions, fakeEngine, fakeHost } from "../support/fake_engine.ts";
@@ -377,6 +379,21 @@ scenario("a model stays open for the next question, until a run needs its place"
   await client.reply(ask());
   await client.reply(open({}, { paused: true }));
   assert.equal(engine.calls, ["openModel /c", "generate a", "generate a", "close", "openRun"]);
+});
+
+scenario("a model routes as it is asked to, and is opened anew to route otherwise", {}, async ({ engine, client }) => {
+  const model = { checkpointDirectory: "/c", batchSize: 2n, maxInputTokens: 8n, maxTargetTokens: 8n };
+  const filled = fillRunSpec(create(RunSpecSchema), []).routing;
+  const ask = (encoderChoice: RoutingChoice) => {
+    const value = { ...model, routing: { ...filled, encoderChoice } };
+    const target = { target: { case: "model" as const, value } };
+    return client.send({ case: "generate", value: { target, inputs: ["a"], maxNewTokens: 4n } });
+  };
+  await client.reply(ask(RoutingChoice.EXPERTS));
+  await client.reply(ask(RoutingChoice.EXPERTS));
+  await client.reply(ask(RoutingChoice.TOKENS));
+  const opened = engine.calls.filter((call) => call.startsWith("openModel"));
+  assert.equal(opened, ["openModel /c encoder experts", "openModel /c encoder tokens"]);
 });
 
 scenario("a directory is filled durably", {}, async ({ client, open, folder }) => {

@@ -15,14 +15,14 @@ import { workerClient } from "../support/worker_client.ts";
 
 const test = suite("worker routes");
 
-/** Tokens of examples 0, 0, 1, 2 with choices [0,1] [2,3] [1,2] [3,0]. */
+/** Tokens of examples 0, 0, 1, 2 with choices [0,1] [2,3] [1,2] [3,none]. */
 const BATCH: RouteBatch = {
   ...fakeRoutes("training", 5),
   topK: 2,
   exampleIds: Uint32Array.of(0, 0, 1, 2),
   positions: Uint32Array.of(0, 1, 0, 0),
   tokenIds: Uint32Array.of(10, 11, 12, 13),
-  expertIds: Uint16Array.of(0, 1, 2, 3, 1, 2, 3, 0),
+  expertIds: Uint16Array.of(0, 1, 2, 3, 1, 2, 3, 4),
   gates: new Float32Array(8),
   kept: new Uint8Array(8).fill(1),
 };
@@ -49,8 +49,9 @@ const filters: [string, MessageInitShape<typeof RouteFilterSchema> | undefined, 
   ["its source", { sources: [1] }, [10, 11, 12, 13]],
   ["another source", { sources: [2, 3] }, []],
   ["an expert, whichever choice", { experts: [3] }, [11, 13]],
-  ["two experts", { experts: [0, 2] }, [10, 11, 12, 13]],
+  ["two experts", { experts: [0, 2] }, [10, 11, 12]],
   ["an expert nobody chose", { experts: [9] }, []],
+  ["the number that stands for none", { experts: [4] }, []],
   ["examples", { exampleIds: [0n, 2n] }, [10, 11, 13]],
   ["expert and example", { experts: [3], exampleIds: [2n] }, [13]],
 ];

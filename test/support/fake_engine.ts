@@ -217,8 +217,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
       return openRun(saved ? saved.step : 0, config.batchSize, saved ? saved.plan : config.trainable);
     },
-    async openModel(directory, batchSize) {
-      calls.push(`openModel ${directory}`);
+    async openModel(directory, batchSize, _maxInputTokens, _maxTargetTokens, routing) {
+      calls.push(`openModel ${directory}${routing ? ` encoder ${routing.encoderChoice}` : ""}`);
       return openRun(0, batchSize, EVERYTHING);
     },
   };

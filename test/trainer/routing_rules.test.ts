@@ -5,9 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { openRun } from "../../src/trainer/engine.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import type { RouteBatch, RoutingOptions, RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { noise, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -45,12 +44,7 @@ async function open(routing: Partial<RoutingOptions>, changes: Partial<RunConfig
     routing: { ...DROPLESS, ...routing },
     ...changes,
   });
-  const source = await openModelDirectory(model);
-  try {
-    return await Run.open(device, source, config, await openTrainingData(source, config));
-  } finally {
-    await source.checkpoint.close();
-  }
+  return openRun(device, config);
 }
 
 /** Routes of one training step, and its metrics. */

@@ -103,8 +103,12 @@ async function stream(session: Session, run: string, flags: StreamFlags): Promis
 function sliceLine(slice: AssignmentSlice): string {
   const { expertIds, kept, expertCount } = decodeAssignments(slice);
   const load = new Array<number>(expertCount).fill(0);
-  for (const expert of expertIds) load[expert]++;
-  const lost = kept.reduce((sum, bit) => sum + (1 - bit), 0);
+  let lost = 0;
+  expertIds.forEach((expert, i) => {
+    if (expert >= expertCount) return; // no expert: where experts choose, some tokens have fewer than others
+    load[expert]++;
+    lost += 1 - kept[i];
+  });
   const tokens = `${count(slice.tokenCount)} tokens`;
   return `step ${slice.step}  ${layerName(slice)}  ${sourceName(slice.source)}  ${tokens}  ${loadText(load)}  ${lost} dropped`;
 }

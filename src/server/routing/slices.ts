@@ -52,13 +52,13 @@ function chosenTokens(slice: AssignmentSlice, filter: RouteFilter | undefined): 
   const examples = new Set(filter?.exampleIds.map(Number));
   const experts = new Set(filter?.experts);
   if (rate >= 1 && examples.size === 0 && experts.size === 0) return all;
-  const { exampleIds, expertIds, expertIdBytes, topK } = slice;
+  const { exampleIds, expertIds, expertIdBytes, expertCount, topK } = slice;
   const ids = new DataView(exampleIds.buffer, exampleIds.byteOffset, exampleIds.byteLength);
   const chosen = new DataView(expertIds.buffer, expertIds.byteOffset, expertIds.byteLength);
   const expertAt = (i: number): number => (expertIdBytes === 1 ? chosen.getUint8(i) : chosen.getUint16(2 * i, true));
   const choosesOne = (token: number): boolean => {
-    for (let k = 0; k < topK; k++) if (experts.has(expertAt(token * topK + k))) return true;
-    return false;
+    const choices = Array.from({ length: topK }, (_, k) => expertAt(token * topK + k));
+    return choices.some((expert) => expert < expertCount && experts.has(expert));
   };
   return all.filter((token) => {
     const example = ids.getUint32(4 * token, true);

@@ -55,7 +55,7 @@ export interface Runs {
   evaluated(id: string, result: EvaluationResult): Promise<void>;
   /** The open run as a worker's target; undefined when it is not on the GPU. */
   target(id: string): Target | undefined;
-  /** The model a run started from, with the run's shapes and a checkpoint's parameters. */
+  /** The model a run started from, with the run's shapes and routing and a checkpoint's parameters. */
   modelTarget(run: Run, checkpointDirectory: string): Promise<ModelTarget>;
   /** What is on the GPU. */
   readonly active: { readonly name: string; readonly kernels: readonly KernelUse[] } | undefined;
@@ -317,7 +317,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
       activeRun(id)?.open ? create(TargetSchema, { target: { case: "run", value: `runs/${id}` } }) : undefined,
 
     async modelTarget(run, checkpointDirectory) {
-      return create(ModelTargetSchema, { ...(await modelOf(run)), checkpointDirectory });
+      return create(ModelTargetSchema, { ...(await modelOf(run)), checkpointDirectory, routing: run.spec!.routing });
     },
 
     get active() {

@@ -12,6 +12,7 @@ import { modelDirectory } from "../storage/layout.ts";
 import { checkMatches } from "../validation/plan.ts";
 import { check } from "../validation/problems.ts";
 import { checkRoutes } from "../validation/routing.ts";
+import { trainingOptions } from "../worker/convert/run_config.ts";
 import { fillRunSpec } from "../worker/convert/run_spec.ts";
 
 /** The spec with every default, after looking up what it refers to. @throws RpcError with everything that is missing */
@@ -31,7 +32,7 @@ export async function completeSpec(core: Core, spec: RunSpec): Promise<RunSpec &
     const watchesTask = filled.evaluation.overfitting?.metric === EvaluationMetric.PRIMARY;
     const scored = !watchesTask || dataset.dataset.task !== undefined;
     problems.require(scored, "spec.evaluation.overfitting.metric", `${spec.dataset} has no task, so no primary metric`);
-    checkRoutes(problems, filled.routing, model.description, "spec.routing");
+    checkRoutes(problems, trainingOptions(filled), model.description, "spec");
   });
   checkMatches(filled.trainable, model.description, "spec.trainable");
   if (spec.initialCheckpoint) await checkInitialCheckpoint(core, spec);

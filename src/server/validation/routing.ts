@@ -1,17 +1,18 @@
 // How a run may be told to route: what the options alone may say, and whether a model can route so.
 
-import { ParameterKind, Stack } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import type { ModelDescription } from "../../../proto/gen/thaw/v1/model_pb.ts";
 import {
   type CapacityRule,
   GateNormalizationSchema,
+  RoutingChoiceSchema,
   RoutingGroup,
   RoutingGroupSchema,
   type RoutingOptions,
-  RoutingPriority,
   RoutingPrioritySchema,
   SecondExpertPolicySchema,
 } from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import { modelOf } from "../../trainer/model/open.ts";
+import type { RunConfig } from "../../trainer/types.ts";
 import { fraction, positive } from "./numbers.ts";
 import { knownEnum } from "./plan.ts";
 import { checkRange, type Problems } from "./problems.ts";
@@ -32,6 +33,7 @@ export function checkRouting(problems: Problems, routing: RoutingOptions, field:
   knownEnum(problems, `${field}.gate_normalization`, GateNormalizationSchema, routing.gateNormalization);
   knownEnum(problems, `${field}.second_expert_policy`, SecondExpertPolicySchema, routing.secondExpertPolicy);
   knownEnum(problems, `${field}.priority`, RoutingPrioritySchema, routing.priority);
+  knownEnum(problems, `${field}.encoder_choice`, RoutingChoiceSchema, routing.encoderChoice);
 }
 
 function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, field: string): void {
@@ -41,21 +43,13 @@ function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, f
   if (rule?.case === "fixed") checkRange(problems, `${field}.fixed.slots`, rule.value.slots, 1, MAX_COUNT);
 }
 
-/** Whether the model can route so; `options` with every default filled in. */
+/** Whether the model of this description can route and lose as a run asks. */
 export function checkRoutes(
   problems: Problems,
-  { topK, priority }: RoutingOptions,
-  { groups }: ModelDescription,
+  { routing, losses }: Pick<RunConfig, "routing" | "losses">,
+  { config }: ModelDescription,
   field: string,
 ): void {
-  const tensors = groups.flatMap((group) => group.tensors);
-  // [experts, …]
-  const experts = tensors.filter(({ kind }) => kind === ParameterKind.EXPERT).map(({ shape }) => Number(shape[0]));
-  const fewest = Math.min(...experts);
-  problems.require(topK <= fewest, `${field}.top_k`, `is ${topK}; the model has ${fewest} experts`);
-  const encoderRoutes = tensors.some(({ kind, stack }) => kind === ParameterKind.ROUTER && stack === Stack.ENCODER);
-  const possible = priority !== RoutingPriority.BATCH_PRIORITIZED || encoderRoutes;
-  const reason =
-    "batch_prioritized needs a sparse encoder layer, and the model has none; a decoder would see its future";
-  problems.require(possible, `${field}.priority`, reason);
+  for (const wrong of modelOf(config ?? {}).routingProblems(routing, losses))
+    problems.add(`${field}.${wrong.field}`, wrong.message);
 }

@@ -3,6 +3,7 @@
 
 import type { ModelTarget } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Engine, TrainingRun } from "../../trainer/types.ts";
+import { routingOptions } from "./convert/routing_options.ts";
 
 /** Milliseconds a model stays after its last use. */
 const KEEP = 60_000;
@@ -29,10 +30,11 @@ export function openModelCache(engine: Engine): ModelCache {
       // A checkpoint is a whole model directory.
       const directory = target.checkpointDirectory || target.directory;
       const sizes = [target.batchSize, target.maxInputTokens, target.maxTargetTokens].map(Number);
-      const key = JSON.stringify([directory, ...sizes]);
+      const routing = target.routing && routingOptions(target.routing);
+      const key = JSON.stringify([directory, ...sizes, routing]);
       if (held?.key !== key) {
         close();
-        held = { key, model: await engine.openModel(directory, sizes[0], sizes[1], sizes[2]) };
+        held = { key, model: await engine.openModel(directory, sizes[0], sizes[1], sizes[2], routing) };
       }
       try {
         return await work(held.model);

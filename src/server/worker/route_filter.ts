@@ -39,9 +39,9 @@ export function routeFilter(filter: RouteFilter | undefined): (batch: RouteBatch
   };
 }
 
-function choosesOne({ expertIds, topK }: RouteBatch, token: number, experts: ReadonlySet<number>): boolean {
-  for (let choice = 0; choice < topK; choice++) if (experts.has(expertIds[token * topK + choice])) return true;
-  return false;
+function choosesOne(batch: RouteBatch, token: number, experts: ReadonlySet<number>): boolean {
+  const chosen = batch.expertIds.subarray(token * batch.topK, (token + 1) * batch.topK);
+  return chosen.some((expert) => expert < batch.experts && experts.has(expert));
 }
 
 /**

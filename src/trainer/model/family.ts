@@ -7,7 +7,7 @@ import type { LossRows } from "../graph/ops/loss.ts";
 import type { OptimizerNodes } from "../graph/ops/optimizer.ts";
 import type { Routing } from "../graph/ops/routing.ts";
 import type { TrainableSet } from "../groups.ts";
-import type { CapacityRule, LossOptions, OptimizerAlgorithm, RoutingOptions, Stack } from "../types.ts";
+import type { CapacityRule, LossOptions, OptimizerAlgorithm, Problem, RoutingOptions, Stack } from "../types.ts";
 import type { ParameterSpec } from "./parameters.ts";
 
 /** How one build of a model behaves; everything here is fixed when its program is recorded. */
@@ -108,6 +108,8 @@ export interface Model {
   readonly padTokenId: number;
   readonly eosTokenId: number;
   readonly decoderStartTokenId: number;
+  /** What keeps the model from routing so, or from losing so: fields `routing.…` and `losses.…`; empty when nothing does. */
+  routingProblems(routing: RoutingOptions, losses: LossOptions): readonly Problem[];
   trainingGraph(
     target: KernelTarget,
     trainable: TrainableSet,

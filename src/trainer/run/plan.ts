@@ -10,7 +10,14 @@ import { elements, tensorBytes } from "../graph/graph.ts";
 import { type LoweredGraph, lowerGraph } from "../graph/lowered.ts";
 import { matchedTensors, type TrainableSet } from "../groups.ts";
 import type { BuildOptions, InferenceGraph, Model, SparseLayer, TrainingGraph } from "../model/family.ts";
-import { MemoryError, type PlanCost, type RunConfig, type TrainablePlan, type TrainingShape } from "../types.ts";
+import {
+  InputError,
+  MemoryError,
+  type PlanCost,
+  type RunConfig,
+  type TrainablePlan,
+  type TrainingShape,
+} from "../types.ts";
 import type { DecoderPlan } from "./decoder.ts";
 import { type PlannedBytes, planRun } from "./device_memory.ts";
 import { stagingBytes } from "./readback.ts";
@@ -129,8 +136,11 @@ export function planDecoder(
   return { shape, prefix, step, reorder, readLogits, bytes: total - parameter };
 }
 
+/** @throws InputError when the model cannot route as the configuration says */
 export function planPrograms(request: PlanRequest): RunPlan {
   const { model, capabilities, config, training } = request;
+  const problems = model.routingProblems(config.routing, config.losses);
+  if (problems.length > 0) throw new InputError(problems);
   const target = kernelTarget(capabilities);
   const routerLosses = training !== undefined && routerLossesOn(model, training.trainable, training.plan);
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;

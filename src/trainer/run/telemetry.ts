@@ -114,20 +114,22 @@ export function routeBatch(layer: SparseLayer, results: Results, context: RouteC
   const real = encoder ? batch.inputSegments : batch.decoderMask;
   const tokens = Uint32Array.from(ids.keys()).filter((t) => context.routePadding || real[t] !== 0);
   const { experts, topK } = layer.routing;
-  const expertIds = results.u32(layer.routing.chosenIds);
   const rows = results.u32(layer.routing.rowOfAssignment);
+  const chosen: Choices = {
+    topK,
+    expertIds: Uint16Array.from(results.u32(layer.routing.chosenIds)),
+    gates: results.f32(layer.routing.gates),
+    kept: Uint8Array.from(rows, (row) => (row === NO_ROW ? 0 : 1)),
+  };
   const all: RouteBatch = {
     source: context.source,
     step: context.step,
     stack: layer.stack,
     layer: layer.layer,
     experts,
-    topK,
+    ...(layer.routing.choose === "experts" ? takenOnly(chosen, experts) : chosen),
     ...placesOf(batch, encoder),
     tokenIds: ids,
-    expertIds: Uint16Array.from(expertIds),
-    gates: results.f32(layer.routing.gates),
-    kept: Uint8Array.from(rows, (row) => (row === NO_ROW ? 0 : 1)),
   };
   return tokensOf(all, tokens);
 }
@@ -146,6 +148,35 @@ function placesOf(batch: Batch, encoder: boolean): Pick<RouteBatch, "exampleIds"
     positions[t] = t - begin;
   }
   return { exampleIds, positions };
+}
+
+type Choices = Pick<RouteBatch, "topK" | "expertIds" | "gates" | "kept">;
+
+/**
+ * Where experts choose, the device has a column for each of them. This has the experts that took a token, by descending
+ * gate, the lower id among equals, and as many columns as the token with the most experts needs, at least 1.
+ */
+function takenOnly({ topK: columns, expertIds, gates }: Choices, experts: number): Choices {
+  const tokens = expertIds.length / columns;
+  const taken = Array.from({ length: tokens }, (_, t) => {
+    const places = Array.from({ length: columns }, (_, e) => t * columns + e).filter((a) => expertIds[a] < experts);
+    return places.sort((a, b) => gates[b] - gates[a] || a - b);
+  });
+  const topK = taken.reduce((most, places) => Math.max(most, places.length), 1);
+  const all = {
+    topK,
+    expertIds: new Uint16Array(tokens * topK).fill(experts),
+    gates: new Float32Array(tokens * topK),
+    kept: new Uint8Array(tokens * topK),
+  };
+  taken.forEach((places, t) => {
+    places.forEach((a, j) => {
+      all.expertIds[t * topK + j] = expertIds[a];
+      all.gates[t * topK + j] = gates[a];
+      all.kept[t * topK + j] = 1;
+    });
+  });
+  return all;
 }
 
 /** The part of a route batch that belongs to one example. */

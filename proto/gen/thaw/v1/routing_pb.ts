@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/routing.proto.
  */
 export const file_thaw_v1_routing: GenFile = /*@__PURE__*/
-  fileDesc("ChV0aGF3L3YxL3JvdXRpbmcucHJvdG8SB3RoYXcudjEiCgoIRHJvcGxlc3MiIAoOQ2FwYWNpdHlGYWN0b3ISDgoGZmFjdG9yGAEgASgBIh4KDUZpeGVkQ2FwYWNpdHkSDQoFc2xvdHMYASABKAMivgEKDENhcGFjaXR5UnVsZRIlCghkcm9wbGVzcxgBIAEoCzIRLnRoYXcudjEuRHJvcGxlc3NIABIpCgZmYWN0b3IYAiABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASKwoIZmFjdG9yX2sYAyABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASJwoFZml4ZWQYBCABKAsyFi50aGF3LnYxLkZpeGVkQ2FwYWNpdHlIAEIGCgRydWxlIv4CCg5Sb3V0aW5nT3B0aW9ucxItCg50cmFpbl9jYXBhY2l0eRgBIAEoCzIVLnRoYXcudjEuQ2FwYWNpdHlSdWxlEiwKDWV2YWxfY2FwYWNpdHkYAiABKAsyFS50aGF3LnYxLkNhcGFjaXR5UnVsZRIkCgVncm91cBgDIAEoDjIVLnRoYXcudjEuUm91dGluZ0dyb3VwEhUKDXJvdXRlX3BhZGRpbmcYBCABKAgSDgoGaml0dGVyGAUgASgBEg0KBXRvcF9rGAYgASgFEjYKEmdhdGVfbm9ybWFsaXphdGlvbhgHIAEoDjIaLnRoYXcudjEuR2F0ZU5vcm1hbGl6YXRpb24SOQoUc2Vjb25kX2V4cGVydF9wb2xpY3kYCCABKA4yGy50aGF3LnYxLlNlY29uZEV4cGVydFBvbGljeRIqCghwcmlvcml0eRgJIAEoDjIYLnRoYXcudjEuUm91dGluZ1ByaW9yaXR5EhQKDGdyb3VwX3Rva2VucxgKIAEoAyKcAQoSUm91dGVyTGF5ZXJNZXRyaWNzEh0KBXN0YWNrGAEgASgOMg4udGhhdy52MS5TdGFjaxINCgVsYXllchgCIAEoBRIUCgxiYWxhbmNlX2xvc3MYAyABKAESDgoGel9sb3NzGAQgASgBEgwKBGxvYWQYBSADKAESDwoHZHJvcHBlZBgGIAEoAxITCgthc3NpZ25tZW50cxgHIAEoAyK4AQoLUm91dGVGaWx0ZXISHgoGc3RhY2tzGAEgAygOMg4udGhhdy52MS5TdGFjaxIOCgZsYXllcnMYAiADKAUSDwoHZXhwZXJ0cxgDIAMoBRITCgtleGFtcGxlX2lkcxgEIAMoAxIlCgdzb3VyY2VzGAUgAygOMhQudGhhdy52MS5Sb3V0ZVNvdXJjZRIaCg1zYW1wbGluZ19yYXRlGAYgASgBSACIAQFCEAoOX3NhbXBsaW5nX3JhdGUitwIKD0Fzc2lnbm1lbnRTbGljZRIkCgZzb3VyY2UYASABKA4yFC50aGF3LnYxLlJvdXRlU291cmNlEgwKBHN0ZXAYAiABKAMSHQoFc3RhY2sYAyABKA4yDi50aGF3LnYxLlN0YWNrEg0KBWxheWVyGAQgASgFEhQKDGV4cGVydF9jb3VudBgFIAEoBRINCgV0b3BfaxgGIAEoBRITCgt0b2tlbl9jb3VudBgHIAEoAxITCgtleGFtcGxlX2lkcxgIIAEoDBIRCglwb3NpdGlvbnMYCSABKAwSEQoJdG9rZW5faWRzGAogASgMEhcKD2V4cGVydF9pZF9ieXRlcxgLIAEoBRISCgpleHBlcnRfaWRzGAwgASgMEg0KBWdhdGVzGA0gASgMEhEKCWtlcHRfYml0cxgOIAEoDCLQAQoTUm91dGluZ0xheWVyU3VtbWFyeRIdCgVzdGFjaxgBIAEoDjIOLnRoYXcudjEuU3RhY2sSDQoFbGF5ZXIYAiABKAUSEwoLYXNzaWdubWVudHMYAyABKAMSDwoHZHJvcHBlZBgEIAEoAxIMCgRsb2FkGAUgAygBEhkKEWxvYWRfZW50cm9weV9uYXRzGAYgASgBEhYKDmxvYWRfaW1iYWxhbmNlGAcgASgBEhUKDWNvX2FjdGl2YXRpb24YCCADKAESDQoFZHJpZnQYCSABKAEqfAoMUm91dGluZ0dyb3VwEh0KGVJPVVRJTkdfR1JPVVBfVU5TUEVDSUZJRUQQABIXChNST1VUSU5HX0dST1VQX0JBVENIEAESGgoWUk9VVElOR19HUk9VUF9TRVFVRU5DRRACEhgKFFJPVVRJTkdfR1JPVVBfVE9LRU5TEAMqcgoRR2F0ZU5vcm1hbGl6YXRpb24SIgoeR0FURV9OT1JNQUxJWkFUSU9OX1VOU1BFQ0lGSUVEEAASGwoXR0FURV9OT1JNQUxJWkFUSU9OX05PTkUQARIcChhHQVRFX05PUk1BTElaQVRJT05fVE9QX0sQAip8ChJTZWNvbmRFeHBlcnRQb2xpY3kSJAogU0VDT05EX0VYUEVSVF9QT0xJQ1lfVU5TUEVDSUZJRUQQABIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9BTFdBWVMQARIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9SQU5ET00QAip6Cg9Sb3V0aW5nUHJpb3JpdHkSIAocUk9VVElOR19QUklPUklUWV9VTlNQRUNJRklFRBAAEh0KGVJPVVRJTkdfUFJJT1JJVFlfUE9TSVRJT04QARImCiJST1VUSU5HX1BSSU9SSVRZX0JBVENIX1BSSU9SSVRJWkVEEAIqgAEKC1JvdXRlU291cmNlEhwKGFJPVVRFX1NPVVJDRV9VTlNQRUNJRklFRBAAEhkKFVJPVVRFX1NPVVJDRV9UUkFJTklORxABEhsKF1JPVVRFX1NPVVJDRV9FVkFMVUFUSU9OEAISGwoXUk9VVEVfU09VUkNFX0dFTkVSQVRJT04QA2IGcHJvdG8z", [file_thaw_v1_group]);
+  fileDesc("ChV0aGF3L3YxL3JvdXRpbmcucHJvdG8SB3RoYXcudjEiCgoIRHJvcGxlc3MiIAoOQ2FwYWNpdHlGYWN0b3ISDgoGZmFjdG9yGAEgASgBIh4KDUZpeGVkQ2FwYWNpdHkSDQoFc2xvdHMYASABKAMivgEKDENhcGFjaXR5UnVsZRIlCghkcm9wbGVzcxgBIAEoCzIRLnRoYXcudjEuRHJvcGxlc3NIABIpCgZmYWN0b3IYAiABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASKwoIZmFjdG9yX2sYAyABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASJwoFZml4ZWQYBCABKAsyFi50aGF3LnYxLkZpeGVkQ2FwYWNpdHlIAEIGCgRydWxlIq4DCg5Sb3V0aW5nT3B0aW9ucxItCg50cmFpbl9jYXBhY2l0eRgBIAEoCzIVLnRoYXcudjEuQ2FwYWNpdHlSdWxlEiwKDWV2YWxfY2FwYWNpdHkYAiABKAsyFS50aGF3LnYxLkNhcGFjaXR5UnVsZRIkCgVncm91cBgDIAEoDjIVLnRoYXcudjEuUm91dGluZ0dyb3VwEhUKDXJvdXRlX3BhZGRpbmcYBCABKAgSDgoGaml0dGVyGAUgASgBEg0KBXRvcF9rGAYgASgFEjYKEmdhdGVfbm9ybWFsaXphdGlvbhgHIAEoDjIaLnRoYXcudjEuR2F0ZU5vcm1hbGl6YXRpb24SOQoUc2Vjb25kX2V4cGVydF9wb2xpY3kYCCABKA4yGy50aGF3LnYxLlNlY29uZEV4cGVydFBvbGljeRIqCghwcmlvcml0eRgJIAEoDjIYLnRoYXcudjEuUm91dGluZ1ByaW9yaXR5EhQKDGdyb3VwX3Rva2VucxgKIAEoAxIuCg5lbmNvZGVyX2Nob2ljZRgLIAEoDjIWLnRoYXcudjEuUm91dGluZ0Nob2ljZSKcAQoSUm91dGVyTGF5ZXJNZXRyaWNzEh0KBXN0YWNrGAEgASgOMg4udGhhdy52MS5TdGFjaxINCgVsYXllchgCIAEoBRIUCgxiYWxhbmNlX2xvc3MYAyABKAESDgoGel9sb3NzGAQgASgBEgwKBGxvYWQYBSADKAESDwoHZHJvcHBlZBgGIAEoAxITCgthc3NpZ25tZW50cxgHIAEoAyK4AQoLUm91dGVGaWx0ZXISHgoGc3RhY2tzGAEgAygOMg4udGhhdy52MS5TdGFjaxIOCgZsYXllcnMYAiADKAUSDwoHZXhwZXJ0cxgDIAMoBRITCgtleGFtcGxlX2lkcxgEIAMoAxIlCgdzb3VyY2VzGAUgAygOMhQudGhhdy52MS5Sb3V0ZVNvdXJjZRIaCg1zYW1wbGluZ19yYXRlGAYgASgBSACIAQFCEAoOX3NhbXBsaW5nX3JhdGUitwIKD0Fzc2lnbm1lbnRTbGljZRIkCgZzb3VyY2UYASABKA4yFC50aGF3LnYxLlJvdXRlU291cmNlEgwKBHN0ZXAYAiABKAMSHQoFc3RhY2sYAyABKA4yDi50aGF3LnYxLlN0YWNrEg0KBWxheWVyGAQgASgFEhQKDGV4cGVydF9jb3VudBgFIAEoBRINCgV0b3BfaxgGIAEoBRITCgt0b2tlbl9jb3VudBgHIAEoAxITCgtleGFtcGxlX2lkcxgIIAEoDBIRCglwb3NpdGlvbnMYCSABKAwSEQoJdG9rZW5faWRzGAogASgMEhcKD2V4cGVydF9pZF9ieXRlcxgLIAEoBRISCgpleHBlcnRfaWRzGAwgASgMEg0KBWdhdGVzGA0gASgMEhEKCWtlcHRfYml0cxgOIAEoDCLQAQoTUm91dGluZ0xheWVyU3VtbWFyeRIdCgVzdGFjaxgBIAEoDjIOLnRoYXcudjEuU3RhY2sSDQoFbGF5ZXIYAiABKAUSEwoLYXNzaWdubWVudHMYAyABKAMSDwoHZHJvcHBlZBgEIAEoAxIMCgRsb2FkGAUgAygBEhkKEWxvYWRfZW50cm9weV9uYXRzGAYgASgBEhYKDmxvYWRfaW1iYWxhbmNlGAcgASgBEhUKDWNvX2FjdGl2YXRpb24YCCADKAESDQoFZHJpZnQYCSABKAEqfAoMUm91dGluZ0dyb3VwEh0KGVJPVVRJTkdfR1JPVVBfVU5TUEVDSUZJRUQQABIXChNST1VUSU5HX0dST1VQX0JBVENIEAESGgoWUk9VVElOR19HUk9VUF9TRVFVRU5DRRACEhgKFFJPVVRJTkdfR1JPVVBfVE9LRU5TEAMqcgoRR2F0ZU5vcm1hbGl6YXRpb24SIgoeR0FURV9OT1JNQUxJWkFUSU9OX1VOU1BFQ0lGSUVEEAASGwoXR0FURV9OT1JNQUxJWkFUSU9OX05PTkUQARIcChhHQVRFX05PUk1BTElaQVRJT05fVE9QX0sQAip8ChJTZWNvbmRFeHBlcnRQb2xpY3kSJAogU0VDT05EX0VYUEVSVF9QT0xJQ1lfVU5TUEVDSUZJRUQQABIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9BTFdBWVMQARIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9SQU5ET00QAip6Cg9Sb3V0aW5nUHJpb3JpdHkSIAocUk9VVElOR19QUklPUklUWV9VTlNQRUNJRklFRBAAEh0KGVJPVVRJTkdfUFJJT1JJVFlfUE9TSVRJT04QARImCiJST1VUSU5HX1BSSU9SSVRZX0JBVENIX1BSSU9SSVRJWkVEEAIqZgoNUm91dGluZ0Nob2ljZRIeChpST1VUSU5HX0NIT0lDRV9VTlNQRUNJRklFRBAAEhkKFVJPVVRJTkdfQ0hPSUNFX1RPS0VOUxABEhoKFlJPVVRJTkdfQ0hPSUNFX0VYUEVSVFMQAiqAAQoLUm91dGVTb3VyY2USHAoYUk9VVEVfU09VUkNFX1VOU1BFQ0lGSUVEEAASGQoVUk9VVEVfU09VUkNFX1RSQUlOSU5HEAESGwoXUk9VVEVfU09VUkNFX0VWQUxVQVRJT04QAhIbChdST1VURV9TT1VSQ0VfR0VORVJBVElPThADYgZwcm90bzM", [file_thaw_v1_group]);
 
 /**
  * Every token keeps all of its chosen experts; nothing is dropped.
@@ -201,6 +201,15 @@ export type RoutingOptions = Message<"thaw.v1.RoutingOptions"> & {
    * @generated from field: int64 group_tokens = 10;
    */
   groupTokens: bigint;
+
+  /**
+   * Who chooses in the encoder. In a decoder, experts that choose would see the future of the tokens they choose from: there
+   * tokens choose all the same. Refused for a model without a sparse encoder layer, with a dropless capacity, with priority
+   * batch_prioritized and with pooled router losses. Default: tokens.
+   *
+   * @generated from field: thaw.v1.RoutingChoice encoder_choice = 11;
+   */
+  encoderChoice: RoutingChoice;
 };
 
 /**
@@ -231,7 +240,7 @@ export type RouterLayerMetrics = Message<"thaw.v1.RouterLayerMetrics"> & {
   layer: number;
 
   /**
-   * Load-balancing loss before its coefficient; 1 when routing is uniform.
+   * Load-balancing loss before its coefficient; 1 when routing is uniform, 0 where experts choose.
    *
    * @generated from field: double balance_loss = 3;
    */
@@ -373,7 +382,7 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
   expertCount: number;
 
   /**
-   * Choices per token.
+   * Choices per token; where experts choose, the most experts that a token of the batch has.
    *
    * @generated from field: int32 top_k = 6;
    */
@@ -408,14 +417,15 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
   tokenIds: Uint8Array;
 
   /**
-   * Bytes per expert id: 1 with at most 256 experts, else 2.
+   * Bytes per expert id: 1 with at most 255 experts, else 2.
    *
    * @generated from field: int32 expert_id_bytes = 11;
    */
   expertIdBytes: number;
 
   /**
-   * Chosen experts by ascending choice: [n, k] u8 or u16.
+   * Chosen experts, best choice first: [n, k] u8 or u16. Where experts choose, those that took the token by descending gate,
+   * and `expert_count`, which is no expert, in what is left of its k.
    *
    * @generated from field: bytes expert_ids = 12;
    */
@@ -429,8 +439,8 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
   gates: Uint8Array;
 
   /**
-   * Bit i (bit i % 8, least significant first, of byte i / 8) belongs to element i of [n, k]: 1 kept, 0 dropped by capacity
-   * or not used by the random second expert policy.
+   * Bit i (bit i % 8, least significant first, of byte i / 8) belongs to element i of [n, k]: 1 kept, 0 dropped by capacity,
+   * not used by the random second expert policy, or no expert.
    *
    * @generated from field: bytes kept_bits = 14;
    */
@@ -631,7 +641,8 @@ export const SecondExpertPolicy = {
   ALWAYS: 1,
 
   /**
-   * With probability min(1, gate / 0.2), in training only (ST-MoE, appendix D).
+   * With probability min(1, gate / 0.2), in training only (ST-MoE, appendix D). Its gates are normalised: with more than one
+   * choice it needs gate normalization top_k.
    *
    * @generated from enum value: SECOND_EXPERT_POLICY_RANDOM = 2;
    */
@@ -694,6 +705,49 @@ export const RoutingPrioritySchema: GenEnum<RoutingPriority> = /*@__PURE__*/
   enumDesc(file_thaw_v1_routing, 3);
 
 /**
+ * Who chooses whom.
+ *
+ * @generated from enum thaw.v1.RoutingChoice
+ */
+export const RoutingChoice = {
+  /**
+   * The default: tokens.
+   *
+   * @generated from enum value: ROUTING_CHOICE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Each token chooses its experts.
+   *
+   * @generated from enum value: ROUTING_CHOICE_TOKENS = 1;
+   */
+  TOKENS: 1,
+
+  /**
+   * Each expert takes as many tokens of a group as it has slots, those most probable to choose it (Zhou et al. 2022). A token
+   * may have any number of experts, or none; its gates are its probabilities, and top_k, gate normalization, second expert
+   * policy and priority say nothing. Loads are equal, so there is no load-balancing loss: it is reported as 0.
+   *
+   * @generated from enum value: ROUTING_CHOICE_EXPERTS = 2;
+   */
+  EXPERTS: 2,
+} as const;
+
+/**
+ * Who chooses whom.
+ *
+ * @generated from enum thaw.v1.RoutingChoice
+ */
+export type RoutingChoice = (typeof RoutingChoice)[keyof typeof RoutingChoice] | UnknownEnum;
+
+/**
+ * Describes the enum thaw.v1.RoutingChoice.
+ */
+export const RoutingChoiceSchema: GenEnum<RoutingChoice> = /*@__PURE__*/
+  enumDesc(file_thaw_v1_routing, 4);
+
+/**
  * Where a forward pass came from.
  *
  * @generated from enum thaw.v1.RouteSource
@@ -739,5 +793,5 @@ export type RouteSource = (typeof RouteSource)[keyof typeof RouteSource] | Unkno
  * Describes the enum thaw.v1.RouteSource.
  */
 export const RouteSourceSchema: GenEnum<RouteSource> = /*@__PURE__*/
-  enumDesc(file_thaw_v1_routing, 4);
+  enumDesc(file_thaw_v1_routing, 5);
 

@@ -98,6 +98,11 @@ export const routingPriority: EnumCodec<NonNullable<RoutingOptions["priority"]>,
   batch_prioritized: routing.RoutingPriority.BATCH_PRIORITIZED,
 });
 
+export const routingChoice: EnumCodec<NonNullable<RoutingOptions["encoderChoice"]>, routing.RoutingChoice> = codec({
+  tokens: routing.RoutingChoice.TOKENS,
+  experts: routing.RoutingChoice.EXPERTS,
+});
+
 export const fCounts: EnumCodec<NonNullable<LossOptions["fCounts"]>, run.FCounts> = codec({
   top1: run.FCounts.TOP1,
   all_k: run.FCounts.ALL_K,

@@ -13,8 +13,8 @@ export interface RouteFields {
   readonly gates: boolean;
 }
 
-/** An expert id fits one byte up to this many experts. */
-const ONE_BYTE_EXPERTS = 256;
+/** An expert id, and the number of experts that stands for none, fit one byte up to this many experts. */
+const ONE_BYTE_EXPERTS = 255;
 
 /**
  * The slice of `tokens`, indices into the batch, ascending; all of them when absent. Its arrays may share the batch's

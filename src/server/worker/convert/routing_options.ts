@@ -20,6 +20,7 @@ export const routingOptions = (routing: proto.RoutingOptions): RoutingOptions =>
     "spec.routing.second_expert_policy",
   ),
   priority: enums.routingPriority.fromProto(routing.priority, "spec.routing.priority"),
+  encoderChoice: enums.routingChoice.fromProto(routing.encoderChoice, "spec.routing.encoder_choice"),
 });
 
 function routingGroup({ group, groupTokens }: proto.RoutingOptions): RoutingOptions["group"] {

@@ -12,6 +12,7 @@ import {
 import {
   type CapacityRule,
   CapacityRuleSchema,
+  RoutingChoice,
   RoutingGroup,
   type RoutingOptions,
   RoutingOptionsSchema,
@@ -153,6 +154,7 @@ function fillRouting(options: RoutingOptions | undefined): RoutingOptions {
   filled.group ||= RoutingGroup.BATCH;
   filled.secondExpertPolicy ||= SecondExpertPolicy.ALWAYS;
   filled.priority ||= RoutingPriority.POSITION;
+  filled.encoderChoice ||= RoutingChoice.TOKENS;
   return filled;
 }
 

@@ -25,7 +25,7 @@ export function expertLinear(
   const gatherTopK = options.gather ? topK : undefined;
   const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
   const out = g.activation(name, [maxRows, n], [x, weight]);
-  const flops = 2 * tokens * topK * n * k;
+  const flops = 2 * r.assignments * n * k;
   g.add({
     name: "expert_linear",
     reads: [x, weight, expertOfBlock, sourceOfRow],
@@ -59,7 +59,7 @@ export function expertLinear(
             name: "moe_gather_gradient",
             reads: [rows, r.rowOfAssignment],
             writes: [dX],
-            flops: tokens * topK * k,
+            flops: r.assignments * k,
             lower: () => moeCombine({ rows, rowOfAssignment: r.rowOfAssignment, out: dX }, { tokens, topK, width: k }),
           });
       });
@@ -95,7 +95,7 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
     name: "moe_combine",
     reads: [rows, gates, rowOfAssignment],
     writes: [out],
-    flops: 2 * tokens * topK * width,
+    flops: 2 * r.assignments * width,
     lower: () => moeCombine({ rows, gates, rowOfAssignment, out }, { tokens, topK, width }),
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
@@ -104,7 +104,7 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
           name: "moe_combine_gates_gradient",
           reads: [dOut, rows, rowOfAssignment],
           writes: [dGates],
-          flops: 2 * tokens * topK * width,
+          flops: 2 * r.assignments * width,
           lower: () => moeCombineGatesGradient({ dOut, rows, rowOfAssignment, dGates }, { tokens, topK, width }),
         }),
       );

@@ -57,8 +57,12 @@ interface Dispatched {
 /** What a router decided, as the expert layers and the telemetry need it. */
 export interface Routing extends Dispatched {
   readonly experts: number;
+  /** Choices per token: all experts where experts choose. */
   readonly topK: number;
-  /** [T, k] u32; E where a choice is not used: padding, or a later expert that the random policy left out. */
+  readonly choose: RouterOptions["choose"];
+  /** Assignments to expect, for counting work: of every token, or of every slot where experts choose. */
+  readonly assignments: number;
+  /** [T, k] u32; E where a choice is not used: padding, a later expert that the random policy left out, one that did not choose. */
   readonly expertIds: Tensor;
   /** [T, k] u32: what was chosen, used or not. */
   readonly chosenIds: Tensor;
@@ -183,7 +187,20 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
   const dispatched = dispatch(g, name, expertIds, tokenOrder, { ...grouped, ...slots, topK, experts });
 
   g.keep(expertIds, chosenIds, gates, dispatched.rowOfAssignment, dispatched.expertCount, dispatched.demand, losses);
-  return { experts, topK, ...dispatched, expertIds, chosenIds, gates, losses, statistics };
+  const perExpert = Math.min(tokensPerGroup, slots.capacity) * groupCount(grouped);
+  const assignments = byExperts ? experts * Math.min(tokens, perExpert) : tokens * topK;
+  return {
+    experts,
+    topK,
+    choose: o.choose,
+    assignments,
+    ...dispatched,
+    expertIds,
+    chosenIds,
+    gates,
+    losses,
+    statistics,
+  };
 }
 
 /** The order in which tokens take slots: [tokens] u32, by descending probability of their first choice. */

@@ -2,7 +2,7 @@
 // of them at once. `switch_transformers` is Hugging Face's. `st_moe` has the same fields, except that its layers are
 // named by their layout, and those in which ST-MoE (arXiv 2202.08906) differs; a Switch model is a choice among these.
 
-import { InputError, type Problem } from "../../types.ts";
+import { InputError, type Problem, type Stack } from "../../types.ts";
 
 export const MODEL_TYPES = ["switch_transformers", "st_moe"] as const;
 
@@ -179,9 +179,12 @@ export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string
 export const isSparse = (layout: SparseLayout, layer: number, step: number): boolean =>
   step === 1 || (step > 1 && layer % step === (layout === "hf" ? 1 : step - 1));
 
-/** Sparse layers of both stacks. */
-export function sparseLayers(c: SwitchConfig): number {
-  const count = (layers: number, step: number) =>
-    Array.from({ length: layers }, (_, layer) => isSparse(c.sparseLayout, layer, step)).filter(Boolean).length;
-  return count(c.encoderLayers, c.encoderSparseStep) + count(c.decoderLayers, c.decoderSparseStep);
+/** Sparse layers of a stack. */
+export function sparseLayers(
+  c: Pick<SwitchConfig, "sparseLayout" | "encoderLayers" | "decoderLayers" | "encoderSparseStep" | "decoderSparseStep">,
+  stack: Stack,
+): number {
+  const [layers, step] =
+    stack === "encoder" ? [c.encoderLayers, c.encoderSparseStep] : [c.decoderLayers, c.decoderSparseStep];
+  return Array.from({ length: layers }, (_, layer) => isSparse(c.sparseLayout, layer, step)).filter(Boolean).length;
 }

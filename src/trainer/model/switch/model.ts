@@ -21,9 +21,10 @@ import { expertScale, gatedGelu } from "../../graph/ops/feed_forward.ts";
 import { jitter } from "../../graph/ops/jitter.ts";
 import { route } from "../../graph/ops/routing.ts";
 import type { Stack } from "../../types.ts";
-import { type BuildOptions, capacityOf, groupTokens, type SparseLayer } from "../family.ts";
-import { isSparse, type SwitchConfig, sparseLayers } from "./config.ts";
+import type { BuildOptions, SparseLayer } from "../family.ts";
+import { isSparse, type SwitchConfig } from "./config.ts";
 import { inputMatrices } from "./parameters.ts";
+import { routerOptions } from "./routing.ts";
 
 /** A stack under construction: the graph, the model, and what its layers share. */
 export interface SwitchBuild {
@@ -205,23 +206,8 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
   const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
   const logits = linear(g, `${mlp}.router_logits`, routerInput, parameter(b, `${mlp}.router.classifier.weight`));
-  const share = o.losses.layerReduction === "mean" ? 1 / sparseLayers(c) : 1;
-  const routing = route(g, `${mlp}.router`, logits, routed, {
-    topK: o.routing.topK ?? c.topK,
-    normalizeGates: (o.routing.gateNormalization ?? c.gateNormalization) === "top_k",
-    tokensPerGroup: groupTokens(o, x.shape[0]),
-    capacity: capacityOf(o),
-    secondExpertPolicy: o.train ? (o.routing.secondExpertPolicy ?? "always") : "always",
-    // In a decoder, a place that depends on later tokens would leak them.
-    priority: stack === "encoder" ? (o.routing.priority ?? "position") : "position",
-    choose: "tokens",
-    countAll: o.losses.fCounts === "all_k",
-    denominator: "routable",
-    balanceCoefficient: o.losses.balanceCoefficient * share,
-    zCoefficient: o.losses.zCoefficient * share,
-    lossGradient: o.lossGradient,
-    step: b.step,
-  });
+  const options = routerOptions(c, o, { stack, tokens: x.shape[0], step: b.step });
+  const routing = route(g, `${mlp}.router`, logits, routed, options);
   let hidden = activation(b, `${mlp}.expert_hidden`, (name, matrix, relu) =>
     expertLinear(g, name, x, parameter(b, `${mlp}.experts.${matrix}.weight`), routing, { gather: true, relu }),
   );

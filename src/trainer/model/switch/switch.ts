@@ -5,6 +5,7 @@ import { parseSwitchConfig } from "./config.ts";
 import { decodingGraphs } from "./incremental.ts";
 import { switchAliases, switchParameters } from "./parameters.ts";
 import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
+import { routingProblems } from "./routing.ts";
 
 /** A Switch or ST-MoE model from its config.json. @throws InputError naming every field that is wrong or not supported */
 export function switchModel(
@@ -21,6 +22,7 @@ export function switchModel(
     padTokenId: config.padTokenId,
     eosTokenId: config.eosTokenId,
     decoderStartTokenId: config.decoderStartTokenId,
+    routingProblems: (routing, losses) => routingProblems(config, routing, losses),
     trainingGraph: (target, trainable, options, optimizer) =>
       trainingGraph(target, config, parameters, trainable, options, optimizer),
     encoderGraph: (target, options) => encoderGraph(target, config, parameters, options),
