@@ -9,27 +9,30 @@ import { type Status, StatusSchema } from "../gen/google/rpc/status_pb.ts";
 
 const DETAILS_KEY = "grpc-status-details-bin";
 
-/** A failed call. `details` are packed google.rpc messages; read them with `findDetail`. */
+/**
+ * A failed call. `statusDetails` are packed google.rpc messages; read them with `findDetail`. They are not called `details`,
+ * which loggers and test runners take for a text.
+ */
 export class RpcError extends Error {
   override name = "RpcError";
   readonly code: grpc.status;
-  readonly details: readonly Any[];
+  readonly statusDetails: readonly Any[];
 
   constructor(code: grpc.status, message: string, details: readonly Any[] = []) {
     super(message);
     this.code = code;
-    this.details = details;
+    this.statusDetails = details;
   }
 }
 
 /** A copy of the error that also carries one detail message. */
 export function withDetail<D extends DescMessage>(error: RpcError, schema: D, detail: MessageShape<D>): RpcError {
-  return new RpcError(error.code, error.message, [...error.details, anyPack(schema, detail)]);
+  return new RpcError(error.code, error.message, [...error.statusDetails, anyPack(schema, detail)]);
 }
 
 /** The first detail of a type, or undefined. */
 export function findDetail<D extends DescMessage>(error: RpcError, schema: D): MessageShape<D> | undefined {
-  for (const packed of error.details) {
+  for (const packed of error.statusDetails) {
     const detail = anyUnpack(packed, schema);
     if (detail) return detail;
   }
@@ -43,7 +46,7 @@ export function publicError(error: unknown): RpcError {
 
 /** The error as google.rpc.Status, for messages that carry one (Run.error, SteerAcknowledgement.error). */
 export function toStatus(error: RpcError): Status {
-  return create(StatusSchema, { code: error.code, message: error.message, details: [...error.details] });
+  return create(StatusSchema, { code: error.code, message: error.message, details: [...error.statusDetails] });
 }
 
 /** The error that a google.rpc.Status stands for. */
@@ -55,7 +58,7 @@ export function fromStatus(status: Status): RpcError {
 export function toWire(thrown: unknown): grpc.ServiceError {
   const error = publicError(thrown);
   const metadata = new grpc.Metadata();
-  if (error.details.length > 0) metadata.set(DETAILS_KEY, Buffer.from(toBinary(StatusSchema, toStatus(error))));
+  if (error.statusDetails.length > 0) metadata.set(DETAILS_KEY, Buffer.from(toBinary(StatusSchema, toStatus(error))));
   return Object.assign(new Error(error.message), { code: error.code, details: error.message, metadata });
 }
 
