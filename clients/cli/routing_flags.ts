@@ -14,6 +14,7 @@ import {
   RoutingPrioritySchema,
   type SecondExpertPolicy,
   SecondExpertPolicySchema,
+  SelectionBiasSchema,
 } from "../../proto/gen/thaw/v1/routing_pb.ts";
 import type { RunSpec } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { assign, enumValue, integer, real, smallInteger } from "./parse.ts";
@@ -26,6 +27,7 @@ export interface RoutingFlags {
   readonly secondExpertPolicy?: SecondExpertPolicy;
   readonly priority?: RoutingPriority;
   readonly encoderChoice?: RoutingChoice;
+  readonly selectionBias?: number;
   readonly group?: { readonly group: RoutingGroup; readonly groupTokens: bigint };
   readonly trainCapacity?: Capacity;
   readonly evalCapacity?: Capacity;
@@ -38,6 +40,7 @@ export const ROUTING_PATHS: Readonly<Record<keyof RoutingFlags, readonly string[
   secondExpertPolicy: ["routing.second_expert_policy"],
   priority: ["routing.priority"],
   encoderChoice: ["routing.encoder_choice"],
+  selectionBias: ["routing.selection_bias.update_rate"],
   group: ["routing.group", "routing.group_tokens"],
   trainCapacity: ["routing.train_capacity"],
   evalCapacity: ["routing.eval_capacity"],
@@ -56,6 +59,7 @@ export function routingFlags(command: Command): Command {
       enumValue(RoutingPrioritySchema),
     )
     .option("--encoder-choice <who>", "who chooses in the encoder: tokens, experts", enumValue(RoutingChoiceSchema))
+    .option("--selection-bias <rate>", "balances loads by biases that move by so much a step", real)
     .option("--group <group>", "tokens that compete for slots: batch, sequence, or so many, tokens:64", routingGroup)
     .option("--train-capacity <rule>", `slots in training: ${CAPACITIES}`, capacity)
     .option("--eval-capacity <rule>", `slots in evaluation and generation: ${CAPACITIES}`, capacity);
@@ -68,7 +72,9 @@ export function assignRouting(spec: RunSpec, flags: RoutingFlags): void {
   const [trainCapacity, evalCapacity] = [flags.trainCapacity, flags.evalCapacity].map(
     (rule) => rule && create(CapacityRuleSchema, rule),
   );
-  const rules = { topK, gateNormalization, secondExpertPolicy, priority, encoderChoice };
+  const { selectionBias: updateRate } = flags;
+  const selectionBias = updateRate === undefined ? undefined : create(SelectionBiasSchema, { updateRate });
+  const rules = { topK, gateNormalization, secondExpertPolicy, priority, encoderChoice, selectionBias };
   const said = { ...rules, trainCapacity, evalCapacity, ...group };
   if (assign(routing, said)) spec.routing = routing;
 }

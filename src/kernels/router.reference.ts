@@ -9,11 +9,12 @@ export interface RouterForward {
   logSumExp: Float64Array; //     [tokens]
 }
 
-/** Softmax over experts, then the topK largest logits per routable token, ties to the lower id. */
+/** Softmax over experts, then the topK largest logits per routable token (of probability + bias, where there is one), ties to the lower id. */
 export function routerForwardReference(
   logits: ArrayLike<number>, // [tokens, experts]
   mask: ArrayLike<number>, //   [tokens]
   dims: { tokens: number; experts: number; topK: number; normalizeGates: boolean },
+  selectionBias?: ArrayLike<number>, // [experts]
 ): RouterForward {
   const { tokens, experts, topK, normalizeGates } = dims;
   const probabilities = new Float64Array(tokens * experts);
@@ -29,7 +30,8 @@ export function routerForwardReference(
       probabilities[t * experts + e] = Math.exp(x - largest) / sum;
     });
     if (!mask[t]) continue;
-    const order = row.map((_, e) => e).sort((a, b) => row[b] - row[a] || a - b);
+    const scores = selectionBias ? row.map((_, e) => probabilities[t * experts + e] + selectionBias[e]) : row;
+    const order = row.map((_, e) => e).sort((a, b) => scores[b] - scores[a] || a - b);
     const chosen = order.slice(0, topK).map((e) => probabilities[t * experts + e]);
     const scale = normalizeGates ? chosen.reduce((a, b) => a + b) : 1;
     for (let j = 0; j < topK; j++) {

@@ -2,7 +2,8 @@
 //
 // Everything is f32 whatever the compute type (Switch Transformers, "selective precision"). The choice compares logits,
 // not probabilities: softmax is monotone, and two distinct logits whose probabilities round to one f32 are still told
-// apart. Equal logits give the lower expert id, on every adapter, every time.
+// apart. With a selection bias it compares probability + bias. Equals give the lower expert id, on every adapter, every
+// time.
 //
 // One thread per token: experts are few, and this is noise beside the expert matmuls. The losses are in
 // router_losses.ts, the way back in router_backward.ts.
@@ -32,23 +33,20 @@ const SOFTMAX = /* wgsl */ `
   for (var e = 0u; e < params.experts; e++) { probabilities[row + e] /= sum; }
   log_sum_exp[t] = largest + log(sum);`;
 
-/** A gate of at least this always uses its expert under the `random` policy (ST-MoE, appendix D). */
-export const RANDOM_POLICY_THRESHOLD = 0.2;
-
-const forwardKernel = (normalizeGates: boolean, random: boolean) =>
-  defineKernel<"tokens" | "experts" | "top_k" | "use_id", string>({
-    name: `router_forward${normalizeGates ? "_normalized" : ""}${random ? "_random" : ""}`,
-    params: { tokens: "u32", experts: "u32", top_k: "u32", use_id: "u32" },
+const forwardKernel = (normalizeGates: boolean, biased: boolean) =>
+  defineKernel<"tokens" | "experts" | "top_k", string>({
+    name: `router_forward${normalizeGates ? "_normalized" : ""}${biased ? "_biased" : ""}`,
+    params: { tokens: "u32", experts: "u32", top_k: "u32" },
     buffers: {
       logits: read("f32"), //        [tokens, experts]
       mask: read("u32"), //          [tokens]
+      ...(biased ? { selection_bias: read("f32") } : {}), // [experts]
       probabilities: write("f32"), // [tokens, experts]
       expert_ids: write("u32"), //   [tokens, top_k]
       gates: write("f32"), //        [tokens, top_k]
       log_sum_exp: write("f32"), //  [tokens]
-      ...(random ? { chosen_ids: write("u32"), step: { access: "read", type: "StepScalars" } } : {}), // [tokens, top_k]
     },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${random ? STEP_SCALARS + PHILOX : ""}
+    wgsl: /* wgsl */ `${LINEAR_INDEX}
 const WORKGROUP = ${WORKGROUP}u;
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -58,7 +56,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 
 ${SOFTMAX}
 
-  // Top-k: choice j is the largest logit after choice j-1 in the order (logit descending, id ascending).
+  // Top-k: choice j is the largest score after choice j-1 in the order (score descending, id ascending).
   let routable = mask[t] != 0u;
   var previous = 0.0;
   var previous_id = params.experts;
@@ -68,7 +66,7 @@ ${SOFTMAX}
     var best_id = params.experts;
     if (routable) {
       for (var e = 0u; e < params.experts; e++) {
-        let x = logits[row + e];
+        let x = ${biased ? "probabilities[row + e] + selection_bias[e]" : "logits[row + e]"};
         let remains = j == 0u || x < previous || (x == previous && e > previous_id);
         if (remains && (best_id == params.experts || x > best)) {
           best = x;
@@ -92,37 +90,55 @@ ${
   }`
     : ""
 }
-${
-  random
-    ? /* wgsl */ `
-  // A later expert is used with probability min(1, gate / ${RANDOM_POLICY_THRESHOLD}).
-  for (var j = 0u; j < params.top_k; j++) {
-    let a = t * params.top_k + j;
-    chosen_ids[a] = expert_ids[a];
-    if (j > 0u && uniform_element(step.seed, step.step, params.use_id, a) * ${RANDOM_POLICY_THRESHOLD} >= gates[a]) {
-      expert_ids[a] = params.experts;
-      gates[a] = 0.0;
-    }
-  }`
-    : ""
-}
 }
 `,
   });
+
+/** A gate of at least this always uses its expert under the `random` policy (ST-MoE, appendix D). */
+export const RANDOM_POLICY_THRESHOLD = 0.2;
+
+// A later expert is used with probability min(1, gate / threshold).
+const randomKernel = defineKernel({
+  name: "router_random_later_experts",
+  params: { assignments: "u32", experts: "u32", top_k: "u32", use_id: "u32" },
+  buffers: {
+    chosen_ids: read("u32"), //  [tokens, top_k]
+    step: { access: "read", type: "StepScalars" },
+    expert_ids: write("u32"), // [tokens, top_k]
+    gates: write("f32"), //      [tokens, top_k]
+  },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}${STEP_SCALARS}${PHILOX}
+const WORKGROUP = ${WORKGROUP}u;
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let a = linear_index(wid, num) * WORKGROUP + lane;
+  if (a >= params.assignments) { return; }
+  let later = a % params.top_k > 0u;
+  if (later && uniform_element(step.seed, step.step, params.use_id, a) * ${RANDOM_POLICY_THRESHOLD} >= gates[a]) {
+    expert_ids[a] = params.experts;
+    gates[a] = 0.0;
+  } else {
+    expert_ids[a] = chosen_ids[a];
+  }
+}
+`,
+});
 
 /**
  * Softmax and top-k choice.
  * Reads logits [tokens, experts] f32, mask [tokens] u32 (1 = routable). Writes probabilities [tokens, experts] (every
  * token), expertIds [tokens, topK] u32 (`experts` for masked tokens), gates [tokens, topK] f32 (0 for masked tokens;
- * divided by their sum when `normalizeGates`), logSumExp [tokens] f32. With `random`, a later choice is used with
- * probability min(1, gate / 0.2), drawn from the step's random numbers under `use`: an unused one has id `experts` and gate
- * 0, and chosenIds [tokens, topK] u32 holds what was chosen, used or not.
+ * divided by their sum when `normalizeGates`), logSumExp [tokens] f32. With selectionBias [experts] f32 the choice is by
+ * probability + bias, the gates are the probabilities all the same (arXiv 2408.15664). With `random`, a later choice is
+ * used with probability min(1, gate / 0.2), drawn from the step's random numbers under `use`: an unused one has id
+ * `experts` and gate 0, and chosenIds [tokens, topK] u32 holds what was chosen, used or not.
  * @throws RangeError when topK is not in 1..min(experts, 16).
  */
 export function routerForward<T>(
   buffers: {
     logits: T;
     mask: T;
+    selectionBias?: T;
     probabilities: T;
     expertIds: T;
     gates: T;
@@ -132,22 +148,27 @@ export function routerForward<T>(
   dims: { tokens: number; experts: number; topK: number; normalizeGates: boolean; use?: number },
 ): Command<T>[] {
   const { tokens, experts, topK, use = 0 } = dims;
-  const { random } = buffers;
+  const { selectionBias, expertIds, gates, random } = buffers;
   checkTopK(topK, experts);
+  const bound: Record<string, T> = {
+    logits: buffers.logits,
+    mask: buffers.mask,
+    probabilities: buffers.probabilities,
+    expert_ids: random?.chosenIds ?? expertIds,
+    gates,
+    log_sum_exp: buffers.logSumExp,
+  };
+  if (selectionBias !== undefined) bound.selection_bias = selectionBias;
+  const kernel = forwardKernel(dims.normalizeGates, selectionBias !== undefined);
+  const choice = call(kernel, { tokens, experts, top_k: topK }, bound, spread(Math.ceil(tokens / WORKGROUP)));
+  if (!random) return [choice];
   return [
+    choice,
     call(
-      forwardKernel(dims.normalizeGates, random !== undefined),
-      { tokens, experts, top_k: topK, use_id: use },
-      {
-        logits: buffers.logits,
-        mask: buffers.mask,
-        probabilities: buffers.probabilities,
-        expert_ids: buffers.expertIds,
-        gates: buffers.gates,
-        log_sum_exp: buffers.logSumExp,
-        ...(random && { chosen_ids: random.chosenIds, step: random.step }),
-      } as Record<string, T>,
-      spread(Math.ceil(tokens / WORKGROUP)),
+      randomKernel,
+      { assignments: tokens * topK, experts, top_k: topK, use_id: use },
+      { chosen_ids: random.chosenIds, step: random.step, expert_ids: expertIds, gates },
+      spread(Math.ceil((tokens * topK) / WORKGROUP)),
     ),
   ];
 }

@@ -130,6 +130,12 @@ export interface RoutingOptions {
    * tokens choose. Default: `tokens`.
    */
   readonly encoderChoice?: "tokens" | "experts";
+  /**
+   * Balances loads without a loss (arXiv 2408.15664): tokens choose by probability + a bias of the expert, which moves by
+   * `updateRate` towards the mean load after each step that trains the layer's router. Default: none learns; a model that
+   * has biases is chosen by them all the same.
+   */
+  readonly selectionBias?: { readonly updateRate: number };
 }
 
 /** What is minimised besides the cross-entropy (moe-spec section 2). */
@@ -250,6 +256,8 @@ export interface RouterLayerMetrics {
   readonly dropped: number;
   /** Assignments routed (kept or dropped). */
   readonly assignments: number;
+  /** Of each expert: after a training step, or as an evaluation chose by it. Absent where a layer has none. */
+  readonly selectionBias?: readonly number[];
 }
 
 export type RouteSource = "training" | "evaluation" | "generation";

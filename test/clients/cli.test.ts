@@ -207,7 +207,7 @@ test("a run's optimizer, routing and losses come from flags, and a flag that the
     });
   const routing =
     "--top-k 2 --gate-normalization top_k --second-expert-policy random --priority batch_prioritized " +
-    "--group tokens:64 --encoder-choice experts --train-capacity factor_k:1.25 --eval-capacity fixed:9";
+    "--group tokens:64 --encoder-choice experts --selection-bias 2e-3 --train-capacity factor_k:1.25 --eval-capacity fixed:9";
   const losses = "--f-counts all_k --layer-reduction mean --vocabulary-z-coefficient 1e-4 --label-smoothing 0.1";
   const adafactor = "--optimizer adafactor --decay-rate 0.7 --min-dimension-to-factor 16 --weight-decay 0.5";
   const made = await create(`${adafactor} ${routing} ${losses} --expert-dropout 0.4`);
@@ -225,6 +225,7 @@ test("a run's optimizer, routing and losses come from flags, and a flag that the
       group: "ROUTING_GROUP_TOKENS",
       groupTokens: "64",
       encoderChoice: "ROUTING_CHOICE_EXPERTS",
+      selectionBias: { updateRate: 2e-3 },
       trainCapacity: { factorK: { factor: 1.25 } },
       evalCapacity: { fixed: { slots: "9" } },
     },

@@ -51,6 +51,7 @@ const specs: { what: string; spec: Spec; wrong: string[] }[] = [
         secondExpertPolicy: 2,
         priority: 2,
         encoderChoice: 2,
+        selectionBias: {},
         group: 3,
         groupTokens: 1n,
       },
@@ -93,6 +94,11 @@ const specs: { what: string; spec: Spec; wrong: string[] }[] = [
     what: "a group of tokens without their number",
     spec: { routing: { group: 3 } },
     wrong: ["spec.routing.group_tokens"],
+  },
+  {
+    what: "a selection bias that never moves",
+    spec: { routing: { selectionBias: { updateRate: 0 } } },
+    wrong: ["spec.routing.selection_bias.update_rate"],
   },
   {
     what: "a number of tokens for another group",
@@ -201,6 +207,12 @@ test("what a model's layers cannot do, and what does not go together, is refused
       routing: { encoderChoice: EXPERTS, ...bounded, priority: BATCH_PRIORITIZED },
       losses: pooled,
       wrong: ["losses.layer_reduction", "routing.priority"],
+    },
+    { routing: { encoderChoice: EXPERTS, ...bounded, selectionBias: {} }, wrong: [] }, // the decoder's tokens choose
+    {
+      model: encoder,
+      routing: { encoderChoice: EXPERTS, ...bounded, selectionBias: {} },
+      wrong: ["routing.selection_bias"],
     },
     { routing: {}, losses: pooled, wrong: [] },
   ];

@@ -243,6 +243,7 @@ test("what is set stays, zeros where zero means something included", () => {
       secondExpertPolicy: SecondExpertPolicy.RANDOM,
       priority: RoutingPriority.BATCH_PRIORITIZED,
       encoderChoice: RoutingChoice.EXPERTS,
+      selectionBias: {},
     },
     losses: {
       zCoefficient: 0,
@@ -276,6 +277,7 @@ test("what is set stays, zeros where zero means something included", () => {
     secondExpertPolicy: "random",
     priority: "batch_prioritized",
     encoderChoice: "experts",
+    selectionBias: { updateRate: 1e-3 },
   });
   assert.equal(config.losses, {
     balanceCoefficient: 1e-2,

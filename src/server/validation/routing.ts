@@ -33,6 +33,7 @@ export function checkRouting(problems: Problems, routing: RoutingOptions, field:
   knownEnum(problems, `${field}.gate_normalization`, GateNormalizationSchema, routing.gateNormalization);
   knownEnum(problems, `${field}.second_expert_policy`, SecondExpertPolicySchema, routing.secondExpertPolicy);
   knownEnum(problems, `${field}.priority`, RoutingPrioritySchema, routing.priority);
+  positive(problems, `${field}.selection_bias.update_rate`, routing.selectionBias?.updateRate);
   knownEnum(problems, `${field}.encoder_choice`, RoutingChoiceSchema, routing.encoderChoice);
 }
 

@@ -46,11 +46,24 @@ export interface SparseLayer {
   readonly layer: number;
   /** [tokens, dModel]: what router and experts read. */
   readonly input: Tensor;
+  /** The router's parameter. */
+  readonly router: Tensor;
   /** [tokens, experts] */
   readonly logits: Tensor;
   readonly routing: Routing;
   /** [tokens, dModel] */
   readonly output: Tensor;
+}
+
+/**
+ * What tokens choose experts by besides their probabilities (arXiv 2408.15664): state of a router that is no parameter. No
+ * gradient reaches it, no optimizer keeps anything of it and no group counts it. Its tensor, [experts] f32, is a run's
+ * input of the name `key`.
+ */
+export interface SelectionBias {
+  /** In checkpoints of thaw, beside the parameters; transformers does not know it and ignores it. */
+  readonly key: string;
+  readonly experts: number;
 }
 
 /** One training step: forward, loss, backward for what is trainable, optimizer. */
@@ -104,6 +117,8 @@ export interface Model {
   readonly parameters: readonly ParameterSpec[];
   /** Checkpoint keys that only repeat another tensor: key → the key it repeats. */
   readonly aliases: Readonly<Record<string, string>>;
+  /** One for each sparse layer, which a checkpoint or a run may have. */
+  readonly selectionBiases: readonly SelectionBias[];
   readonly vocabularySize: number;
   readonly padTokenId: number;
   readonly eosTokenId: number;

@@ -90,7 +90,10 @@ function checkCheckpoint(model: Model, checkpoint: SafetensorsFile): void {
   const problems = problemList("model.safetensors");
   const shapes = new Map<string, string>();
   for (const p of model.parameters) for (const key of p.keys) shapes.set(key, `[${keyShape(p).join(", ")}]`);
-  for (const [key, expected] of shapes) {
+  const needed = [...shapes];
+  for (const { key, experts } of model.selectionBiases)
+    if (checkpoint.tensors.has(key)) needed.push([key, `[${experts}]`]);
+  for (const [key, expected] of needed) {
     const info = checkpoint.tensors.get(key);
     if (!info) {
       problems.add(`${key} is missing, expected ${expected}`);
@@ -102,7 +105,7 @@ function checkCheckpoint(model: Model, checkpoint: SafetensorsFile): void {
       problems.add(`${key} has type ${info.dtype}, expected a float`);
   }
   for (const [key, info] of checkpoint.tensors) {
-    if (shapes.has(key)) continue;
+    if (shapes.has(key) || model.selectionBiases.some((bias) => bias.key === key)) continue;
     const repeated = model.aliases[key];
     if (repeated === undefined) problems.add(`${key} [${info.shape.join(", ")}] belongs to no parameter of this model`);
     else if (`[${info.shape.join(", ")}]` !== shapes.get(repeated))

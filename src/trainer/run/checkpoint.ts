@@ -45,7 +45,10 @@ interface EntryRecord {
 
 const FORMAT_1_TENSORS = ["m", "v"];
 
-/** Writes config.json, model.safetensors (f32) and the tokenizer into an empty directory. Returns bytes of weights. */
+/**
+ * Writes config.json, model.safetensors (f32) and the tokenizer into an empty directory. Selection biases stand beside the
+ * parameters. Returns bytes of weights.
+ */
 export async function writeModel(source: OpenModel, memory: DeviceMemory, directory: string): Promise<number> {
   const { torch_dtype: _, ...config } = source.config;
   await writeFileDurably(
@@ -66,6 +69,12 @@ export async function writeModel(source: OpenModel, memory: DeviceMemory, direct
         new Float32Array(await memory.device.read(memory.parameters.get(p.name)!, size * 4, i * size * 4)),
     }));
   });
+  for (const { key, experts } of source.model.selectionBiases) {
+    const buffer = memory.inputs.get(key);
+    if (!buffer) continue;
+    const data = async () => new Float32Array(await memory.device.read(buffer, experts * 4));
+    tensors.push({ name: key, dtype: "F32", shape: [experts], data });
+  }
   return writeSafetensors(join(directory, "model.safetensors"), tensors, { format: "pt" });
 }
 

@@ -68,10 +68,11 @@ export interface PlanRequest {
   readonly inference: Lengths;
 }
 
-const layerResults = (layer: SparseLayer): Tensor[] => [
-  layer.routing.losses,
-  layer.routing.demand,
-  layer.routing.expertCount,
+const layerResults = ({ routing }: SparseLayer): Tensor[] => [
+  routing.losses,
+  routing.demand,
+  routing.expertCount,
+  ...(routing.selectionBias ? [routing.selectionBias] : []),
 ];
 const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.chosenIds, routing.gates, routing.rowOfAssignment];
 

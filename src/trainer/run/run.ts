@@ -69,9 +69,6 @@ export interface OpenOptions {
   readonly memoryLimitBytes?: number;
 }
 
-/** Inputs of the run that a decoder reads. */
-const DECODER_INPUTS = ["encoder_output", "input_segments", "step_scalars"];
-
 export class Run implements TrainingRun {
   readonly device: Device;
   readonly source: OpenModel;
@@ -136,10 +133,23 @@ export class Run implements TrainingRun {
         this.device.upload(buffer, data);
       }
       await this.#install(plan, "keep");
+      await this.#loadSelectionBiases();
     } catch (error) {
       // Nobody said how much memory there is; what had been allocated when it ran out is the best figure there is.
       if (error instanceof OutOfMemoryError) throw new MemoryError(plan.bytes.total, this.device.allocatedBytes, 0);
       throw error;
+    }
+  }
+
+  /** Biases of a checkpoint, into the layers that choose by one; others begin at 0. */
+  async #loadSelectionBiases(): Promise<void> {
+    const { checkpoint, model } = this.source;
+    for (const { key, experts } of model.selectionBiases) {
+      const buffer = this.#memory.inputs.get(key);
+      if (!buffer || !checkpoint.tensors.has(key)) continue;
+      const values = new Float32Array(experts);
+      await checkpoint.readInto(key, values);
+      this.device.upload(buffer, values);
     }
   }
 
@@ -342,9 +352,7 @@ export class Run implements TrainingRun {
     const needed = this.#programs.plan.bytes.total + plan.bytes;
     const limit = this.#memoryLimitBytes ?? defaultMemoryLimit(capabilities);
     if (needed > limit) throw new MemoryError(needed, limit, 0);
-    const inputs = [...this.#memory.inputs].filter(([name]) => DECODER_INPUTS.includes(name));
-    const lent = { parameters: this.#memory.parameters, inputs: new Map(inputs) };
-    return Decoder.open(this.device, plan, lent);
+    return Decoder.open(this.device, plan, this.#memory);
   }
 
   /** A data file as token ids; read again only when the file has changed. @throws InputError with line numbers */

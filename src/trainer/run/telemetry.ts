@@ -76,10 +76,11 @@ export function layerMetrics(layer: SparseLayer, results: Results): RouterLayerM
     load: Array.from(demand, (d) => (assignments > 0 ? d / assignments : 0)),
     dropped: assignments - kept,
     assignments,
+    ...(routing.selectionBias && { selectionBias: [...results.f32(routing.selectionBias)] }),
   };
 }
 
-/** The metrics of several batches as one, each weighted by its assignments. */
+/** The metrics of several batches as one, each weighted by its assignments; the selection bias is the last one's. */
 export function mergeLayerMetrics(batches: readonly (readonly RouterLayerMetrics[])[]): RouterLayerMetrics[] {
   if (batches.length === 1) return [...batches[0]];
   return (batches[0] ?? []).map((first, i) => {
@@ -94,6 +95,7 @@ export function mergeLayerMetrics(batches: readonly (readonly RouterLayerMetrics
       load: first.load.map((_, e) => mean((l) => l.load[e])),
       dropped: layers.reduce((n, l) => n + l.dropped, 0),
       assignments,
+      ...(first.selectionBias && { selectionBias: layers.at(-1)!.selectionBias }),
     };
   });
 }

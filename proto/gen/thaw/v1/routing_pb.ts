@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/routing.proto.
  */
 export const file_thaw_v1_routing: GenFile = /*@__PURE__*/
-  fileDesc("ChV0aGF3L3YxL3JvdXRpbmcucHJvdG8SB3RoYXcudjEiCgoIRHJvcGxlc3MiIAoOQ2FwYWNpdHlGYWN0b3ISDgoGZmFjdG9yGAEgASgBIh4KDUZpeGVkQ2FwYWNpdHkSDQoFc2xvdHMYASABKAMivgEKDENhcGFjaXR5UnVsZRIlCghkcm9wbGVzcxgBIAEoCzIRLnRoYXcudjEuRHJvcGxlc3NIABIpCgZmYWN0b3IYAiABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASKwoIZmFjdG9yX2sYAyABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASJwoFZml4ZWQYBCABKAsyFi50aGF3LnYxLkZpeGVkQ2FwYWNpdHlIAEIGCgRydWxlIq4DCg5Sb3V0aW5nT3B0aW9ucxItCg50cmFpbl9jYXBhY2l0eRgBIAEoCzIVLnRoYXcudjEuQ2FwYWNpdHlSdWxlEiwKDWV2YWxfY2FwYWNpdHkYAiABKAsyFS50aGF3LnYxLkNhcGFjaXR5UnVsZRIkCgVncm91cBgDIAEoDjIVLnRoYXcudjEuUm91dGluZ0dyb3VwEhUKDXJvdXRlX3BhZGRpbmcYBCABKAgSDgoGaml0dGVyGAUgASgBEg0KBXRvcF9rGAYgASgFEjYKEmdhdGVfbm9ybWFsaXphdGlvbhgHIAEoDjIaLnRoYXcudjEuR2F0ZU5vcm1hbGl6YXRpb24SOQoUc2Vjb25kX2V4cGVydF9wb2xpY3kYCCABKA4yGy50aGF3LnYxLlNlY29uZEV4cGVydFBvbGljeRIqCghwcmlvcml0eRgJIAEoDjIYLnRoYXcudjEuUm91dGluZ1ByaW9yaXR5EhQKDGdyb3VwX3Rva2VucxgKIAEoAxIuCg5lbmNvZGVyX2Nob2ljZRgLIAEoDjIWLnRoYXcudjEuUm91dGluZ0Nob2ljZSKcAQoSUm91dGVyTGF5ZXJNZXRyaWNzEh0KBXN0YWNrGAEgASgOMg4udGhhdy52MS5TdGFjaxINCgVsYXllchgCIAEoBRIUCgxiYWxhbmNlX2xvc3MYAyABKAESDgoGel9sb3NzGAQgASgBEgwKBGxvYWQYBSADKAESDwoHZHJvcHBlZBgGIAEoAxITCgthc3NpZ25tZW50cxgHIAEoAyK4AQoLUm91dGVGaWx0ZXISHgoGc3RhY2tzGAEgAygOMg4udGhhdy52MS5TdGFjaxIOCgZsYXllcnMYAiADKAUSDwoHZXhwZXJ0cxgDIAMoBRITCgtleGFtcGxlX2lkcxgEIAMoAxIlCgdzb3VyY2VzGAUgAygOMhQudGhhdy52MS5Sb3V0ZVNvdXJjZRIaCg1zYW1wbGluZ19yYXRlGAYgASgBSACIAQFCEAoOX3NhbXBsaW5nX3JhdGUitwIKD0Fzc2lnbm1lbnRTbGljZRIkCgZzb3VyY2UYASABKA4yFC50aGF3LnYxLlJvdXRlU291cmNlEgwKBHN0ZXAYAiABKAMSHQoFc3RhY2sYAyABKA4yDi50aGF3LnYxLlN0YWNrEg0KBWxheWVyGAQgASgFEhQKDGV4cGVydF9jb3VudBgFIAEoBRINCgV0b3BfaxgGIAEoBRITCgt0b2tlbl9jb3VudBgHIAEoAxITCgtleGFtcGxlX2lkcxgIIAEoDBIRCglwb3NpdGlvbnMYCSABKAwSEQoJdG9rZW5faWRzGAogASgMEhcKD2V4cGVydF9pZF9ieXRlcxgLIAEoBRISCgpleHBlcnRfaWRzGAwgASgMEg0KBWdhdGVzGA0gASgMEhEKCWtlcHRfYml0cxgOIAEoDCLQAQoTUm91dGluZ0xheWVyU3VtbWFyeRIdCgVzdGFjaxgBIAEoDjIOLnRoYXcudjEuU3RhY2sSDQoFbGF5ZXIYAiABKAUSEwoLYXNzaWdubWVudHMYAyABKAMSDwoHZHJvcHBlZBgEIAEoAxIMCgRsb2FkGAUgAygBEhkKEWxvYWRfZW50cm9weV9uYXRzGAYgASgBEhYKDmxvYWRfaW1iYWxhbmNlGAcgASgBEhUKDWNvX2FjdGl2YXRpb24YCCADKAESDQoFZHJpZnQYCSABKAEqfAoMUm91dGluZ0dyb3VwEh0KGVJPVVRJTkdfR1JPVVBfVU5TUEVDSUZJRUQQABIXChNST1VUSU5HX0dST1VQX0JBVENIEAESGgoWUk9VVElOR19HUk9VUF9TRVFVRU5DRRACEhgKFFJPVVRJTkdfR1JPVVBfVE9LRU5TEAMqcgoRR2F0ZU5vcm1hbGl6YXRpb24SIgoeR0FURV9OT1JNQUxJWkFUSU9OX1VOU1BFQ0lGSUVEEAASGwoXR0FURV9OT1JNQUxJWkFUSU9OX05PTkUQARIcChhHQVRFX05PUk1BTElaQVRJT05fVE9QX0sQAip8ChJTZWNvbmRFeHBlcnRQb2xpY3kSJAogU0VDT05EX0VYUEVSVF9QT0xJQ1lfVU5TUEVDSUZJRUQQABIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9BTFdBWVMQARIfChtTRUNPTkRfRVhQRVJUX1BPTElDWV9SQU5ET00QAip6Cg9Sb3V0aW5nUHJpb3JpdHkSIAocUk9VVElOR19QUklPUklUWV9VTlNQRUNJRklFRBAAEh0KGVJPVVRJTkdfUFJJT1JJVFlfUE9TSVRJT04QARImCiJST1VUSU5HX1BSSU9SSVRZX0JBVENIX1BSSU9SSVRJWkVEEAIqZgoNUm91dGluZ0Nob2ljZRIeChpST1VUSU5HX0NIT0lDRV9VTlNQRUNJRklFRBAAEhkKFVJPVVRJTkdfQ0hPSUNFX1RPS0VOUxABEhoKFlJPVVRJTkdfQ0hPSUNFX0VYUEVSVFMQAiqAAQoLUm91dGVTb3VyY2USHAoYUk9VVEVfU09VUkNFX1VOU1BFQ0lGSUVEEAASGQoVUk9VVEVfU09VUkNFX1RSQUlOSU5HEAESGwoXUk9VVEVfU09VUkNFX0VWQUxVQVRJT04QAhIbChdST1VURV9TT1VSQ0VfR0VORVJBVElPThADYgZwcm90bzM", [file_thaw_v1_group]);
+  fileDesc("ChV0aGF3L3YxL3JvdXRpbmcucHJvdG8SB3RoYXcudjEiCgoIRHJvcGxlc3MiIAoOQ2FwYWNpdHlGYWN0b3ISDgoGZmFjdG9yGAEgASgBIh4KDUZpeGVkQ2FwYWNpdHkSDQoFc2xvdHMYASABKAMivgEKDENhcGFjaXR5UnVsZRIlCghkcm9wbGVzcxgBIAEoCzIRLnRoYXcudjEuRHJvcGxlc3NIABIpCgZmYWN0b3IYAiABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASKwoIZmFjdG9yX2sYAyABKAsyFy50aGF3LnYxLkNhcGFjaXR5RmFjdG9ySAASJwoFZml4ZWQYBCABKAsyFi50aGF3LnYxLkZpeGVkQ2FwYWNpdHlIAEIGCgRydWxlIjkKDVNlbGVjdGlvbkJpYXMSGAoLdXBkYXRlX3JhdGUYASABKAFIAIgBAUIOCgxfdXBkYXRlX3JhdGUi3gMKDlJvdXRpbmdPcHRpb25zEi0KDnRyYWluX2NhcGFjaXR5GAEgASgLMhUudGhhdy52MS5DYXBhY2l0eVJ1bGUSLAoNZXZhbF9jYXBhY2l0eRgCIAEoCzIVLnRoYXcudjEuQ2FwYWNpdHlSdWxlEiQKBWdyb3VwGAMgASgOMhUudGhhdy52MS5Sb3V0aW5nR3JvdXASFQoNcm91dGVfcGFkZGluZxgEIAEoCBIOCgZqaXR0ZXIYBSABKAESDQoFdG9wX2sYBiABKAUSNgoSZ2F0ZV9ub3JtYWxpemF0aW9uGAcgASgOMhoudGhhdy52MS5HYXRlTm9ybWFsaXphdGlvbhI5ChRzZWNvbmRfZXhwZXJ0X3BvbGljeRgIIAEoDjIbLnRoYXcudjEuU2Vjb25kRXhwZXJ0UG9saWN5EioKCHByaW9yaXR5GAkgASgOMhgudGhhdy52MS5Sb3V0aW5nUHJpb3JpdHkSFAoMZ3JvdXBfdG9rZW5zGAogASgDEi4KDmVuY29kZXJfY2hvaWNlGAsgASgOMhYudGhhdy52MS5Sb3V0aW5nQ2hvaWNlEi4KDnNlbGVjdGlvbl9iaWFzGAwgASgLMhYudGhhdy52MS5TZWxlY3Rpb25CaWFzIrQBChJSb3V0ZXJMYXllck1ldHJpY3MSHQoFc3RhY2sYASABKA4yDi50aGF3LnYxLlN0YWNrEg0KBWxheWVyGAIgASgFEhQKDGJhbGFuY2VfbG9zcxgDIAEoARIOCgZ6X2xvc3MYBCABKAESDAoEbG9hZBgFIAMoARIPCgdkcm9wcGVkGAYgASgDEhMKC2Fzc2lnbm1lbnRzGAcgASgDEhYKDnNlbGVjdGlvbl9iaWFzGAggAygCIrgBCgtSb3V0ZUZpbHRlchIeCgZzdGFja3MYASADKA4yDi50aGF3LnYxLlN0YWNrEg4KBmxheWVycxgCIAMoBRIPCgdleHBlcnRzGAMgAygFEhMKC2V4YW1wbGVfaWRzGAQgAygDEiUKB3NvdXJjZXMYBSADKA4yFC50aGF3LnYxLlJvdXRlU291cmNlEhoKDXNhbXBsaW5nX3JhdGUYBiABKAFIAIgBAUIQCg5fc2FtcGxpbmdfcmF0ZSK3AgoPQXNzaWdubWVudFNsaWNlEiQKBnNvdXJjZRgBIAEoDjIULnRoYXcudjEuUm91dGVTb3VyY2USDAoEc3RlcBgCIAEoAxIdCgVzdGFjaxgDIAEoDjIOLnRoYXcudjEuU3RhY2sSDQoFbGF5ZXIYBCABKAUSFAoMZXhwZXJ0X2NvdW50GAUgASgFEg0KBXRvcF9rGAYgASgFEhMKC3Rva2VuX2NvdW50GAcgASgDEhMKC2V4YW1wbGVfaWRzGAggASgMEhEKCXBvc2l0aW9ucxgJIAEoDBIRCgl0b2tlbl9pZHMYCiABKAwSFwoPZXhwZXJ0X2lkX2J5dGVzGAsgASgFEhIKCmV4cGVydF9pZHMYDCABKAwSDQoFZ2F0ZXMYDSABKAwSEQoJa2VwdF9iaXRzGA4gASgMItABChNSb3V0aW5nTGF5ZXJTdW1tYXJ5Eh0KBXN0YWNrGAEgASgOMg4udGhhdy52MS5TdGFjaxINCgVsYXllchgCIAEoBRITCgthc3NpZ25tZW50cxgDIAEoAxIPCgdkcm9wcGVkGAQgASgDEgwKBGxvYWQYBSADKAESGQoRbG9hZF9lbnRyb3B5X25hdHMYBiABKAESFgoObG9hZF9pbWJhbGFuY2UYByABKAESFQoNY29fYWN0aXZhdGlvbhgIIAMoARINCgVkcmlmdBgJIAEoASp8CgxSb3V0aW5nR3JvdXASHQoZUk9VVElOR19HUk9VUF9VTlNQRUNJRklFRBAAEhcKE1JPVVRJTkdfR1JPVVBfQkFUQ0gQARIaChZST1VUSU5HX0dST1VQX1NFUVVFTkNFEAISGAoUUk9VVElOR19HUk9VUF9UT0tFTlMQAypyChFHYXRlTm9ybWFsaXphdGlvbhIiCh5HQVRFX05PUk1BTElaQVRJT05fVU5TUEVDSUZJRUQQABIbChdHQVRFX05PUk1BTElaQVRJT05fTk9ORRABEhwKGEdBVEVfTk9STUFMSVpBVElPTl9UT1BfSxACKnwKElNlY29uZEV4cGVydFBvbGljeRIkCiBTRUNPTkRfRVhQRVJUX1BPTElDWV9VTlNQRUNJRklFRBAAEh8KG1NFQ09ORF9FWFBFUlRfUE9MSUNZX0FMV0FZUxABEh8KG1NFQ09ORF9FWFBFUlRfUE9MSUNZX1JBTkRPTRACKnoKD1JvdXRpbmdQcmlvcml0eRIgChxST1VUSU5HX1BSSU9SSVRZX1VOU1BFQ0lGSUVEEAASHQoZUk9VVElOR19QUklPUklUWV9QT1NJVElPThABEiYKIlJPVVRJTkdfUFJJT1JJVFlfQkFUQ0hfUFJJT1JJVElaRUQQAipmCg1Sb3V0aW5nQ2hvaWNlEh4KGlJPVVRJTkdfQ0hPSUNFX1VOU1BFQ0lGSUVEEAASGQoVUk9VVElOR19DSE9JQ0VfVE9LRU5TEAESGgoWUk9VVElOR19DSE9JQ0VfRVhQRVJUUxACKoABCgtSb3V0ZVNvdXJjZRIcChhST1VURV9TT1VSQ0VfVU5TUEVDSUZJRUQQABIZChVST1VURV9TT1VSQ0VfVFJBSU5JTkcQARIbChdST1VURV9TT1VSQ0VfRVZBTFVBVElPThACEhsKF1JPVVRFX1NPVVJDRV9HRU5FUkFUSU9OEANiBnByb3RvMw", [file_thaw_v1_group]);
 
 /**
  * Every token keeps all of its chosen experts; nothing is dropped.
@@ -127,6 +127,33 @@ export const CapacityRuleSchema: GenMessage<CapacityRule> = /*@__PURE__*/
   messageDesc(file_thaw_v1_routing, 3);
 
 /**
+ * Balances loads without a loss (Wang et al. 2024): tokens choose their experts by probability plus a bias of the expert, and
+ * weigh them by the probability alone. After each step, expert e's bias grows or shrinks by `update_rate` as its load, counted
+ * over all batches of the step before drops, is below or above the mean load. A layer's biases begin at 0, and rest while its
+ * router is frozen. Evaluation and generation choose by them too. The balance loss stays what `losses` says; 0 is usual.
+ *
+ * Checkpoints and exported models carry the biases as tensors `….router.selection_bias`. transformers does not know them: it
+ * says so when it loads such a model, and routes without.
+ *
+ * @generated from message thaw.v1.SelectionBias
+ */
+export type SelectionBias = Message<"thaw.v1.SelectionBias"> & {
+  /**
+   * Above 0. Default: 1e-3.
+   *
+   * @generated from field: optional double update_rate = 1;
+   */
+  updateRate?: number | undefined;
+};
+
+/**
+ * Describes the message thaw.v1.SelectionBias.
+ * Use `create(SelectionBiasSchema)` to create a new message.
+ */
+export const SelectionBiasSchema: GenMessage<SelectionBias> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_routing, 4);
+
+/**
  * How a run routes. The number of experts is the model's.
  *
  * @generated from message thaw.v1.RoutingOptions
@@ -210,6 +237,14 @@ export type RoutingOptions = Message<"thaw.v1.RoutingOptions"> & {
    * @generated from field: thaw.v1.RoutingChoice encoder_choice = 11;
    */
   encoderChoice: RoutingChoice;
+
+  /**
+   * Balances loads by biases that learn. Unset: none learns; the biases of a model that has them, because a run has trained
+   * it with them, are chosen by all the same.
+   *
+   * @generated from field: thaw.v1.SelectionBias selection_bias = 12;
+   */
+  selectionBias?: SelectionBias | undefined;
 };
 
 /**
@@ -217,7 +252,7 @@ export type RoutingOptions = Message<"thaw.v1.RoutingOptions"> & {
  * Use `create(RoutingOptionsSchema)` to create a new message.
  */
 export const RoutingOptionsSchema: GenMessage<RoutingOptions> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_routing, 4);
+  messageDesc(file_thaw_v1_routing, 5);
 
 /**
  * What one sparse layer's router did over a batch, or over all examples of an evaluation.
@@ -273,6 +308,14 @@ export type RouterLayerMetrics = Message<"thaw.v1.RouterLayerMetrics"> & {
    * @generated from field: int64 assignments = 7;
    */
   assignments: bigint;
+
+  /**
+   * Selection bias of each expert, after a training step, or as an evaluation chose by it: [experts]; empty where the layer
+   * has none.
+   *
+   * @generated from field: repeated float selection_bias = 8;
+   */
+  selectionBias: number[];
 };
 
 /**
@@ -280,7 +323,7 @@ export type RouterLayerMetrics = Message<"thaw.v1.RouterLayerMetrics"> & {
  * Use `create(RouterLayerMetricsSchema)` to create a new message.
  */
 export const RouterLayerMetricsSchema: GenMessage<RouterLayerMetrics> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_routing, 5);
+  messageDesc(file_thaw_v1_routing, 6);
 
 /**
  * Which assignments a caller wants. Conditions left empty match everything; all must hold.
@@ -337,7 +380,7 @@ export type RouteFilter = Message<"thaw.v1.RouteFilter"> & {
  * Use `create(RouteFilterSchema)` to create a new message.
  */
 export const RouteFilterSchema: GenMessage<RouteFilter> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_routing, 6);
+  messageDesc(file_thaw_v1_routing, 7);
 
 /**
  * One layer's routing of one batch, or of the tokens of it that a filter let through. All arrays are packed little-endian
@@ -452,7 +495,7 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
  * Use `create(AssignmentSliceSchema)` to create a new message.
  */
 export const AssignmentSliceSchema: GenMessage<AssignmentSlice> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_routing, 7);
+  messageDesc(file_thaw_v1_routing, 8);
 
 /**
  * A sparse layer's routing over a window of steps.
@@ -529,7 +572,7 @@ export type RoutingLayerSummary = Message<"thaw.v1.RoutingLayerSummary"> & {
  * Use `create(RoutingLayerSummarySchema)` to create a new message.
  */
 export const RoutingLayerSummarySchema: GenMessage<RoutingLayerSummary> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_routing, 8);
+  messageDesc(file_thaw_v1_routing, 9);
 
 /**
  * The set of tokens that compete for an expert's slots.

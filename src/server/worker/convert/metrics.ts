@@ -33,6 +33,7 @@ function layerToProto(l: RouterLayerMetrics): routing.RouterLayerMetrics {
     load: [...l.load],
     dropped: count(l.dropped),
     assignments: count(l.assignments),
+    selectionBias: [...(l.selectionBias ?? [])],
   });
 }
 

@@ -20,6 +20,7 @@ export const routingOptions = (routing: proto.RoutingOptions): RoutingOptions =>
     "spec.routing.second_expert_policy",
   ),
   priority: enums.routingPriority.fromProto(routing.priority, "spec.routing.priority"),
+  ...(routing.selectionBias && { selectionBias: { updateRate: routing.selectionBias.updateRate! } }),
   encoderChoice: enums.routingChoice.fromProto(routing.encoderChoice, "spec.routing.encoder_choice"),
 });
 

@@ -155,6 +155,7 @@ function fillRouting(options: RoutingOptions | undefined): RoutingOptions {
   filled.secondExpertPolicy ||= SecondExpertPolicy.ALWAYS;
   filled.priority ||= RoutingPriority.POSITION;
   filled.encoderChoice ||= RoutingChoice.TOKENS;
+  if (filled.selectionBias) filled.selectionBias.updateRate ??= 1e-3;
   return filled;
 }
 

@@ -25,6 +25,8 @@ export interface RouterOptions {
   readonly priority: "position" | "batch_prioritized";
   /** Tokens choose experts, or each expert takes as many tokens as it has slots. */
   readonly choose: "tokens" | "experts";
+  /** [experts] f32: tokens choose by probability + this, and weigh by the probability. */
+  readonly selectionBias?: Tensor;
   /** Consecutive tokens that compete for slots and over which the losses are averaged; the last group may be shorter. */
   readonly tokensPerGroup: number;
   readonly capacity: CapacityRule;
@@ -70,6 +72,8 @@ export interface Routing extends Dispatched {
   readonly gates: Tensor;
   /** [2] f32: load-balancing loss, z-loss. */
   readonly losses: Tensor;
+  /** [E] f32 */
+  readonly selectionBias?: Tensor;
   readonly statistics: RouterStatistics;
 }
 
@@ -95,7 +99,7 @@ function groupSlots(rule: CapacityRule, groups: TokenGroups, experts: number, to
 /** Routes by `logits` [tokens, experts]; `mask` [tokens] u32 is 1 where a token may be routed. */
 export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: RouterOptions): Routing {
   const [tokens, experts] = logits.shape;
-  const { step } = o;
+  const { step, selectionBias } = o;
   const byExperts = o.choose === "experts";
   // Where experts choose, every expert is a choice of every token, taken or not.
   const topK = byExperts ? experts : o.topK;
@@ -116,7 +120,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
 
   g.add({
     name: "router",
-    reads: [logits, mask, random ? step : undefined],
+    reads: [logits, mask, selectionBias, random ? step : undefined],
     writes: [probabilities, expertIds, random ? chosenIds : undefined, gates, logSumExp],
     flops: 5 * tokens * experts,
     startsGradient: o.lossGradient && (o.balanceCoefficient > 0 || o.zCoefficient > 0),
@@ -130,6 +134,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
             {
               logits,
               mask,
+              selectionBias,
               probabilities,
               expertIds,
               gates,
@@ -199,6 +204,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
     chosenIds,
     gates,
     losses,
+    selectionBias: byExperts ? undefined : selectionBias,
     statistics,
   };
 }

@@ -39,10 +39,15 @@ export interface SwitchConfig {
   readonly tied: boolean;
   /** Encoder and decoder have embedding tables of their own beside `shared.weight`, which then serves nothing. */
   readonly separateEmbeddings: boolean;
+  /** Selection biases that the checkpoint has, by key. */
+  readonly selectionBiases: ReadonlySet<string>;
   readonly padTokenId: number;
   readonly eosTokenId: number;
   readonly decoderStartTokenId: number;
 }
+
+/** Ends the key of a router's selection bias. */
+export const SELECTION_BIAS = ".router.selection_bias";
 
 type Json = Readonly<Record<string, unknown>>;
 
@@ -111,6 +116,7 @@ export function parseSwitchConfig(json: Json, checkpointKeys: ReadonlySet<string
     relativeMaxDistance: positive("relative_attention_max_distance", 128),
     epsilon: number("layer_norm_epsilon", 1e-6, (v) => v > 0 && v < 1, "a small positive number"),
     tied,
+    selectionBiases: new Set([...checkpointKeys].filter((key) => key.endsWith(SELECTION_BIAS))),
     separateEmbeddings: !tied && checkpointKeys.has("encoder.embed_tokens.weight"),
     padTokenId: count("pad_token_id", 0),
     eosTokenId: count("eos_token_id", 1),

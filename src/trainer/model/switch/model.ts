@@ -205,9 +205,9 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   const { graph: g, options: o, config: c } = b;
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
   const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
-  const logits = linear(g, `${mlp}.router_logits`, routerInput, parameter(b, `${mlp}.router.classifier.weight`));
-  const options = routerOptions(c, o, { stack, tokens: x.shape[0], step: b.step });
-  const routing = route(g, `${mlp}.router`, logits, routed, options);
+  const router = parameter(b, `${mlp}.router.classifier.weight`);
+  const logits = linear(g, `${mlp}.router_logits`, routerInput, router);
+  const routing = route(g, `${mlp}.router`, logits, routed, routerOptions(b, { stack, mlp, tokens: x.shape[0] }));
   let hidden = activation(b, `${mlp}.expert_hidden`, (name, matrix, relu) =>
     expertLinear(g, name, x, parameter(b, `${mlp}.experts.${matrix}.weight`), routing, { gather: true, relu }),
   );
@@ -222,7 +222,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
     { gather: false, relu: false },
   );
   const output = combine(g, `${mlp}.combined`, rows, routing);
-  b.sparse.push({ stack, layer, input: x, logits, routing, output });
+  b.sparse.push({ stack, layer, input: x, router, logits, routing, output });
   return output;
 }
 

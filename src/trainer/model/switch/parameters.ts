@@ -2,8 +2,9 @@
 // (`wi_0`, `wi_1`) and, where that lacks it too, in the same manner.
 
 import type { Stack } from "../../types.ts";
+import type { SelectionBias } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
-import { isSparse, type SwitchConfig } from "./config.ts";
+import { isSparse, SELECTION_BIAS, type SwitchConfig } from "./config.ts";
 
 /** The matrices that read a feed-forward layer's input: the gate's first. */
 export const inputMatrices = (c: SwitchConfig): readonly string[] => (c.gated ? ["wi_0", "wi_1"] : ["wi"]);
@@ -83,3 +84,11 @@ export function switchAliases(c: SwitchConfig): Readonly<Record<string, string>>
     ...(c.tied ? { "lm_head.weight": "shared.weight" } : {}),
   };
 }
+
+/** The key of the selection bias of a sparse layer, whose parameters begin with `mlp`. */
+export const selectionBiasKey = (mlp: string): string => `${mlp}${SELECTION_BIAS}`;
+
+export const selectionBiases = (parameters: readonly ParameterSpec[]): SelectionBias[] =>
+  parameters
+    .filter(({ kind }) => kind === "router")
+    .map(({ name, shape }) => ({ key: name.replace(/\.router\..*$/, SELECTION_BIAS), experts: shape[0] }));

@@ -11,6 +11,7 @@ import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
 import { optimizerNodes } from "../../graph/ops/optimizer.ts";
 import { poolRouterLosses } from "../../graph/ops/router_losses.ts";
+import { countLoad, type LearningBias, learnBias } from "../../graph/ops/selection_bias.ts";
 import type { TrainableSet } from "../../groups.ts";
 import type { OptimizerAlgorithm } from "../../types.ts";
 import type { BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
@@ -126,11 +127,21 @@ export function trainingGraph(
   const routings = build.sparse.map((layer) => layer.routing);
   const pooled = options.losses.layerReduction === "pooled" && routings.length > 0;
   const pooledLosses = pooled ? poolRouterLosses(graph, routings) : undefined;
+  const biases = learningBiases(build);
   const own = differentiate(graph);
   const gradients = options.accumulationSteps > 1 ? accumulateGradients(graph, own) : own;
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
+  for (const bias of biases) learnBias(graph, bias, optimizer.norm, options.routing.selectionBias!.updateRate);
   const hidden = { encoder: encoded, decoder: decoded };
   return { graph, loss, sparse: build.sparse, pooledLosses, gradients, optimizer, hidden };
+}
+
+/** The selection biases that this step trains, its load counted: a bias is frozen with its router. */
+function learningBiases({ graph, options, sparse }: SwitchBuild): LearningBias[] {
+  if (!options.routing.selectionBias) return [];
+  return sparse.flatMap(({ router, routing: { selectionBias, demand } }) =>
+    selectionBias && router.requiresGradient ? [countLoad(graph, selectionBias, demand)] : [],
+  );
 }
 
 /** The encoder, writing the input tensor `encoder_output`. */

@@ -1,10 +1,11 @@
 // How the sparse layers of a model route under a run's options: which options go together, and what each layer is told.
 
-import type { Tensor } from "../../graph/graph.ts";
 import type { RouterOptions } from "../../graph/ops/routing.ts";
 import type { LossOptions, Problem, RoutingOptions, Stack } from "../../types.ts";
-import { type BuildOptions, capacityOf, groupTokens } from "../family.ts";
+import { capacityOf, groupTokens } from "../family.ts";
 import { type SwitchConfig, sparseLayers } from "./config.ts";
+import type { SwitchBuild } from "./model.ts";
+import { selectionBiasKey } from "./parameters.ts";
 
 type Config = Pick<
   SwitchConfig,
@@ -50,6 +51,11 @@ export function routingProblems(c: Config, routing: RoutingOptions, losses: Loss
       "an expert that chooses takes as many tokens as it has slots; dropless, every expert would take every token",
     );
   refuse(
+    routing.selectionBias !== undefined && !inDecoder,
+    "routing.selection_bias",
+    "balances what tokens choose; in this model only experts would",
+  );
+  refuse(
     losses.layerReduction === "pooled",
     "losses.layer_reduction",
     "pooled needs layers that route alike; where experts choose there is no load to balance",
@@ -57,16 +63,18 @@ export function routingProblems(c: Config, routing: RoutingOptions, losses: Loss
   return problems;
 }
 
-/** What the router of a sparse layer with `tokens` tokens is told. */
+/** What the router of the sparse layer `mlp`, of `tokens` tokens, is told. */
 export function routerOptions(
-  c: Config,
-  o: BuildOptions,
-  { stack, tokens, step }: { readonly stack: Stack; readonly tokens: number; readonly step: Tensor },
+  { graph: g, config: c, options: o, step }: Pick<SwitchBuild, "graph" | "config" | "options" | "step">,
+  { stack, mlp, tokens }: { readonly stack: Stack; readonly mlp: string; readonly tokens: number },
 ): RouterOptions {
   const { routing, losses } = o;
   const share = losses.layerReduction === "mean" ? 1 / (sparseLayers(c, "encoder") + sparseLayers(c, "decoder")) : 1;
   // In a decoder, a place that depends on later tokens would leak them.
   const causal = stack === "decoder";
+  const choose = causal ? "tokens" : (routing.encoderChoice ?? "tokens");
+  const biasKey = selectionBiasKey(mlp);
+  const biased = choose === "tokens" && (routing.selectionBias !== undefined || c.selectionBiases.has(biasKey));
   return {
     topK: routing.topK ?? c.topK,
     normalizeGates: (routing.gateNormalization ?? c.gateNormalization) === "top_k",
@@ -74,7 +82,8 @@ export function routerOptions(
     capacity: capacityOf(o),
     secondExpertPolicy: o.train ? (routing.secondExpertPolicy ?? "always") : "always",
     priority: causal ? "position" : (routing.priority ?? "position"),
-    choose: causal ? "tokens" : (routing.encoderChoice ?? "tokens"),
+    choose,
+    selectionBias: biased ? g.input(biasKey, [c.experts], "f32") : undefined,
     countAll: losses.fCounts === "all_k",
     denominator: "routable",
     balanceCoefficient: losses.balanceCoefficient * share,

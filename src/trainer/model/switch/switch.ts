@@ -3,7 +3,7 @@
 import type { Model } from "../family.ts";
 import { parseSwitchConfig } from "./config.ts";
 import { decodingGraphs } from "./incremental.ts";
-import { switchAliases, switchParameters } from "./parameters.ts";
+import { selectionBiases, switchAliases, switchParameters } from "./parameters.ts";
 import { decoderGraph, encoderGraph, trainingGraph } from "./programs.ts";
 import { routingProblems } from "./routing.ts";
 
@@ -18,6 +18,7 @@ export function switchModel(
     modelType: config.modelType,
     parameters,
     aliases: switchAliases(config),
+    selectionBiases: selectionBiases(parameters),
     vocabularySize: config.vocabularySize,
     padTokenId: config.padTokenId,
     eosTokenId: config.eosTokenId,
