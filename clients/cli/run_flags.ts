@@ -93,7 +93,7 @@ export function runFlags(command: Command): Command {
     .option("--evaluate-splits <names>", "splits, separated by commas", (names: string) => names.split(","))
     .option(
       "--non-finite <policy>",
-      "a step whose loss or gradient is not finite: stop the run, or skip the step",
+      "a step whose loss or gradient is not finite: stop the run, skip the step, or rollback to a checkpoint",
       enumValue(NonFinitePolicySchema),
     )
     .option("--evaluate-at-start", "also before the first step")

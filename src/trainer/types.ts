@@ -225,6 +225,11 @@ export interface RunConfig {
   readonly dropout: number;
   /** Dropout of the experts' hidden activation. Default: `dropout`. */
   readonly expertDropout?: number;
+  /**
+   * Steps' worth of batches to pass over before the first step, from the beginning of the data or from where a checkpoint
+   * left off; checkpoints remember it. Default: 0.
+   */
+  readonly passedOverSteps?: number;
 }
 
 export interface StepMetrics {

@@ -8,6 +8,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { problemsOf, type RpcError } from "../../clients/typescript/index.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
+import { NonFinitePolicy } from "../../proto/gen/thaw/v1/run_pb.ts";
 import type { SteerRunResponse } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import type { FakeEngineOptions } from "../support/fake_engine.ts";
@@ -40,6 +41,18 @@ function scenario(name: string, options: TestServerOptions, body: (server: TestS
     }
   });
 }
+
+/** States, metrics, checkpoints and the reasons of warnings. */
+async function told(thaw: TestServer["thaw"], run: string, end: RunState): Promise<string[]> {
+  const events = await eventsUntil(thaw, run, reaches(end));
+  return events.map((event) => (event.event.case === "warning" ? event.event.value.reason : describeEvent(event)));
+}
+
+/** Batches that no run of it gets over. */
+const poisoned = (...batches: number[]): TestServerOptions => ({
+  engine: () => ({ loss: (_, batch) => (batches.includes(batch) ? Number.NaN : 1) }),
+});
+const ROLLBACK = { ...SPEC, nonFinite: NonFinitePolicy.ROLLBACK, checkpoints: { everySteps: 2n } };
 
 const first = <T>(stream: AsyncIterable<T>) => stream[Symbol.asyncIterator]().next();
 
@@ -77,6 +90,87 @@ scenario("a run goes from the queue to its end, and its log tells all of it", {}
   assert.is(rest.length, 1, "a watch of an ended run ends");
   const beyond = await refused(first(thaw.runs.watchRun({ name: "runs/r", afterRevision: 13n })));
   assert.is(beyond.code, status.OUT_OF_RANGE);
+});
+
+scenario(
+  "a run that diverges goes back to its checkpoint and passes over what it has seen",
+  poisoned(3, 5),
+  async (server) => {
+    const { thaw } = server;
+    await thaw.runs.createRun({ runId: "r", spec: ROLLBACK });
+    assert.equal(await told(thaw, "runs/r", SUCCEEDED), [
+      "QUEUED",
+      "STARTING",
+      "data 0",
+      "RUNNING",
+      "step 1",
+      "step 2",
+      "checkpoint 2",
+      "step 3", // batch 3
+      "NON_FINITE_ROLLED_BACK",
+      "STARTING",
+      "RUNNING",
+      "step 3", // batch 4
+      "step 4", // batch 5
+      "NON_FINITE_ROLLED_BACK",
+      "STARTING",
+      "RUNNING",
+      "step 3", // batch 6
+      "step 4",
+      "checkpoint 4",
+      "evaluation 4",
+      "SUCCEEDED",
+    ]);
+    const events = await eventsUntil(thaw, "runs/r", reaches(SUCCEEDED));
+    const warning = events.find((event) => event.event.case === "warning")!;
+    assert.is(
+      warning.event.case === "warning" && warning.event.value.message,
+      "training diverged at step 3: the loss is NaN, the total loss is NaN; the run goes on from " +
+        "runs/r/checkpoints/step-2, step 2, and the batches it has seen since are passed over",
+    );
+    assert.is(warning.step, 2n);
+    const [engine] = server.workers.engines;
+    assert.equal(
+      engine.configs.map((config) => config.passedOverSteps),
+      [0, 1, 3],
+    );
+    const { run } = await thaw.runs.getRun({ name: "runs/r" });
+    assert.equal([run?.step, run?.restarts, server.workers.engines.length], [4n, 0n, 1], "no process was to blame");
+  },
+);
+
+scenario("what was passed over before a checkpoint stays passed over after it", poisoned(1, 4), async (server) => {
+  const { thaw } = server;
+  await thaw.runs.createRun({ runId: "r", spec: ROLLBACK });
+  const events = await told(thaw, "runs/r", SUCCEEDED);
+  assert.equal(
+    events.filter((event) => /^(step|checkpoint|NON)/.test(event)),
+    // Batches 1; 2, 3; 4; 5, 6.
+    ["step 1", "NON_FINITE_ROLLED_BACK", "step 1", "step 2", "checkpoint 2"].concat([
+      "step 3",
+      "NON_FINITE_ROLLED_BACK",
+      "step 3",
+      "step 4",
+      "checkpoint 4",
+    ]),
+  );
+  // The second time counts from the checkpoint, which remembers the first.
+  assert.equal(
+    server.workers.engines[0].configs.map((config) => config.passedOverSteps),
+    [0, 1, 1],
+  );
+});
+
+scenario("a run that goes back to one place and gets nowhere fails", poisoned(3, 4, 5, 6, 7, 8), async ({ thaw }) => {
+  await thaw.runs.createRun({ runId: "r", spec: ROLLBACK });
+  const events = await told(thaw, "runs/r", FAILED);
+  assert.is(events.filter((event) => event === "NON_FINITE_ROLLED_BACK").length, 3);
+  const { run } = await thaw.runs.getRun({ name: "runs/r" });
+  assert.is(run?.error?.code, status.INVALID_ARGUMENT);
+  assert.match(
+    run?.error?.message ?? "",
+    /diverged at step 3: .*NaN; the run has gone back to runs\/r\/checkpoints\/step-2 3 times; a lower learning rate/,
+  );
 });
 
 scenario("runs wait for the GPU in the order in which they were created", { engine: slow }, async ({ thaw }) => {

@@ -207,6 +207,7 @@ test("a bare specification becomes the documented defaults", () => {
     dropout: 0.1,
     expertDropout: 0.1,
     accumulationSteps: 1,
+    passedOverSteps: 0,
   });
   assert.equal(policy, {
     steps: 10,
@@ -214,7 +215,7 @@ test("a bare specification becomes the documented defaults", () => {
     evaluateAtStart: false,
     evaluateExamples: 256,
     overfitting: undefined,
-    skipNonFinite: false,
+    nonFinite: "stop",
     evaluateSplits: [{ dataset: "datasets/d", split: "validation", scoring: undefined, file: "/d/validation.jsonl" }],
     checkpointEverySteps: 100,
   });
@@ -294,7 +295,7 @@ test("what is set stays, zeros where zero means something included", () => {
     evaluateAtStart: true,
     evaluateExamples: 0,
     overfitting: undefined,
-    skipNonFinite: false,
+    nonFinite: "stop",
     evaluateSplits: [{ dataset: "datasets/d", split: "test", scoring: undefined, file: "/d/test.jsonl" }],
     checkpointEverySteps: 0,
   });

@@ -211,6 +211,23 @@ scenario("a run that only skips fails", { loss: () => Number.POSITIVE_INFINITY }
   assert.is(client.updates().at(-1)?.step, 8n);
 });
 
+scenario(
+  "a run that is to go back says so, is closed, and reports nothing of the step in flight behind",
+  { loss: (step) => (step === 2 ? Number.NaN : 1) },
+  async ({ engine, client, open }) => {
+    await client.reply(open({ steps: 9n, nonFinite: NonFinitePolicy.ROLLBACK, checkpoints: { everySteps: 2n } }));
+    const { error } = (await client.update("failed")).error!;
+    if (error.case !== "diverged") return assert.unreachable(error.case);
+    assert.is(error.value.step, 2n);
+    assert.match(error.value.message, /^training diverged at step 2: the loss is NaN, the total loss is NaN$/);
+    const seen = client.updates().map(({ step, update }) => `${update.case} ${step}`);
+    assert.equal(seen, ["metrics 1", "metrics 2", "failed 2"], "no checkpoint of it either");
+    await client.reply(open({}, { passedOverSteps: 2n, paused: true }));
+    assert.is(engine.calls.filter((call) => call === "close").length, 1);
+    assert.is(engine.configs.at(-1)?.passedOverSteps, 2);
+  },
+);
+
 scenario("a resumed run goes on under its checkpoint's plan", {}, async ({ engine, client, open, folder }) => {
   const plan = { selection: { preset: "moe", add: [], remove: [] }, optimizerState: "drop", routerLosses: "keep" };
   const checkpoint = join(folder, "step-2");

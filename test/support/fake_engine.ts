@@ -21,8 +21,8 @@ import {
 } from "../../src/trainer/types.ts";
 
 export interface FakeEngineOptions {
-  /** Loss of a step, counted from 1. Default: 1 / step. */
-  readonly loss?: (step: number) => number;
+  /** Loss of a step, counted from 1, on a batch, counted in steps from 1 too. Default: 1 / step. */
+  readonly loss?: (step: number, batch: number) => number;
   /** Share of examples right in an evaluation at a step. Default: 0.25. */
   readonly score?: (step: number) => number;
   /** Called before each step; what it throws, the step fails with. It may wait. */
@@ -104,7 +104,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const generations: GenerateOptions[] = [];
   let mostInFlight = 0;
 
-  function openRun(startStep: number, batchSize: number, startPlan: TrainablePlan): TrainingRun {
+  function openRun(startStep: number, batchSize: number, startPlan: TrainablePlan, passedOver = 0): TrainingRun {
     let step = startStep;
     let plan = startPlan;
     let inFlight = 0;
@@ -157,7 +157,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
           inFlight--;
         }
         run.onRoutes?.(fakeRoutes("training", done - 1));
-        const loss = options.loss?.(done) ?? 1 / done;
+        const loss = options.loss?.(done, done + passedOver) ?? 1 / done;
         const common = { step: done, loss, totalLoss: loss, gradientNorm: 1, learningRate: 0.1 };
         return { ...common, tokens: 8, stepSeconds: 0.5, layers: [] };
       },
@@ -193,7 +193,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         }),
       saveCheckpoint: (directory) =>
         alone(`save at ${step}`, async () => {
-          await writeFile(join(directory, "training.json"), JSON.stringify({ format: 1, step, plan }));
+          await writeFile(join(directory, "training.json"), JSON.stringify({ format: 1, step, passedOver, plan }));
           return { bytes: 64 };
         }),
       exportModel: (directory) =>
@@ -215,7 +215,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       calls.push(resumeFrom === undefined ? "openRun" : "openRun resumed");
       configs.push(config);
       const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
-      return openRun(saved ? saved.step : 0, config.batchSize, saved ? saved.plan : config.trainable);
+      const passedOver = (saved?.passedOver ?? 0) + (config.passedOverSteps ?? 0);
+      return openRun(saved ? saved.step : 0, config.batchSize, saved ? saved.plan : config.trainable, passedOver);
     },
     async openModel(directory, batchSize, _maxInputTokens, _maxTargetTokens, routing) {
       calls.push(`openModel ${directory}${routing ? ` encoder ${routing.encoderChoice}` : ""}`);

@@ -240,6 +240,34 @@ test("routes name the expert that was chosen also where the random policy does n
   );
 });
 
+test("batches are passed over, and a checkpoint remembers how many", async () => {
+  /** Examples of each of so many steps. */
+  const examples = async (run: Run, steps: number): Promise<string[]> => {
+    const seen: string[] = [];
+    for (let i = 0; i < steps; i++) {
+      const ids = new Set<number>();
+      run.onRoutes = (batch) => {
+        for (const id of batch.exampleIds) ids.add(id);
+      };
+      await run.trainStep();
+      seen.push([...ids].sort((a, b) => a - b).join());
+    }
+    return seen;
+  };
+  const all = await open();
+  const expected = await examples(all, 6);
+  all.close();
+  assert.is(new Set(expected).size, 6);
+  const first = await open({ passedOverSteps: 2 });
+  assert.equal(await examples(first, 1), [expected[2]]);
+  const checkpoint = await directory();
+  await first.saveCheckpoint(checkpoint);
+  first.close();
+  const second = await open({ passedOverSteps: 1 }, checkpoint);
+  assert.equal(await examples(second, 2), expected.slice(4, 6));
+  second.close();
+});
+
 test("an exported model is the run's, bit for bit", async () => {
   const run = await open();
   await losses(run, 2);

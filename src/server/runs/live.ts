@@ -1,11 +1,12 @@
 // The run that holds the GPU, from the opening to its end: opened from its newest checkpoint, told the freeze plan in
-// force, stepped or left paused as its owner wants, opened again when the GPU process dies, a bounded number of times.
+// force, stepped or left paused as its owner wants, opened again when the GPU process dies or the run diverges and its policy
+// is to go back, a bounded number of times.
 //
 // Commands (manager.ts) change `wanted` and the state; this file makes it so. What the worker reports is handled strictly
 // in order, one update at a time.
 
 import { setTimeout as delay } from "node:timers/promises";
-import { create, equals, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, equals } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
 import {
@@ -14,21 +15,24 @@ import {
   TrainableReportSchema,
 } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import type { AssignmentSlice } from "../../../proto/gen/thaw/v1/routing_pb.ts";
-import { RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import type { KernelUse } from "../../../proto/gen/thaw/v1/system_pb.ts";
-import type { OpenRunSchema, RunOpened, RunUpdate } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { Diverged, RunOpened, RunUpdate } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { RpcError, toStatus } from "../../../proto/rpc/status.ts";
 import { asCallerError, callerError, WorkerFailure, WorkerGone } from "../gpu/failures.ts";
 import type { Gpu } from "../gpu/supervisor.ts";
-import { checkpointIn, idIn } from "../ids.ts";
+import { idIn } from "../ids.ts";
 import type { Log } from "../log.ts";
 import type { Registry } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
-import { type Layout, modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
+import type { Layout } from "../storage/layout.ts";
+import { invalidField } from "../validation/problems.ts";
+import { DIVERGENCE_REMEDY } from "../worker/errors.ts";
 import type { Checkpoints } from "./checkpoints.ts";
 import type { EventInit, LiveRun, RunLog } from "./log.ts";
-import { hasEnded, notFound } from "./states.ts";
+import { openRequest } from "./open_request.ts";
+import { MAX_ROLLBACKS, trackRollbacks } from "./rollbacks.ts";
+import { hasEnded } from "./states.ts";
 
 /** Times a run is opened again without a new checkpoint in between. */
 export const MAX_TRIES = 3;
@@ -90,14 +94,18 @@ export const reportOf = (opened: Pick<RunOpened, "matched" | "cost" | "step">): 
     effectiveStep: opened.step,
   });
 
+/** Why a run has to be opened again: how its process ended, or how it diverged. */
+type Reopening = { readonly gone: string } | { readonly diverged: string };
+
 const INTERNAL = () => refusal(status.INTERNAL, "INTERNAL", "a fault of thaw; the server's log says more");
 
 export function liveRun(start: LiveRun, parts: LiveParts): Live {
-  const { registry, layout, gpu, runLog, checkpoints, log, retryMs } = parts;
+  const { gpu, runLog, checkpoints, log, retryMs } = parts;
   let tries = 0;
+  const rollbacks = trackRollbacks();
   let handled: Promise<void> = Promise.resolve();
-  /** Ends the present opening: with how the process died, or without when the run is done with the GPU. */
-  let leave: (how: string | undefined) => void = () => {};
+  /** Ends the present opening: with why the run is to be opened again, or without when it is done with the GPU. */
+  let leave: (why: Reopening | undefined) => void = () => {};
   let left = false;
 
   const live: Live = {
@@ -118,7 +126,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         .catch((thrown) => log("error", `${live.run.name}: ${thrown}`));
     },
     settled: () => handled,
-    gone: (how) => leave(how),
+    gone: (how) => leave({ gone: how }),
     release() {
       left = true;
       live.open = false;
@@ -160,6 +168,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         log("warning", `${live.run.name} failed: ${new WorkerFailure(update.value.error).message}`);
         // A lost device takes its process along; the run goes on in the next one.
         if (error.case === "deviceLost") return;
+        if (error.case === "diverged") return goBack(error.value);
         return end(RunState.FAILED, callerError(error) ?? INTERNAL());
       }
     }
@@ -187,51 +196,10 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     }
   }
 
-  /** The directory of a run's checkpoint; "" for no checkpoint. */
-  async function directoryOf(name: string): Promise<string> {
-    if (name === "") return "";
-    const ids = checkpointIn(name)!;
-    const found = await registry.checkpoint(ids.run, ids.checkpoint);
-    if (!found) throw notFound(name);
-    return checkpoints.directoryOf(ids.run, found.directory);
-  }
-
-  /** Everything the worker needs to open the run. @throws RpcError when something it starts from is gone */
-  async function openRequest(): Promise<MessageInitShape<typeof OpenRunSchema>> {
-    const { run } = live;
-    const spec = run.spec!;
-    const model = await registry.model(idIn("models", spec.model) ?? "");
-    const dataset = await registry.dataset(idIn("datasets", spec.dataset) ?? "");
-    if (!model) throw notFound(spec.model);
-    if (!dataset) throw notFound(spec.dataset);
-    const datasetId = idIn("datasets", spec.dataset)!;
-    const splits = ["train", ...(spec.evaluation?.splits ?? [])];
-    const newest = await checkpoints.newest(idIn("runs", run.name)!);
-    const first = !newest;
-    const resumeDirectory = first ? await directoryOf(run.sourceCheckpoint) : newest.directory;
-    const initialDirectory = first ? await directoryOf(spec.initialCheckpoint) : "";
-    return {
-      run: run.name,
-      spec: create(RunSpecSchema, { ...spec, trainable: run.trainable }),
-      modelDirectory: modelDirectory(layout, model.directory),
-      datasets: [
-        {
-          name: spec.dataset,
-          splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
-          task: dataset.dataset.task,
-        },
-      ],
-      resumeDirectory,
-      initialDirectory,
-      checkpointsDirectory: temporaryDirectory(layout),
-      paused: true,
-      overfitting: newest && run.overfitting,
-    };
-  }
-
   /** Opens the run, and brings plan and stepping to what is wanted. */
   async function open(): Promise<void> {
-    const request = await openRequest();
+    const { place } = await restart();
+    const request = { ...(await openRequest(live.run, parts)), passedOverSteps: rollbacks.passedOver(place) };
     const reply = await gpu.request({ case: "openRun", value: request }, live.giveUp.signal);
     if (reply.result.case !== "opened") throw new Error(`OpenRun answered with ${reply.result.case}`);
     const opened = reply.result.value;
@@ -260,21 +228,37 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     await gpu.request({ case: "resume", value: { run: live.run.name } });
   }
 
-  /** One opening, until the run is done with the GPU (undefined) or the process died (how). */
-  async function opening(): Promise<string | undefined> {
+  /** Where the run goes on from when it is opened now; place is a checkpoint's name, or "" for its start. */
+  async function restart(): Promise<{ readonly place: string; readonly step: bigint }> {
+    const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
+    return { place: newest?.checkpoint.name ?? "", step: newest?.checkpoint.step ?? live.run.startStep };
+  }
+
+  /** After a step that was not finite; the worker has closed the run. */
+  async function goBack({ step, message }: Diverged): Promise<void> {
+    live.open = false;
+    const to = await restart();
+    const times = rollbacks.diverged(to.place, to.step, step);
+    if (times <= MAX_ROLLBACKS) return leave({ diverged: message });
+    const back = `the run has gone back to ${to.place || "its start"} ${MAX_ROLLBACKS} times`;
+    return end(RunState.FAILED, invalidField("spec.optimizer", `${message}; ${back}; ${DIVERGENCE_REMEDY}`));
+  }
+
+  /** One opening, until the run is done with the GPU (undefined) or has to be opened again. */
+  async function opening(): Promise<Reopening | undefined> {
     const { state } = live.run;
     if (state !== RunState.PAUSING && state !== RunState.STARTING) changeState(runLog, live, RunState.STARTING);
-    const leaving = new Promise<string | undefined>((resolve) => {
+    const leaving = new Promise<Reopening | undefined>((resolve) => {
       leave = resolve;
     });
     try {
       await open();
     } catch (thrown) {
       if (left || live.giveUp.signal.aborted) return undefined;
-      if (thrown instanceof WorkerGone) return thrown.message;
-      if (thrown instanceof WorkerFailure && thrown.error.case === "deviceLost") return thrown.message;
+      if (thrown instanceof WorkerGone) return { gone: thrown.message };
+      if (thrown instanceof WorkerFailure && thrown.error.case === "deviceLost") return { gone: thrown.message };
       const error = asCallerError(thrown);
-      if (error instanceof RpcError && error.code === status.UNAVAILABLE) return error.message;
+      if (error instanceof RpcError && error.code === status.UNAVAILABLE) return { gone: error.message };
       if (!(error instanceof RpcError)) log("error", `${live.run.name} could not be opened: ${thrown}`);
       await end(RunState.FAILED, error instanceof RpcError ? error : INTERNAL());
       return undefined;
@@ -284,26 +268,29 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
 
   async function life(): Promise<void> {
     while (true) {
-      const how = await opening();
-      if (how === undefined || left) return;
+      const why = await opening();
+      if (why === undefined || left) return;
       live.open = false;
       await live.settled();
       if (left || hasEnded(live.run.state)) return;
-      tries++;
-      live.run.restarts++;
-      if (tries > MAX_TRIES) {
-        const message = `the GPU process ended ${tries} times without a new checkpoint, the last time by ${how}`;
-        return end(RunState.FAILED, refusal(status.INTERNAL, "GPU_PROCESS_ENDED", message));
+      if ("gone" in why) {
+        tries++;
+        live.run.restarts++;
+        if (tries > MAX_TRIES) {
+          const message = `the GPU process ended ${tries} times without a new checkpoint, the last time by ${why.gone}`;
+          return end(RunState.FAILED, refusal(status.INTERNAL, "GPU_PROCESS_ENDED", message));
+        }
       }
-      const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
-      live.run.step = newest?.checkpoint.step ?? live.run.startStep;
-      const from = newest?.checkpoint.name ?? (live.run.sourceCheckpoint || "the beginning");
-      const place = `${from}, step ${live.run.step}`;
-      const message = `the GPU process ended (${how}); the run goes on from ${place}, and later steps are repeated`;
-      append({ case: "warning", value: { reason: "GPU_PROCESS_RESTARTED", message } });
+      const { place, step } = await restart();
+      live.run.step = step;
+      append({
+        case: "warning",
+        value: warningOf(why, `${place || live.run.sourceCheckpoint || "the beginning"}, step ${step}`),
+      });
       if (live.wanted === "pause") changeState(runLog, live, RunState.PAUSING);
       await runLog.flush();
-      await delay(retryMs * 2 ** (tries - 1), undefined, { signal: live.giveUp.signal }).catch(() => {});
+      if ("gone" in why)
+        await delay(retryMs * 2 ** (tries - 1), undefined, { signal: live.giveUp.signal }).catch(() => {});
       if (left) return;
     }
   }
@@ -315,6 +302,17 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     }),
   });
 }
+
+const warningOf = (why: Reopening, from: string) =>
+  "gone" in why
+    ? {
+        reason: "GPU_PROCESS_RESTARTED",
+        message: `the GPU process ended (${why.gone}); the run goes on from ${from}, and later steps are repeated`,
+      }
+    : {
+        reason: "NON_FINITE_ROLLED_BACK",
+        message: `${why.diverged}; the run goes on from ${from}, and the batches it has seen since are passed over`,
+      };
 
 const equalData = (a: NonNullable<RunOpened["data"]>, b: NonNullable<RunOpened["data"]>): boolean =>
   a.examples === b.examples && a.truncatedInputs === b.truncatedInputs && a.truncatedTargets === b.truncatedTargets;

@@ -136,13 +136,15 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     effectiveStep: live.run.step,
   });
 
-  /** Stops stepping; false when the process died meanwhile. */
+  /** Stops stepping; false when the process died, or the run diverged, meanwhile. */
   async function stopStepping(live: Live): Promise<boolean> {
     try {
       await gpu.request({ case: "pause", value: { run: live.run.name } });
     } catch (error) {
       if (error instanceof WorkerGone) return false;
       await live.settled();
+      // It diverged meanwhile: the worker has closed it, and it is opened again from a checkpoint.
+      if (!live.open && !hasEnded(live.run.state)) return false;
       if (!hasEnded(live.run.state)) throw error;
     }
     await live.settled();

@@ -19,6 +19,7 @@ import { newCheckpointDirectory, sweepPartialCheckpoints } from "./checkpoint_di
 import { evaluationToProto, metricsToProto } from "./convert/metrics.ts";
 import { openRunToConfig, type RunPolicy } from "./convert/run_config.ts";
 import { count, durationOf } from "./convert/scalars.ts";
+import { DIVERGENCE_REMEDY, DivergedError } from "./errors.ts";
 import { watchOverfitting } from "./overfitting.ts";
 import type { RouteSubscription } from "./route_subscription.ts";
 
@@ -107,20 +108,24 @@ export async function openActiveRun(
     }
   }
 
-  /** @throws InputError where the policy is to stop, or too many steps in a row were skipped: the remedy is the caller's */
+  /**
+   * @throws InputError where the policy is to stop, or too many steps in a row were skipped: the remedy is the caller's
+   * @throws DivergedError where the policy is to go back, which is the server's to do: it has the checkpoints
+   */
   function checkFinite(metrics: StepMetrics): void {
     const what = nonFinite(metrics);
     skipped = what === "" ? 0 : skipped + 1;
     if (what === "") return;
-    if (policy.skipNonFinite && skipped < MOST_SKIPPED) {
+    const skips = policy.nonFinite === "skip";
+    if (skips && skipped < MOST_SKIPPED) {
       const message = `step ${metrics.step} changed nothing: ${what}`;
       send(arrived, { case: "warning", value: { reason: "NON_FINITE_STEP_SKIPPED", message } });
       return;
     }
-    const times = policy.skipNonFinite ? `, the ${skipped}th time in a row` : "";
-    const remedy = "a lower learning rate, warm-up or clipping may help";
-    const message = `training diverged at step ${metrics.step}: ${what}${times}; ${remedy}`;
-    throw new InputError([{ field: "spec.optimizer", message }]);
+    const times = skips ? `, the ${skipped}th time in a row` : "";
+    const diverged = `training diverged at step ${metrics.step}: ${what}${times}`;
+    if (policy.nonFinite === "rollback") throw new DivergedError(metrics.step, diverged);
+    throw new InputError([{ field: "spec.optimizer", message: `${diverged}; ${DIVERGENCE_REMEDY}` }]);
   }
 
   async function settle(): Promise<void> {

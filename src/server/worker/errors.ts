@@ -17,6 +17,20 @@ export class CancelledError extends Error {
   override readonly name = "CancelledError";
 }
 
+/** What a caller can do about a run that diverges. */
+export const DIVERGENCE_REMEDY = "a lower learning rate, warm-up or clipping may help";
+
+/** A step of a run had no finite loss or gradient, and the run is to go back to its newest checkpoint. */
+export class DivergedError extends Error {
+  override readonly name = "DivergedError";
+  /** Counted from 1. */
+  readonly step: number;
+  constructor(step: number, message: string) {
+    super(message);
+    this.step = step;
+  }
+}
+
 export function errorToProto(error: unknown): WorkerError {
   return create(WorkerErrorSchema, { error: caseOf(error) });
 }
@@ -39,6 +53,8 @@ function caseOf(error: unknown): MessageInitShape<typeof WorkerErrorSchema>["err
   // The device refused what the plan allowed; how much is left it does not say.
   if (error instanceof OutOfMemoryError) return { case: "outOfMemory", value: { neededBytes: count(error.bytes) } };
   if (error instanceof DeviceLostError) return { case: "deviceLost", value: { message: error.message } };
+  if (error instanceof DivergedError)
+    return { case: "diverged", value: { step: count(error.step), message: error.message } };
   if (error instanceof WrongStateError) return { case: "wrongState", value: { message: error.message } };
   if (error instanceof CancelledError) return { case: "cancelled", value: {} };
   return {

@@ -29,6 +29,8 @@ interface TrainingState {
   /** 1 had AdamW alone, and did not say `tensors`. */
   readonly format: 1 | 2;
   readonly step: number;
+  /** Steps' worth of batches passed over: step n trains on batches of the data's step n + this. Absent: 0. */
+  readonly passedOver?: number;
   readonly plan: TrainablePlan;
   /** Parameter → the entries with state. */
   readonly state: Readonly<Record<string, readonly EntryRecord[]>>;
@@ -81,8 +83,7 @@ export async function writeModel(source: OpenModel, memory: DeviceMemory, direct
 /** Adds what training needs to go on to a directory that holds the model already. Returns bytes of optimizer state. */
 export async function writeTrainingState(
   directory: string,
-  step: number,
-  plan: TrainablePlan,
+  position: Pick<TrainingState, "step" | "passedOver" | "plan">,
   optimizer: OptimizerState,
 ): Promise<number> {
   const state: Record<string, EntryRecord[]> = {};
@@ -99,7 +100,7 @@ export async function writeTrainingState(
   }
   for (const [name, entries] of optimizer.kept) for (const [entry, s] of entries) add(name, entry, s, false);
   const bytes = await writeSafetensors(join(directory, "optimizer.safetensors"), tensors);
-  const training: TrainingState = { format: 2, step, plan, state };
+  const training: TrainingState = { format: 2, ...position, state };
   await writeFileDurably(join(directory, "training.json"), `${JSON.stringify(training, null, 1)}\n`);
   return bytes;
 }
@@ -107,7 +108,7 @@ export async function writeTrainingState(
 /** What {@link writeTrainingState} wrote; all state comes back as kept, for the run to put where it belongs. */
 export async function readTrainingState(
   directory: string,
-): Promise<{ step: number; plan: TrainablePlan; state: HostState }> {
+): Promise<{ step: number; passedOver: number; plan: TrainablePlan; state: HostState }> {
   let training: TrainingState;
   try {
     training = JSON.parse(await readFile(join(directory, "training.json"), "utf8"));
@@ -129,7 +130,8 @@ export async function readTrainingState(
       }
       state.set(name, held);
     }
-    return { step: training.step, plan: training.plan, state };
+    const { step, passedOver = 0, plan } = training;
+    return { step, passedOver, plan, state };
   } finally {
     await file.close();
   }

@@ -81,6 +81,8 @@ export class Run implements TrainingRun {
   #training: Training | undefined;
   #inferenceLengths: Lengths;
   #step = 0;
+  /** Steps' worth of batches that the data position is ahead of the step. */
+  #passedOver = 0;
   /** Steps asked for are submitted one after another. */
   #submitted: Promise<unknown> = Promise.resolve();
   /** The last step's results, which end its time. */
@@ -121,6 +123,7 @@ export class Run implements TrainingRun {
       this.#training = { ...training, plan, trainable };
     }
     const plan = this.#planWithin(this.#training, this.#inferenceLengths);
+    this.#passedOver = (resumed?.passedOver ?? 0) + (this.config.passedOverSteps ?? 0);
     if (resumed) {
       this.#step = resumed.step;
       for (const [name, state] of resumed.state) this.#optimizer.kept.set(name, state);
@@ -215,7 +218,7 @@ export class Run implements TrainingRun {
     const step = this.#step;
     const { accumulationSteps } = this.#programs.plan;
     const parts = Array.from({ length: accumulationSteps }, (_, i) => {
-      const batch = training.batches.batchAt(step * accumulationSteps + i);
+      const batch = training.batches.batchAt((step + this.#passedOver) * accumulationSteps + i);
       return { batch, program: this.#programs.training(batch) };
     });
     const targetTokens = parts.reduce((n, { batch }) => n + batch.targetTokens, 0);
@@ -307,7 +310,8 @@ export class Run implements TrainingRun {
     const { plan } = this.#trainingOrThrow();
     await this.#quiet();
     const model = await writeModel(this.source, this.#memory, directory);
-    const state = await writeTrainingState(directory, this.#step, plan, this.#optimizer);
+    const position = { step: this.#step, passedOver: this.#passedOver, plan };
+    const state = await writeTrainingState(directory, position, this.#optimizer);
     return { bytes: model + state };
   }
 

@@ -114,6 +114,15 @@ export const layerReduction: EnumCodec<NonNullable<LossOptions["layerReduction"]
   pooled: run.LayerReduction.POOLED,
 });
 
+/** Whether the run fails, goes on, or goes back. */
+export type NonFinitePolicy = "stop" | "skip" | "rollback";
+
+export const nonFinitePolicy: EnumCodec<NonFinitePolicy, run.NonFinitePolicy> = codec({
+  stop: run.NonFinitePolicy.STOP,
+  skip: run.NonFinitePolicy.SKIP,
+  rollback: run.NonFinitePolicy.ROLLBACK,
+});
+
 export const routeSource: EnumCodec<RouteSource, routing.RouteSource> = codec({
   training: routing.RouteSource.TRAINING,
   evaluation: routing.RouteSource.EVALUATION,

@@ -1,7 +1,7 @@
 // OpenRun in the trainer's terms: what the engine is told, and what the step loop does around its steps.
 
 import { create } from "@bufbuild/protobuf";
-import { NonFinitePolicy, type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
+import { type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
 import { type OpenRun, RunDatasetSchema } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Scoring } from "../../../trainer/tasks/task.ts";
 import {
@@ -25,8 +25,8 @@ export interface RunPolicy {
   readonly evaluateEverySteps: number;
   readonly evaluateAtStart: boolean;
   readonly evaluateExamples: number;
-  /** Whether a step without a finite loss and gradient is skipped; it fails the run otherwise. */
-  readonly skipNonFinite: boolean;
+  /** What becomes of a run after a step without a finite loss and gradient. */
+  readonly nonFinite: enums.NonFinitePolicy;
   readonly overfitting: OverfittingWatch | undefined;
   /** The overfitting watch takes the first. */
   readonly evaluateSplits: readonly EvaluatedSplit[];
@@ -77,6 +77,7 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
       seed: Number(spec.seed),
       trainable: planFromProto(spec.trainable, "spec.trainable"),
       ...trainingOptions(spec),
+      passedOverSteps: Number(open.passedOverSteps),
     },
     policy: {
       steps: Number(spec.steps),
@@ -84,7 +85,7 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
       evaluateAtStart: spec.evaluation.atStart,
       evaluateExamples: Number(spec.evaluation.maxExamples),
       evaluateSplits,
-      skipNonFinite: spec.nonFinite === NonFinitePolicy.SKIP,
+      nonFinite: enums.nonFinitePolicy.fromProto(spec.nonFinite, "spec.non_finite"),
       overfitting: spec.evaluation.overfitting,
       checkpointEverySteps: Number(spec.checkpoints.everySteps),
     },

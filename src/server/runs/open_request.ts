@@ -1,0 +1,51 @@
+// What the GPU process needs to open a run: where its model, data and newest checkpoint are.
+
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { type Run, RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import type { OpenRunSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { checkpointIn, idIn } from "../ids.ts";
+import { modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
+import type { LiveParts } from "./live.ts";
+import { notFound } from "./states.ts";
+
+type Parts = Pick<LiveParts, "registry" | "layout" | "checkpoints">;
+
+/** The request that opens `run` paused. @throws RpcError when something it starts from is gone */
+export async function openRequest(run: Run, parts: Parts): Promise<MessageInitShape<typeof OpenRunSchema>> {
+  const { registry, layout, checkpoints } = parts;
+  const spec = run.spec!;
+  const model = await registry.model(idIn("models", spec.model) ?? "");
+  const dataset = await registry.dataset(idIn("datasets", spec.dataset) ?? "");
+  if (!model) throw notFound(spec.model);
+  if (!dataset) throw notFound(spec.dataset);
+  const datasetId = idIn("datasets", spec.dataset)!;
+  const splits = ["train", ...(spec.evaluation?.splits ?? [])];
+  const newest = await checkpoints.newest(idIn("runs", run.name)!);
+  const first = !newest;
+  return {
+    run: run.name,
+    spec: create(RunSpecSchema, { ...spec, trainable: run.trainable }),
+    modelDirectory: modelDirectory(layout, model.directory),
+    datasets: [
+      {
+        name: spec.dataset,
+        splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
+        task: dataset.dataset.task,
+      },
+    ],
+    resumeDirectory: first ? await directoryOf(run.sourceCheckpoint, parts) : newest.directory,
+    initialDirectory: first ? await directoryOf(spec.initialCheckpoint, parts) : "",
+    checkpointsDirectory: temporaryDirectory(layout),
+    paused: true,
+    overfitting: newest && run.overfitting,
+  };
+}
+
+/** The directory of a run's checkpoint; "" for no checkpoint. */
+async function directoryOf(name: string, { registry, checkpoints }: Parts): Promise<string> {
+  if (name === "") return "";
+  const ids = checkpointIn(name)!;
+  const found = await registry.checkpoint(ids.run, ids.checkpoint);
+  if (!found) throw notFound(name);
+  return checkpoints.directoryOf(ids.run, found.directory);
+}
