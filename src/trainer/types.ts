@@ -263,6 +263,11 @@ export interface RouterLayerMetrics {
   readonly assignments: number;
   /** Of each expert: after a training step, or as an evaluation chose by it. Absent where a layer has none. */
   readonly selectionBias?: readonly number[];
+  /**
+   * Tokens that chose both experts of a pair, used or dropped: upper triangle of [experts, experts] row by row, the diagonal
+   * the tokens that chose the expert. Absent where a token has one expert, and in layers of more than 64.
+   */
+  readonly coActivation?: readonly number[];
 }
 
 export type RouteSource = "training" | "evaluation" | "generation";

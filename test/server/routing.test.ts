@@ -132,4 +132,18 @@ test("a summary weighs loads by the assignments behind them", () => {
   assert.ok(close(layer.loadImbalance, 1.5) && close(layer.drift, 0.25));
 });
 
+test("a summary adds up which experts were chosen together", () => {
+  const record = (step: bigint, coActivation: number[]) => ({
+    step,
+    layers: [
+      create(RouterLayerMetricsSchema, { stack: Stack.ENCODER, layer: 1, load: [0.5, 0.25, 0.25], coActivation }),
+    ],
+  });
+  const pairs = [record(1n, [4, 3, 1, 3, 0, 1]), record(2n, [2, 0, 2, 0, 0, 2])];
+  const [layer] = summarizeRouting(pairs, pairs[0]);
+  assert.equal(layer.coActivation, [6, 3, 3, 3, 3, 0, 3, 0, 3]);
+  const [single] = summarizeRouting([record(1n, [])], pairs[0]);
+  assert.equal(single.coActivation, [], "one expert a token: no pairs");
+});
+
 test.run();

@@ -7,7 +7,7 @@ import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { openRun } from "../../src/trainer/engine.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
-import type { RouteBatch, RoutingOptions, RunConfig } from "../../src/trainer/types.ts";
+import type { RouteBatch, RouterLayerMetrics, RoutingOptions, RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { noise, tinyModel, tinyRun } from "../support/tiny_model.ts";
 
@@ -92,6 +92,45 @@ test("one group of more tokens than there are is the batch", async () => {
   };
   assert.equal(await step({ tokens: 1000 }), await step("batch"));
   assert.not.equal(await step({ tokens: 5 }), await step("batch"));
+});
+
+/** Tokens of these routes that chose both of each two experts: upper triangle, row by row. */
+function pairsOf(routes: readonly RouteBatch[], layer: RouterLayerMetrics): number[] {
+  const counts = new Map<string, number>();
+  for (const r of routes.filter((r) => r.stack === layer.stack && r.layer === layer.layer))
+    for (let t = 0; t < r.positions.length; t++) {
+      const own = [...r.expertIds.subarray(t * r.topK, (t + 1) * r.topK)].filter((e) => e < EXPERTS).sort();
+      for (const [i, a] of own.entries())
+        for (const b of own.slice(i)) counts.set(`${a} ${b}`, (counts.get(`${a} ${b}`) ?? 0) + 1);
+    }
+  const experts = Array.from({ length: EXPERTS }, (_, e) => e);
+  return experts.flatMap((a) => experts.slice(a).map((b) => counts.get(`${a} ${b}`) ?? 0));
+}
+
+const slots = { rule: "fixed" as const, slots: 5 };
+for (const [what, routing] of [
+  ["two choices, of which capacity drops some", { topK: 2, trainCapacity: slots }],
+  ["a second expert at random", { topK: 2, gateNormalization: "top_k", secondExpertPolicy: "random" }],
+  ["experts that choose", { topK: 2, encoderChoice: "experts", trainCapacity: slots, evalCapacity: slots }],
+] as const)
+  test(`metrics count which experts the routes name together: ${what}`, async () => {
+    const run = await open(routing, { accumulationSteps: 2 });
+    const { routes, metrics } = await stepRoutes(run);
+    const evaluated: RouteBatch[] = [];
+    run.onRoutes = (batch) => evaluated.push(batch);
+    const evaluation = await run.evaluate(data, "train", 0);
+    run.close();
+    assert.is(metrics.layers.length, 3);
+    for (const layer of metrics.layers) assert.equal(layer.coActivation, pairsOf(routes, layer));
+    const scored = evaluated.filter((r) => r.source === "evaluation");
+    for (const layer of evaluation.layers) assert.equal(layer.coActivation, pairsOf(scored, layer));
+    assert.ok(pairsOf(routes, metrics.layers[0])[1] > 0, "some pair is together");
+  });
+
+test("with one expert a token there are no pairs", async () => {
+  const run = await open({});
+  for (const layer of (await run.trainStep()).layers) assert.is(layer.coActivation, undefined);
+  run.close();
 });
 
 test.run();

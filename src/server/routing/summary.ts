@@ -1,8 +1,6 @@
 // Routing over a window of steps, from what the log has per step: loads weighted by the assignments behind them, entropy,
-// imbalance, drops, and drift as total variation distance against the run's earliest record.
-//
-// The log has no pairs of experts, so co-activation is empty: with one choice per token, which is what every family
-// trained today has, there are no pairs.
+// imbalance, drops, pairs of experts chosen together, and drift as total variation distance against the run's earliest
+// record.
 
 import { create } from "@bufbuild/protobuf";
 import type { RunEvent } from "../../../proto/gen/thaw/v1/event_pb.ts";
@@ -11,6 +9,7 @@ import {
   type RoutingLayerSummary,
   RoutingLayerSummarySchema,
 } from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import { coActivationMatrix } from "../../kernels/co_activation.ts";
 
 export interface RoutingRecord {
   readonly step: bigint;
@@ -37,6 +36,14 @@ const totalVariation = (a: readonly number[], b: readonly number[]): number =>
 const entropy = (load: readonly number[]): number =>
   load.reduce((sum, share) => (share > 0 ? sum - share * Math.log(share) : sum), 0);
 
+/** Counts of pairs, added up over records: [experts, experts]; empty where there are none. */
+function coActivation(records: readonly RouterLayerMetrics[], experts: number): number[] {
+  const counted = records.filter((record) => record.coActivation.length > 0);
+  if (counted.length === 0) return [];
+  const sums = counted[0].coActivation.map((_, pair) => counted.reduce((n, { coActivation: c }) => n + c[pair], 0));
+  return coActivationMatrix(sums, experts);
+}
+
 /** @param records at least one; @param reference the run's earliest record of the source */
 export function summarizeRouting(records: readonly RoutingRecord[], reference: RoutingRecord): RoutingLayerSummary[] {
   const before = new Map(reference.layers.map((layer) => [keyOf(layer), layer.load]));
@@ -56,6 +63,7 @@ export function summarizeRouting(records: readonly RoutingRecord[], reference: R
       load,
       loadEntropyNats: entropy(load),
       loadImbalance: Math.max(...load) * experts,
+      coActivation: coActivation(own, experts),
       drift: totalVariation(load, before.get(keyOf({ stack, layer })) ?? []),
     });
   });

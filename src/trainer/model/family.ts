@@ -51,6 +51,8 @@ export interface SparseLayer {
   /** [tokens, experts] */
   readonly logits: Tensor;
   readonly routing: Routing;
+  /** [experts · (experts + 1) / 2] u32: see kernels/co_activation.ts. Absent where it is not counted. */
+  readonly coActivation?: Tensor;
   /** [tokens, dModel] */
   readonly output: Tensor;
 }

@@ -68,11 +68,12 @@ export interface PlanRequest {
   readonly inference: Lengths;
 }
 
-const layerResults = ({ routing }: SparseLayer): Tensor[] => [
+const layerResults = ({ routing, coActivation }: SparseLayer): Tensor[] => [
   routing.losses,
   routing.demand,
   routing.expertCount,
   ...(routing.selectionBias ? [routing.selectionBias] : []),
+  ...(coActivation ? [coActivation] : []),
 ];
 const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.chosenIds, routing.gates, routing.rowOfAssignment];
 

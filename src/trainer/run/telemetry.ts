@@ -76,6 +76,7 @@ export function layerMetrics(layer: SparseLayer, results: Results): RouterLayerM
     load: Array.from(demand, (d) => (assignments > 0 ? d / assignments : 0)),
     dropped: assignments - kept,
     assignments,
+    ...(layer.coActivation && { coActivation: [...results.u32(layer.coActivation)] }),
     ...(routing.selectionBias && { selectionBias: [...results.f32(routing.selectionBias)] }),
   };
 }
@@ -95,6 +96,9 @@ export function mergeLayerMetrics(batches: readonly (readonly RouterLayerMetrics
       load: first.load.map((_, e) => mean((l) => l.load[e])),
       dropped: layers.reduce((n, l) => n + l.dropped, 0),
       assignments,
+      ...(first.coActivation && {
+        coActivation: first.coActivation.map((_, pair) => layers.reduce((n, l) => n + l.coActivation![pair], 0)),
+      }),
       ...(first.selectionBias && { selectionBias: layers.at(-1)!.selectionBias }),
     };
   });

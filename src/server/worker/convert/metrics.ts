@@ -34,6 +34,7 @@ function layerToProto(l: RouterLayerMetrics): routing.RouterLayerMetrics {
     dropped: count(l.dropped),
     assignments: count(l.assignments),
     selectionBias: [...(l.selectionBias ?? [])],
+    coActivation: [...(l.coActivation ?? [])],
   });
 }
 

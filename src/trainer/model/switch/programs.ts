@@ -7,6 +7,7 @@ import { differentiate } from "../../graph/autodiff.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
 import { accumulateGradients } from "../../graph/ops/accumulate.ts";
 import type { Segments } from "../../graph/ops/attention.ts";
+import { countCoActivation } from "../../graph/ops/co_activation.ts";
 import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
 import { optimizerNodes } from "../../graph/ops/optimizer.ts";
@@ -14,7 +15,7 @@ import { poolRouterLosses } from "../../graph/ops/router_losses.ts";
 import { countLoad, type LearningBias, learnBias } from "../../graph/ops/selection_bias.ts";
 import type { TrainableSet } from "../../groups.ts";
 import type { OptimizerAlgorithm } from "../../types.ts";
-import type { BuildOptions, InferenceGraph, TrainingGraph } from "../family.ts";
+import type { BuildOptions, InferenceGraph, SparseLayer, TrainingGraph } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
 import type { SwitchConfig } from "./config.ts";
 import { type DecoderSegments, decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
@@ -124,7 +125,8 @@ export function trainingGraph(
     labelSmoothing: options.losses.labelSmoothing ?? 0,
     vocabularyZ: options.losses.vocabularyZCoefficient ?? 0,
   });
-  const routings = build.sparse.map((layer) => layer.routing);
+  const sparse = counted(build);
+  const routings = sparse.map((layer) => layer.routing);
   const pooled = options.losses.layerReduction === "pooled" && routings.length > 0;
   const pooledLosses = pooled ? poolRouterLosses(graph, routings) : undefined;
   const biases = learningBiases(build);
@@ -133,8 +135,12 @@ export function trainingGraph(
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
   for (const bias of biases) learnBias(graph, bias, optimizer.norm, options.routing.selectionBias!.updateRate);
   const hidden = { encoder: encoded, decoder: decoded };
-  return { graph, loss, sparse: build.sparse, pooledLosses, gradients, optimizer, hidden };
+  return { graph, loss, sparse, pooledLosses, gradients, optimizer, hidden };
 }
+
+/** The sparse layers, and in them which experts are chosen together. */
+const counted = ({ graph, sparse }: SwitchBuild): SparseLayer[] =>
+  sparse.map((layer) => ({ ...layer, coActivation: countCoActivation(graph, layer.routing) }));
 
 /** The selection biases that this step trains, its load counted: a bias is frozen with its router. */
 function learningBiases({ graph, options, sparse }: SwitchBuild): LearningBias[] {
@@ -153,7 +159,7 @@ export function encoderGraph(
 ): InferenceGraph {
   const { graph, tensors: t, build } = begin(target, config, specs, NOTHING, options);
   encode(build, t.input, inputSegments(t, options.packed), t.inputRouted, t.encoded);
-  return { graph, sparse: build.sparse };
+  return { graph, sparse: counted(build) };
 }
 
 /** The decoder over `encoder_output`: loss rows against the labels and the most probable token at every position. */
@@ -167,5 +173,5 @@ export function decoderGraph(
   const decoded = decode(build, t.decoder, t.encoded, decoderSegments(graph, t, options), t.decoderRouted);
   const head = vocabularyHead(build);
   const loss = linearCrossEntropy(graph, decoded, head.weight, t.labels, t.step, { alpha: head.alpha, train: false });
-  return { graph, loss, sparse: build.sparse, head: { hidden: decoded, ...head } };
+  return { graph, loss, sparse: counted(build), head: { hidden: decoded, ...head } };
 }
