@@ -21,6 +21,7 @@ import { idIn, newId } from "../ids.ts";
 import { type Answer, NameTakenError, type RunRecord } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
 import { modelDirectory } from "../storage/layout.ts";
+import { fillRunSpec } from "../worker/convert/run_spec.ts";
 import { changeState, type Live, type LiveParts, liveRun } from "./live.ts";
 import { eventAt, type LiveRun } from "./log.ts";
 import { recoverRuns } from "./recovery.ts";
@@ -319,7 +320,9 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
       activeRun(id)?.open ? create(TargetSchema, { target: { case: "run", value: `runs/${id}` } }) : undefined,
 
     async modelTarget(run, checkpointDirectory) {
-      return create(ModelTargetSchema, { ...(await modelOf(run)), checkpointDirectory, routing: run.spec!.routing });
+      // Filled again: a run of an older server may lack what is new since.
+      const { routing } = fillRunSpec(run.spec!, []);
+      return create(ModelTargetSchema, { ...(await modelOf(run)), checkpointDirectory, routing });
     },
 
     get active() {
