@@ -23,7 +23,7 @@ import {
   withInputs,
 } from "../support/thaw_server.ts";
 
-const { QUEUED, RUNNING, PAUSED, CANCELLED, SUCCEEDED, FAILED } = RunState;
+const { QUEUED, RUNNING, PAUSING, PAUSED, CANCELLED, SUCCEEDED, FAILED } = RunState;
 const SPEC = { model: "models/m", dataset: "datasets/d", steps: 4n };
 /** Steps slow enough to be in the middle of something. */
 const slow = (): FakeEngineOptions => ({ beforeStep: () => delay(10) });
@@ -171,6 +171,32 @@ scenario("a run that goes back to one place and gets nowhere fails", poisoned(3,
     run?.error?.message ?? "",
     /diverged at step 3: .*NaN; the run has gone back to runs\/r\/checkpoints\/step-2 3 times; a lower learning rate/,
   );
+});
+
+let letGo: () => void = () => {};
+const held: TestServerOptions = {
+  engine: () => ({
+    // The first batch waits for the test, and diverges.
+    beforeStep: (step) => (step === 1 ? new Promise((resolve) => (letGo = resolve)) : undefined),
+    loss: (_, batch) => (batch === 1 ? Number.NaN : 1),
+  }),
+};
+scenario("a run that diverges while it is to pause goes back and is paused there", held, async ({ thaw, workers }) => {
+  await thaw.runs.createRun({ runId: "r", spec: ROLLBACK });
+  await eventsUntil(thaw, "runs/r", reaches(RUNNING));
+  while (!workers.engines[0].calls.includes("step 1")) await delay(5);
+  const pausing = thaw.runs.pauseRun({ name: "runs/r" });
+  await eventsUntil(thaw, "runs/r", reaches(PAUSING));
+  letGo();
+  assert.is((await pausing).run?.name, "runs/r");
+  const events = await told(thaw, "runs/r", PAUSED);
+  assert.ok(events.includes("NON_FINITE_ROLLED_BACK"), events.join());
+  assert.is((await thaw.runs.getRun({ name: "runs/r" })).run?.step, 0n);
+  const resumed = thaw.runs.resumeRun({ name: "runs/r" });
+  while (workers.engines[0].calls.filter((call) => call === "step 1").length < 2) await delay(5);
+  letGo();
+  assert.is((await resumed).run?.state, RUNNING);
+  await eventsUntil(thaw, "runs/r", reaches(SUCCEEDED));
 });
 
 scenario("runs wait for the GPU in the order in which they were created", { engine: slow }, async ({ thaw }) => {

@@ -1,5 +1,5 @@
-// Runs as resources with a life: the queue, and every command. One run holds the GPU at a time; the others wait in the
-// order in which they were created. A command on a run waits for the one before it.
+// Runs as resources with a life: every command on them. One run holds the GPU at a time, and a command on a run waits for the
+// one before it (queue.ts).
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
@@ -16,14 +16,16 @@ import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import type { KernelUse } from "../../../proto/gen/thaw/v1/system_pb.ts";
 import type { ModelTarget, Target } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import { forCaller, WorkerGone } from "../gpu/failures.ts";
+import { forCaller } from "../gpu/failures.ts";
 import { idIn, newId } from "../ids.ts";
 import { type Answer, NameTakenError, type RunRecord } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
 import { modelDirectory } from "../storage/layout.ts";
 import { fillRunSpec } from "../worker/convert/run_spec.ts";
-import { changeState, type Live, type LiveParts, liveRun } from "./live.ts";
+import { interruptions } from "./interruptions.ts";
+import { changeState, type Live, type LiveParts } from "./live.ts";
 import { eventAt, type LiveRun } from "./log.ts";
+import { runQueue } from "./queue.ts";
 import { recoverRuns } from "./recovery.ts";
 import { ALLOWED, hasEnded, notFound, requireState, wrongState } from "./states.ts";
 
@@ -66,18 +68,9 @@ export interface Runs {
 
 export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: number }): Runs {
   const { registry, gpu, runLog, checkpoints, log, layout } = parts;
-  let active: Live | undefined;
-  let stopping = false;
-  const locks = new Map<string, Promise<unknown>>();
-
-  /** One command on a run at a time. */
-  function exclusively<T>(id: string, work: () => Promise<T>): Promise<T> {
-    const result = (locks.get(id) ?? Promise.resolve()).then(work, work);
-    locks.set(id, result);
-    const clear = () => void (locks.get(id) === result && locks.delete(id));
-    result.then(clear, clear);
-    return result;
-  }
+  const queue = runQueue(parts);
+  const { exclusively } = queue;
+  const { stopStepping, saveInterrupted, close } = interruptions(parts);
 
   /** Work that a command leaves behind it; later commands wait for it. */
   function afterwards(id: string, work: () => Promise<void>): void {
@@ -90,40 +83,10 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     return record;
   }
 
-  const activeRun = (id: string): Live | undefined => (active?.run.name === `runs/${id}` ? active : undefined);
+  const activeRun = (id: string): Live | undefined =>
+    queue.active?.run.name === `runs/${id}` ? queue.active : undefined;
   /** The run as it is: in memory while it holds the GPU, else from the registry. */
   const present = async (id: string): Promise<LiveRun> => activeRun(id) ?? get(id);
-
-  let scheduling: Promise<void> = Promise.resolve();
-  /** Puts the first queued run on the GPU when it is free. */
-  function schedule(): void {
-    scheduling = scheduling.then(async () => {
-      if (active || stopping) return;
-      const [next] = await registry.runsInStates([QUEUED]);
-      if (!next || stopping) return;
-      await exclusively(idIn("runs", next.run.name)!, async () => {
-        const now = await registry.run(idIn("runs", next.run.name)!);
-        if (now?.run.state !== QUEUED) return;
-        const live = liveRun(now, parts);
-        active = live;
-        void live.over.then(() => released(live));
-      });
-      if (!active) schedule();
-    });
-    scheduling.catch((error) => log("error", `scheduling: ${error}`));
-  }
-
-  function released(live: Live): void {
-    if (live.wanted === "cancel" && !hasEnded(live.run.state)) changeState(runLog, live, CANCELLED);
-    if (hasEnded(live.run.state)) parts.onEnd(live.run.name);
-    void runLog
-      .flush()
-      .catch(() => {})
-      .then(() => {
-        if (active === live) active = undefined;
-        schedule();
-      });
-  }
 
   async function settledState(live: LiveRun, to: RunState): Promise<Effect> {
     changeState(runLog, live, to);
@@ -137,54 +100,17 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     effectiveStep: live.run.step,
   });
 
-  /** Stops stepping; false when the process died, or the run diverged, meanwhile. */
-  async function stopStepping(live: Live): Promise<boolean> {
-    try {
-      await gpu.request({ case: "pause", value: { run: live.run.name } });
-    } catch (error) {
-      if (error instanceof WorkerGone) return false;
-      await live.settled();
-      // It diverged meanwhile: the worker has closed it, and it is opened again from a checkpoint.
-      if (!live.open && !hasEnded(live.run.state)) return false;
-      if (!hasEnded(live.run.state)) throw error;
-    }
-    await live.settled();
-    return true;
-  }
-
-  /** Keeps what was learnt since the newest checkpoint. A failure costs only that. */
-  async function saveInterrupted(live: Live): Promise<void> {
-    const newest = await checkpoints.newest(idIn("runs", live.run.name)!);
-    if (live.run.step === (newest?.checkpoint.step ?? live.run.startStep)) return;
-    try {
-      await checkpoints.save(live, CheckpointReason.INTERRUPTED);
-    } catch (error) {
-      log("warning", `${live.run.name}: no checkpoint at step ${live.run.step}: ${error}`);
-    }
-  }
-
-  async function close(live: Live): Promise<void> {
-    await saveInterrupted(live);
-    try {
-      await gpu.request({ case: "closeRun", value: { run: live.run.name } });
-    } catch (error) {
-      log("info", `${live.run.name}: closing: ${error}`);
-    }
-    live.release();
-    await live.over;
-  }
-
   const runs: Runs = {
     async start() {
       await recoverRuns(registry, runLog, checkpoints);
-      schedule();
+      queue.schedule();
     },
 
     get,
 
     async create(id, init, answer) {
       const queued = await registry.runsInStates([QUEUED]);
-      if (queued.length >= Math.max(limits.maxQueuedRuns, active ? 0 : 1)) {
+      if (queued.length >= Math.max(limits.maxQueuedRuns, queue.active ? 0 : 1)) {
         throw refusal(
           status.RESOURCE_EXHAUSTED,
           "QUEUE_FULL",
@@ -200,7 +126,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
       try {
         const first = { event: eventAt(run.step, { case: "state", value: { to: QUEUED } }) };
         const record = await registry.createRun(run, first, answer);
-        schedule();
+        queue.schedule();
         return record;
       } catch (error) {
         if (!(error instanceof NameTakenError)) throw error;
@@ -238,7 +164,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
         const on = activeRun(id);
         if (!on) {
           const resumed = await settledState(live, QUEUED);
-          schedule();
+          queue.schedule();
           return resumed;
         }
         on.wanted = "run";
@@ -326,13 +252,12 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     },
 
     get active() {
+      const { active } = queue;
       return active && { name: active.run.name, kernels: active.kernels };
     },
 
     async stop() {
-      stopping = true;
-      await scheduling;
-      const on = active;
+      const on = await queue.halt();
       if (on) {
         await exclusively(idIn("runs", on.run.name)!, async () => {
           if (hasEnded(on.run.state)) return;
@@ -364,10 +289,10 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     });
   }
 
-  gpu.onGone = (how) => active?.gone(how);
+  gpu.onGone = (how) => queue.active?.gone(how);
   gpu.onUpdate = (update) => {
     if (update.update.case === "routes") parts.onRoutes(update.run, update.update.value);
-    else if (active?.run.name === update.run) active.update(update);
+    else if (queue.active?.run.name === update.run) queue.active.update(update);
   };
   return runs;
 }
