@@ -7,9 +7,8 @@ import type { Batch } from "../../src/trainer/data/batches.ts";
 import { bucketedBatches, chooseBuckets } from "../../src/trainer/data/bucketing.ts";
 import type { EncodedExample } from "../../src/trainer/data/dataset.ts";
 import { shuffledOrder } from "../../src/trainer/data/order.ts";
-import { openModelDirectory } from "../../src/trainer/model/open.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import { openRun } from "../../src/trainer/engine.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import type { RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -116,15 +115,8 @@ test("a bucketed batch follows from seed and index alone", () => {
   assert.not.equal(batchesOf(3).batchAt(0).exampleIds, batches[0].exampleIds);
 });
 
-async function open(changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> {
-  const config = tinyRun(model, data, { batching: "bucketed", ...changes });
-  const source = await openModelDirectory(resumeFrom ?? model);
-  try {
-    return await Run.open(device, source, config, { ...(await openTrainingData(source, config)), resumeFrom });
-  } finally {
-    await source.checkpoint.close();
-  }
-}
+const open = (changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> =>
+  openRun(device, tinyRun(model, data, { batching: "bucketed", ...changes }), { resumeFrom });
 
 test("programs of several shapes share gradients and optimizer state; planned bytes are what is allocated", async () => {
   const padded = await open({ batching: "padded" });

@@ -9,16 +9,16 @@ import { packStepScalars } from "../../src/kernels/step_scalars.ts";
 import { type Batch, collateRows, NO_EXAMPLE } from "../../src/trainer/data/batches.ts";
 import type { EncodedExample } from "../../src/trainer/data/dataset.ts";
 import { shuffledOrder } from "../../src/trainer/data/order.ts";
-import { packedBatches, packRows } from "../../src/trainer/data/packing.ts";
+import { packedBatches, packRows, tokenCounts } from "../../src/trainer/data/packing.ts";
+import { openRun } from "../../src/trainer/engine.ts";
 import type { Tensor } from "../../src/trainer/graph/graph.ts";
 import { elements } from "../../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import type { TrainableSet } from "../../src/trainer/groups.ts";
 import { openModelDirectory, readParameter } from "../../src/trainer/model/open.ts";
 import { uploadBatch } from "../../src/trainer/run/batch_upload.ts";
-import { openTrainingData } from "../../src/trainer/run/data.ts";
 import { DeviceMemory } from "../../src/trainer/run/device_memory.ts";
-import { Run } from "../../src/trainer/run/run.ts";
+import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, type RouteBatch, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -39,7 +39,7 @@ const shape = { size: 4, ...lengths, padTokenId: 0, decoderStartTokenId: 36 };
 
 test("packed rows hold every example once, within both lengths, and leave little room", () => {
   const ids = examples.map((_, id) => id);
-  const rows = packRows(examples, ids, lengths);
+  const rows = packRows(tokenCounts(examples), ids, lengths);
   assert.equal(
     rows.flat().sort((a, b) => a - b),
     ids,
@@ -156,7 +156,7 @@ async function outcome(batch: Batch, packed: boolean, target: KernelTarget): Pro
 for (const target of ["software", "hardware"] as KernelTarget[])
   test(`loss, router losses and gradients of packed rows are those of an example a row (${target})`, async () => {
     const ids = examples.map((_, id) => id).slice(0, 20);
-    const rows = packRows(examples, ids, lengths);
+    const rows = packRows(tokenCounts(examples), ids, lengths);
     const packed = collateRows(examples, rows, { ...shape, size: rows.length + 1 });
     const one = { ...shape, size: ids.length, inputLength: 9, targetLength: 5 };
     const padded = collateRows(
@@ -186,15 +186,8 @@ for (const target of ["software", "hardware"] as KernelTarget[])
     }
   });
 
-async function open(changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> {
-  const config = tinyRun(model, data, { batching: "packed", ...changes });
-  const source = await openModelDirectory(resumeFrom ?? model);
-  try {
-    return await Run.open(device, source, config, { ...(await openTrainingData(source, config)), resumeFrom });
-  } finally {
-    await source.checkpoint.close();
-  }
-}
+const open = (changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> =>
+  openRun(device, tinyRun(model, data, { batching: "packed", ...changes }), { resumeFrom });
 
 test("a packed run allocates what it planned, evaluates, and goes on with the same bits when interrupted", async () => {
   const before = device.allocatedBytes;

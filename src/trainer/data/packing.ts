@@ -16,16 +16,27 @@ const BLOCK = 1024;
 /** Rows that still take examples; the one open longest is closed for another. */
 const OPEN_ROWS = 16;
 
+/** Tokens of each example, by id. Apart from the examples, which are too far from each other to be walked quickly. */
+export interface TokenCounts {
+  readonly inputs: Uint32Array;
+  readonly targets: Uint32Array;
+}
+
+export const tokenCounts = (examples: readonly EncodedExample[]): TokenCounts => ({
+  inputs: Uint32Array.from(examples, ({ inputIds }) => inputIds.length),
+  targets: Uint32Array.from(examples, ({ labels }) => labels.length),
+});
+
 /** Rows of ids, in the order in which they were opened, that fit the shape's lengths. */
 export function packRows(
-  examples: readonly EncodedExample[],
+  { inputs, targets }: TokenCounts,
   ids: readonly number[],
   { inputLength, targetLength }: Pick<BatchShape, "inputLength" | "targetLength">,
 ): number[][] {
   const rows: number[][] = [];
   const open: { ids: number[]; input: number; target: number }[] = [];
   for (const id of ids) {
-    const [input, target] = [examples[id].inputIds.length, examples[id].labels.length];
+    const [input, target] = [inputs[id], targets[id]];
     let row = open.find((r) => r.input + input <= inputLength && r.target + target <= targetLength);
     if (!row) {
       row = { ids: [], input: 0, target: 0 };
@@ -46,6 +57,7 @@ export function packedBatches(
   order: ExampleOrder,
   shape: BatchShape,
 ): TrainingBatches {
+  const counts = tokenCounts(examples);
   /** Number of each block's first row; the last entry is of the first block that was never packed. */
   const firstRow = [0];
   let cached: { block: number; rows: number[][] } = { block: -1, rows: [] };
@@ -53,7 +65,7 @@ export function packedBatches(
   function rowsOf(block: number): number[][] {
     if (cached.block !== block) {
       const ids = Array.from({ length: BLOCK }, (_, i) => order(block * BLOCK + i));
-      cached = { block, rows: packRows(examples, ids, shape) };
+      cached = { block, rows: packRows(counts, ids, shape) };
       firstRow[block + 1] = firstRow[block] + cached.rows.length;
     }
     return cached.rows;
