@@ -87,9 +87,11 @@ function eventText({ event }: RunEvent): string {
     case "warning":
       return `warning ${event.value.reason}: ${event.value.message}`;
     case "data": {
-      const { examples, truncatedInputs, truncatedTargets } = event.value;
+      const { examples, truncatedInputs, truncatedTargets, paddingShare, batchShapes } = event.value;
       const cut = `${count(truncatedInputs)} inputs and ${count(truncatedTargets)} targets cut`;
-      return `data: ${count(examples)} examples, ${cut}`;
+      const shapes = batchShapes.map(({ inputTokens, targetTokens }) => `${inputTokens}+${targetTokens}`).join(", ");
+      const batches = shapes && `; rows of ${shapes} tokens, ${percent(paddingShare)} of them padding`;
+      return `data: ${count(examples)} examples, ${cut}${batches}`;
     }
     default:
       return "an event of a newer server";

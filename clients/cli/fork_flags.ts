@@ -19,6 +19,7 @@ const PATHS: Record<Exclude<keyof RunFlags, keyof (PlanFlags & RoutingFlags) | R
   dataset: "dataset",
   steps: "steps",
   batchSize: "batch_size",
+  batching: "batching",
   accumulationSteps: "accumulation_steps",
   maxInputTokens: "max_input_tokens",
   maxTargetTokens: "max_target_tokens",

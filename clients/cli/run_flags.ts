@@ -8,6 +8,8 @@ import { create, fromJson, type JsonValue } from "@bufbuild/protobuf";
 import type { Command } from "commander";
 import { TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
 import {
+  type Batching,
+  BatchingSchema,
   CheckpointPolicySchema,
   type EvaluationMetric,
   EvaluationMetricSchema,
@@ -39,6 +41,7 @@ export interface RunFlags extends PlanFlags, OptimizerFlags, RoutingFlags {
   readonly dataset?: string;
   readonly steps?: bigint;
   readonly batchSize?: bigint;
+  readonly batching?: Batching;
   readonly accumulationSteps?: bigint;
   readonly maxInputTokens?: bigint;
   readonly maxTargetTokens?: bigint;
@@ -74,6 +77,7 @@ export function runFlags(command: Command): Command {
     .option("--dataset <name>", "the data")
     .option("--steps <n>", "optimizer steps", integer)
     .option("--batch-size <n>", "examples per batch", integer)
+    .option("--batching <how>", "padded, packed (the batch size counts rows), bucketed", enumValue(BatchingSchema))
     .option("--accumulation-steps <n>", "batches per optimizer step", integer)
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
     .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
@@ -118,6 +122,7 @@ export async function createRunRequest(flags: RunFlags) {
   assign(spec, {
     steps: flags.steps,
     batchSize: flags.batchSize,
+    batching: flags.batching,
     accumulationSteps: flags.accumulationSteps,
     maxInputTokens: flags.maxInputTokens,
     maxTargetTokens: flags.maxTargetTokens,

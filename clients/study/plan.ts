@@ -5,7 +5,12 @@ import { createHash } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Preset, RouterLossPolicy, type TrainablePlanSchema } from "../../proto/gen/thaw/v1/group_pb.ts";
 import type { CapacityRuleSchema } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { EvaluationMetric, type OptimizerOptionsSchema, type RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import {
+  Batching,
+  EvaluationMetric,
+  type OptimizerOptionsSchema,
+  type RunSpecSchema,
+} from "../../proto/gen/thaw/v1/run_pb.ts";
 import { parseSelector } from "../cli/plan.ts";
 import type { Study } from "./file.ts";
 import type { CellSettings } from "./results.ts";
@@ -62,8 +67,10 @@ function names(study: Study, settings: CellSettings, task: StudyTask, strategy: 
   const data = study.datasets[task.name]?.digest ?? task.dataset;
   const start = study.folders[model.name]?.digest ?? model.source;
   const decides = [settings, { ...task, dataset: data }, strategy, start, optimizer, warmupSteps, evaluation];
+  // Unsaid where it is the default: a new setting must not make known cells unknown.
+  const batching = study.batching === "padded" ? [] : [study.batching];
   const digest = createHash("sha256")
-    .update(JSON.stringify([...decides, evalCapacityFactor]))
+    .update(JSON.stringify([...decides, evalCapacityFactor, ...batching]))
     .digest("hex")
     .slice(0, 10);
   const id = `${task.name}-${strategy.name}-s${settings.seed}`.replaceAll("_", "-");
@@ -89,6 +96,7 @@ export function runSpec(study: Study, cell: Cell, resources: Resources): Message
     ...resources,
     steps: BigInt(task.steps),
     batchSize: BigInt(settings.batchSize),
+    batching: BATCHINGS[study.batching],
     maxInputTokens: BigInt(task.maxInputTokens),
     maxTargetTokens: BigInt(task.maxTargetTokens),
     seed: BigInt(settings.seed),
@@ -121,6 +129,12 @@ const ALGORITHMS: Readonly<Record<Study["optimizer"], Algorithm>> = {
   adamw: { case: "adamw", value: {} },
   adafactor: { case: "adafactor", value: {} },
   sgd: { case: "sgd", value: {} },
+};
+
+const BATCHINGS: Readonly<Record<Study["batching"], Batching>> = {
+  padded: Batching.PADDED,
+  packed: Batching.PACKED,
+  bucketed: Batching.BUCKETED,
 };
 
 const METRICS: Readonly<Record<StudyTask["metric"], EvaluationMetric>> = {

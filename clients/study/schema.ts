@@ -10,6 +10,7 @@ export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
 /** Figures of an evaluation; `primary` is the first metric of the dataset's task. */
 export const METRICS = ["accuracy", "exact_match", "primary"] as const;
 export const OPTIMIZERS = ["adamw", "adafactor", "sgd"] as const;
+export const BATCHINGS = ["padded", "packed", "bucketed"] as const;
 
 /** What a cell starts from. Written short as its source alone; the name is then the source's last word. */
 export interface ModelSource {
@@ -80,6 +81,8 @@ export interface StudyFile {
   readonly expertDropouts?: readonly number[];
   readonly optimizer: (typeof OPTIMIZERS)[number];
   readonly warmupSteps: number;
+  /** How examples of different lengths share batches; with `packed` a batch size counts rows, not examples. */
+  readonly batching: (typeof BATCHINGS)[number];
   readonly evaluation: StudyEvaluation;
 }
 
@@ -255,6 +258,7 @@ export const studyFile = (claims: readonly string[], base: string): Read<StudyFi
       expertDropouts: optional(listOf(rate, itself)),
       optimizer: optional(word(OPTIMIZERS), "adamw"),
       warmupSteps: optional(whole({ atLeast: 0 }), 0),
+      batching: optional(word(BATCHINGS), "padded"),
       evaluation: optional(evaluation, { everySteps: 0, maxExamples: 256, test: false }),
     },
     (study, at) => {

@@ -82,7 +82,23 @@ test("every kind of event is one line", () => {
     ],
     [{ case: "checkpoint", value: { name: "runs/a/checkpoints/b", sizeBytes: 1024n } as never }, /b \(1\.0 KiB\)$/],
     [{ case: "warning", value: { reason: "SLOW", message: "very" } as never }, /warning SLOW: very$/],
-    [{ case: "data", value: { examples: 2490n, truncatedInputs: 3n } as never }, /2,490 examples, 3 inputs/],
+    [
+      { case: "data", value: { examples: 2490n, truncatedInputs: 3n, batchShapes: [] } as never },
+      /2,490 examples, 3 inputs and 0 targets cut$/,
+    ],
+    [
+      {
+        case: "data",
+        value: {
+          paddingShare: 0.125,
+          batchShapes: [
+            { inputTokens: 24n, targetTokens: 8n, share: 0.75 },
+            { inputTokens: 96n, targetTokens: 32n, share: 0.25 },
+          ],
+        } as never,
+      },
+      /; rows of 24\+8, 96\+32 tokens, 12\.5 % of them padding$/,
+    ],
     [
       {
         case: "overfitting",

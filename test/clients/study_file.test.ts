@@ -9,7 +9,7 @@ import * as assert from "uvu/assert";
 import { CLAIM_IDS } from "../../clients/study/claims.ts";
 import { readStudy, StudyFileError } from "../../clients/study/file.ts";
 import { planCells, runSpec } from "../../clients/study/plan.ts";
-import { EvaluationMetric } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { Batching, EvaluationMetric } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { SMALL, smallStudy, writeStudy } from "./support/study_file.ts";
 
 const test = suite<{ folder: string }>("study file");
@@ -120,9 +120,11 @@ test("a cell's id changes with what decides its result and with nothing else", a
   const same = { question: "another?", seeds: [3, 1], strategies: ["moe", "all"], learning_rates: [1e-2, 1e-3] };
   assert.ok((await ids(same)).includes(first));
   assert.not(others.includes(first));
+  assert.ok((await ids({ batching: "padded" })).includes(first), "the default said is the default");
   const changes = [
     { optimizer: "sgd" },
     { warmup_steps: 1 },
+    { batching: "packed" },
     { eval_capacity_factor: 2 },
     { evaluation: { every_steps: 1 } },
     { models: [{ name: "m", source: "models/other" }] },
@@ -182,12 +184,14 @@ test("a cell's run says its settings and its plan", async ({ folder }) => {
     capacity_factors: [1.25],
     dropouts: [0.2],
     optimizer: "adafactor",
+    batching: "bucketed",
     evaluation: { every_steps: 5, test: true },
   };
   const study = await smallStudy(folder, given);
   const resources = { model: "models/m", dataset: "datasets/d", initialCheckpoint: "" };
   const spec = runSpec(study, planCells(study)[1], resources);
   assert.is(spec.seed, 2n);
+  assert.is(spec.batching, Batching.BUCKETED);
   assert.is(spec.dropout, 0.2);
   assert.is(spec.optimizer?.learningRate, 3e-4);
   assert.is(spec.optimizer?.algorithm?.case, "adafactor");

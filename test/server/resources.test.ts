@@ -7,6 +7,7 @@ import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { problemsOf, uploadDataset } from "../../clients/typescript/index.ts";
+import { Batching } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { eventsUntil, reaches, refused, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
 import { tinyModel } from "../support/tiny_model.ts";
@@ -125,6 +126,19 @@ test("datasets are described and previewed as a run would see them", async () =>
   const [example] = preview.batches[0].examples;
   assert.equal(example.inputTokenIds, [5 + Number(example.exampleId), 1]);
   assert.equal([example.inputTruncated, example.targetTruncated], [true, false]);
+  assert.equal(
+    preview.batches[0].examples.map(({ row }) => row),
+    [0, 1, 2],
+  );
+  const packed = { ...request, maxInputTokens: 16n, batching: Batching.PACKED };
+  const [batch] = (await thaw.datasets.previewBatches(packed)).batches;
+  assert.ok(batch.examples.length > 3, "short examples share rows");
+  assert.equal([...new Set(batch.examples.map(({ row }) => row))], [0, 1, 2]);
+  const far = await refused(thaw.datasets.previewBatches({ ...packed, firstStep: 2n ** 39n }));
+  assert.equal(
+    problemsOf(far).fields.map(({ field }) => field),
+    ["first_step"],
+  );
 });
 
 test("what a run uses cannot be deleted; checkpoints are listed, fetched, deleted", async () => {

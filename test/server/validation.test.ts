@@ -8,10 +8,11 @@ import { GenerateRequestSchema } from "../../proto/gen/thaw/v1/model_service_pb.
 import {
   GateNormalization,
   RoutingChoice,
+  RoutingGroup,
   RoutingPriority,
   SecondExpertPolicy,
 } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { Batching, LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { checkDecoding } from "../../src/server/validation/decoding.ts";
 import type { Problems } from "../../src/server/validation/problems.ts";
 import { checkRoutes } from "../../src/server/validation/routing.ts";
@@ -180,7 +181,14 @@ test("what a model's layers cannot do, and what does not go together, is refused
   const slots = { rule: { case: "fixed" as const, value: { slots: 8n } } };
   const bounded = { trainCapacity: slots, evalCapacity: slots };
   const pooled = { layerReduction: LayerReduction.POOLED };
-  const cases: { model?: ModelDescription; routing: Spec["routing"]; losses?: Spec["losses"]; wrong: string[] }[] = [
+  const { PACKED, BUCKETED } = Batching;
+  const cases: {
+    model?: ModelDescription;
+    routing: Spec["routing"];
+    losses?: Spec["losses"];
+    batching?: Batching;
+    wrong: string[];
+  }[] = [
     { routing: { topK: 4, priority: BATCH_PRIORITIZED }, wrong: [] },
     { routing: { topK: 5 }, wrong: ["routing.top_k"] },
     { model: decoder, routing: { priority: POSITION }, wrong: [] },
@@ -215,9 +223,16 @@ test("what a model's layers cannot do, and what does not go together, is refused
       wrong: ["routing.selection_bias"],
     },
     { routing: {}, losses: pooled, wrong: [] },
+    {
+      routing: { group: RoutingGroup.SEQUENCE, routePadding: true },
+      batching: PACKED,
+      wrong: ["routing.group", "routing.route_padding"],
+    },
+    { routing: { group: RoutingGroup.TOKENS, groupTokens: 64n }, batching: PACKED, wrong: [] },
+    { routing: { group: RoutingGroup.SEQUENCE, routePadding: true }, batching: BUCKETED, wrong: [] },
   ];
-  for (const { model = both, routing, losses, wrong } of cases) {
-    const options = trainingOptions(fillRunSpec(create(RunSpecSchema, { routing, losses }), []));
+  for (const { model = both, routing, losses, batching, wrong } of cases) {
+    const options = trainingOptions(fillRunSpec(create(RunSpecSchema, { routing, losses, batching }), []));
     assert.equal(
       fieldsOf((problems) => checkRoutes(problems, options, model, "spec")),
       wrong.map((field) => `spec.${field}`),

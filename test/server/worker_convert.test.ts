@@ -12,7 +12,7 @@ import {
   RoutingPriority,
   SecondExpertPolicy,
 } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { FCounts, LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { Batching, FCounts, LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { GenerateSchema, OpenRunSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError, OutOfMemoryError } from "../../src/kernels/device/errors.ts";
 import { decodingFromProto } from "../../src/server/worker/convert/decoding.ts";
@@ -208,6 +208,7 @@ test("a bare specification becomes the documented defaults", () => {
     expertDropout: 0.1,
     accumulationSteps: 1,
     passedOverSteps: 0,
+    batching: "padded",
   });
   assert.equal(policy, {
     steps: 10,
@@ -256,6 +257,7 @@ test("what is set stays, zeros where zero means something included", () => {
     dropout: 0,
     expertDropout: 0.4,
     accumulationSteps: 3n,
+    batching: Batching.BUCKETED,
     evaluation: { maxExamples: 0n, splits: ["test"], atStart: true, everySteps: 2n },
     checkpoints: { everySteps: 0n },
   });
@@ -289,6 +291,7 @@ test("what is set stays, zeros where zero means something included", () => {
     labelSmoothing: 0.1,
   });
   assert.equal([config.dropout, config.expertDropout, config.accumulationSteps], [0, 0.4, 3]);
+  assert.is(config.batching, "bucketed");
   assert.equal(policy, {
     steps: 10,
     evaluateEverySteps: 2,

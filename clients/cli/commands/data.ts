@@ -10,16 +10,18 @@ import {
   ListDatasetsResponseSchema,
   PreviewBatchesResponseSchema,
 } from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { type Batching, BatchingSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { splitOfFile, uploadDataset } from "../../typescript/index.ts";
 import { bytes, count, id, resource, table, time } from "../format.ts";
 import { allPages } from "../pages.ts";
-import { integer } from "../parse.ts";
+import { enumValue, integer } from "../parse.ts";
 import { type Session, show, UsageError, withSession } from "../session.ts";
 
 interface PreviewFlags {
   readonly model: string;
   readonly split?: string;
   readonly batchSize?: bigint;
+  readonly batching?: Batching;
   readonly maxInputTokens?: bigint;
   readonly maxTargetTokens?: bigint;
   readonly seed?: bigint;
@@ -43,7 +45,8 @@ export function addData(program: Command): void {
     .description("the batches a run would train on")
     .requiredOption("--model <name>", "whose tokenizer is used")
     .option("--split <name>", "the split")
-    .option("--batch-size <n>", "examples per step", integer)
+    .option("--batch-size <n>", "rows of a batch", integer)
+    .option("--batching <how>", "padded, packed, bucketed", enumValue(BatchingSchema))
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
     .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
     .option("--seed <n>", "seeds the order", integer)
@@ -170,6 +173,7 @@ async function preview(session: Session, dataset: string, { model, ...flags }: P
     const rows = batches.flatMap(({ step, examples }) =>
       examples.map((e) => [
         String(step),
+        String(e.row),
         String(e.exampleId),
         `${e.inputTokenIds.length}${e.inputTruncated ? " cut" : ""}`,
         `${e.targetTokenIds.length}${e.targetTruncated ? " cut" : ""}`,
@@ -179,6 +183,7 @@ async function preview(session: Session, dataset: string, { model, ...flags }: P
     );
     const columns = [
       { title: "STEP", figures: true },
+      { title: "ROW", figures: true },
       { title: "EXAMPLE", figures: true },
       { title: "INPUT TOKENS", figures: true },
       { title: "TARGET TOKENS", figures: true },

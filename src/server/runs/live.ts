@@ -9,6 +9,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { create, equals } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
+import { DataReportSchema } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import {
   TrainablePlanSchema,
   type TrainableReport,
@@ -209,7 +210,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     live.run.startTime ??= timestampNow();
     live.run.cost = opened.cost;
     live.report = { ...reportOf(opened), effectiveStep: live.report?.effectiveStep ?? opened.step };
-    if (opened.data && !(live.run.data && equalData(live.run.data, opened.data))) {
+    if (opened.data && !(live.run.data && equals(DataReportSchema, live.run.data, opened.data))) {
       live.run.data = opened.data;
       append({ case: "data", value: opened.data });
     }
@@ -313,6 +314,3 @@ const warningOf = (why: Reopening, from: string) =>
         reason: "NON_FINITE_ROLLED_BACK",
         message: `${why.diverged}; the run goes on from ${from}, and the batches it has seen since are passed over`,
       };
-
-const equalData = (a: NonNullable<RunOpened["data"]>, b: NonNullable<RunOpened["data"]>): boolean =>
-  a.examples === b.examples && a.truncatedInputs === b.truncatedInputs && a.truncatedTargets === b.truncatedTargets;

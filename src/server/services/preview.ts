@@ -6,6 +6,8 @@ import {
   type PreviewBatchesResponse,
   PreviewBatchesResponseSchema,
 } from "../../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { Batching, BatchingSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { NO_EXAMPLE } from "../../trainer/data/batches.ts";
 import { trainingData } from "../../trainer/data/batching.ts";
 import { encodeDataset } from "../../trainer/data/dataset.ts";
 import { parseJsonl } from "../../trainer/data/jsonl.ts";
@@ -16,11 +18,15 @@ import type { Core } from "../core.ts";
 import { invalidArgument } from "../rpc/errors.ts";
 import { notFound } from "../runs/states.ts";
 import { modelDirectory } from "../storage/layout.ts";
+import { knownEnum } from "../validation/plan.ts";
 import { checkName, checkRange, collectProblems } from "../validation/problems.ts";
 import { checkShape, SPLIT_NAME } from "../validation/run_spec.ts";
+import { batching } from "../worker/convert/enums.ts";
 import { findSplit } from "./model_service.ts";
 
 const MAX_BATCHES = 16;
+/** Rows of packed batches up to the last that is shown: to find one, all before it are packed. */
+const MAX_PACKED_ROWS = 2 ** 20;
 const DEFAULT_EOS = 1;
 
 export async function previewBatches(core: Core, request: PreviewBatchesRequest): Promise<PreviewBatchesResponse> {
@@ -32,6 +38,12 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
   checkRange(problems, "seed", request.seed, 0, 2 ** 32 - 1);
   checkRange(problems, "first_step", request.firstStep, 0, 2 ** 40);
   checkRange(problems, "batches", request.batches, 0, MAX_BATCHES);
+  knownEnum(problems, "batching", BatchingSchema, request.batching);
+  const count = Number(request.batches || 1n);
+  const first = Number(request.firstStep);
+  const size = Number(request.batchSize || 16n);
+  const reachable = request.batching !== Batching.PACKED || (first + count) * size <= MAX_PACKED_ROWS;
+  problems.require(reachable, "first_step", `packed batches are shown up to row ${MAX_PACKED_ROWS}`);
   problems.throwIfAny();
   const model = await core.registry.model(modelId);
   if (!model) throw notFound(request.model);
@@ -53,7 +65,7 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
       eosTokenId: setting("eos_token_id", DEFAULT_EOS),
     };
     const encoded = encodeDataset(examples, tokenizer, options);
-    const rowOf = (id: number) => {
+    const exampleOf = (id: number, row: number) => {
       const { inputIds, labels, input = "", target = "" } = encoded.examples[id];
       const uncut = { ...options, maxInputTokens: Number.POSITIVE_INFINITY, maxTargetTokens: Number.POSITIVE_INFINITY };
       const whole = encodeDataset([examples[id]], tokenizer, uncut);
@@ -65,24 +77,27 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
         targetTokenIds: [...labels],
         inputTruncated: whole.inputTokens > inputIds.length,
         targetTruncated: whole.targetTokens > labels.length,
+        row,
       };
     };
     const decoderStartTokenId = setting("decoder_start_token_id", padTokenId);
     const seed = Number(request.seed);
     const { batches } = trainingData(encoded.examples, shuffledOrder(encoded.examples.length, seed), {
-      batching: "padded",
-      size: Number(request.batchSize || 16n),
+      batching: batching.fromProto(request.batching || Batching.PADDED, "batching"),
+      size,
       limits: { input: inputLength, target: targetLength },
       seed,
       padTokenId,
       decoderStartTokenId,
     });
-    const first = Number(request.firstStep);
     return create(PreviewBatchesResponseSchema, {
-      batches: Array.from({ length: Number(request.batches || 1n) }, (_, index) => ({
-        step: BigInt(first + index),
-        examples: [...batches.batchAt(first + index).exampleIds].map(rowOf),
-      })),
+      batches: Array.from({ length: count }, (_, index) => {
+        const { exampleIds, examplesPerRow } = batches.batchAt(first + index);
+        const examples = [...exampleIds].flatMap((id, place) =>
+          id === NO_EXAMPLE ? [] : exampleOf(id, Math.floor(place / examplesPerRow)),
+        );
+        return { step: BigInt(first + index), examples };
+      }),
       examples: BigInt(examples.length),
       truncatedInputs: BigInt(encoded.truncatedInputs),
       truncatedTargets: BigInt(encoded.truncatedTargets),

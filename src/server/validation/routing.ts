@@ -11,6 +11,7 @@ import {
   RoutingPrioritySchema,
   SecondExpertPolicySchema,
 } from "../../../proto/gen/thaw/v1/routing_pb.ts";
+import { packingProblems } from "../../trainer/data/batching.ts";
 import { modelOf } from "../../trainer/model/open.ts";
 import type { RunConfig } from "../../trainer/types.ts";
 import { fraction, positive } from "./numbers.ts";
@@ -44,13 +45,13 @@ function checkCapacity(problems: Problems, capacity: CapacityRule | undefined, f
   if (rule?.case === "fixed") checkRange(problems, `${field}.fixed.slots`, rule.value.slots, 1, MAX_COUNT);
 }
 
-/** Whether the model of this description can route and lose as a run asks. */
+/** Whether the model of this description can route and lose as a run asks, with batches made as it asks. */
 export function checkRoutes(
   problems: Problems,
-  { routing, losses }: Pick<RunConfig, "routing" | "losses">,
+  { routing, losses, batching }: Pick<RunConfig, "routing" | "losses" | "batching">,
   { config }: ModelDescription,
   field: string,
 ): void {
-  for (const wrong of modelOf(config ?? {}).routingProblems(routing, losses))
-    problems.add(`${field}.${wrong.field}`, wrong.message);
+  const found = [...modelOf(config ?? {}).routingProblems(routing, losses), ...packingProblems({ routing, batching })];
+  for (const wrong of found) problems.add(`${field}.${wrong.field}`, wrong.message);
 }

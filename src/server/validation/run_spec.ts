@@ -1,6 +1,7 @@
 // What a run may be told. Field paths are the caller's; references are looked up by the caller of this module.
 
 import {
+  BatchingSchema,
   EvaluationMetricSchema,
   FCountsSchema,
   LayerReductionSchema,
@@ -52,6 +53,7 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   fraction(problems, `${field}.dropout`, spec.dropout);
   fraction(problems, `${field}.expert_dropout`, spec.expertDropout);
   knownEnum(problems, `${field}.non_finite`, NonFinitePolicySchema, spec.nonFinite);
+  knownEnum(problems, `${field}.batching`, BatchingSchema, spec.batching);
   const { evaluation, checkpoints } = spec;
   if (evaluation) {
     checkRange(problems, `${field}.evaluation.every_steps`, evaluation.everySteps, 0, MAX_STEPS);

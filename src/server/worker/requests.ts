@@ -155,6 +155,12 @@ async function openRun(state: WorkerState, request: proto.OpenRun, { reply, canc
       examples: count(training.data.examples),
       truncatedInputs: count(training.data.truncatedInputs),
       truncatedTargets: count(training.data.truncatedTargets),
+      paddingShare: training.data.padding,
+      batchShapes: training.data.shapes.map(({ input, target, share }) => ({
+        inputTokens: count(input),
+        targetTokens: count(target),
+        share,
+      })),
     },
     kernels: kernelsOf(training),
   });

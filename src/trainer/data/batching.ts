@@ -4,7 +4,7 @@
 //   packed     several examples a row; rows are as long as an example may be (packing.ts)
 //   bucketed   one example a row, batches of a few shapes (bucketing.ts)
 
-import type { Batching, DataStatistics } from "../types.ts";
+import type { Batching, DataStatistics, Problem, RunConfig } from "../types.ts";
 import { type BatchShape, type Lengths, NO_EXAMPLE } from "./batches.ts";
 import { bucketedBatches, chooseBuckets } from "./bucketing.ts";
 import type { EncodedExample } from "./dataset.ts";
@@ -74,4 +74,18 @@ function measured(batches: TrainingBatches, shapes: readonly Lengths[], epoch: n
     shapes: shapes.map((lengths, i) => ({ ...lengths, share: counts[i] / index })),
     padding: 1 - tokens / positions,
   };
+}
+
+/** What of a routing supposes that a row is one example; fields are `routing.…`. */
+export function packingProblems({ batching, routing }: Pick<RunConfig, "batching" | "routing">): Problem[] {
+  if (batching !== "packed") return [];
+  const problems: Problem[] = [];
+  if (routing.group === "sequence")
+    problems.push({ field: "routing.group", message: "`sequence` needs one example a row; packed rows hold several" });
+  if (routing.routePadding)
+    problems.push({
+      field: "routing.route_padding",
+      message: "reproduces models whose rows are padded; packed rows have hardly any padding",
+    });
+  return problems;
 }

@@ -6,7 +6,7 @@ import { type EncodedDataset, encodeDatasetInSlices } from "../data/dataset.ts";
 import { parseExamples } from "../data/examples.ts";
 import { shuffledOrder } from "../data/order.ts";
 import type { OpenModel } from "../model/open.ts";
-import { InputError, type Problem, type RunConfig } from "../types.ts";
+import type { RunConfig } from "../types.ts";
 import { longest } from "./plan.ts";
 import type { TrainingInput } from "./run.ts";
 
@@ -25,16 +25,11 @@ export const limitsOf = ({ maxInputTokens, maxTargetTokens }: Limits): Lengths =
   target: maxTargetTokens,
 });
 
-/**
- * What a run trains on, and the lengths its evaluations will need.
- * @throws InputError with line or row numbers, and for routing that packed rows cannot have
- */
+/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line or row numbers */
 export async function openTrainingData(
   source: OpenModel,
   config: RunConfig,
 ): Promise<{ training: TrainingInput; inference: Lengths }> {
-  const problems = packingProblems(config);
-  if (problems.length > 0) throw new InputError(problems);
   const { examples, truncatedInputs, truncatedTargets } = await encodeFile(source, config.trainFile, config);
   const limits = limitsOf(config);
   const lengths = lengthsOf(examples, limits);
@@ -51,18 +46,4 @@ export async function openTrainingData(
     },
     inference: validation ? longest(lengths, lengthsOf(validation.examples, limits)) : lengths,
   };
-}
-
-/** What of a routing supposes that a row is one example. */
-function packingProblems({ batching, routing }: Pick<RunConfig, "batching" | "routing">): Problem[] {
-  if (batching !== "packed") return [];
-  const problems: Problem[] = [];
-  if (routing.group === "sequence")
-    problems.push({ field: "routing.group", message: "`sequence` needs one example a row; packed rows hold several" });
-  if (routing.routePadding)
-    problems.push({
-      field: "routing.route_padding",
-      message: "reproduces models whose rows are padded; packed rows have hardly any padding",
-    });
-  return problems;
 }

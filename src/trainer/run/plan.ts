@@ -5,6 +5,7 @@ import { totalmem } from "node:os";
 import type { Capabilities } from "../../kernels/capabilities.ts";
 import { kernelTarget } from "../../kernels/capabilities.ts";
 import type { Lengths } from "../data/batches.ts";
+import { packingProblems } from "../data/batching.ts";
 import type { Tensor } from "../graph/graph.ts";
 import { elements, tensorBytes } from "../graph/graph.ts";
 import { type LoweredGraph, lowerGraph } from "../graph/lowered.ts";
@@ -138,10 +139,10 @@ export function planDecoder(
   return { shape, prefix, step, reorder, readLogits, bytes: total - parameter };
 }
 
-/** @throws InputError when the model cannot route as the configuration says */
+/** @throws InputError when the model, or packed rows, cannot be routed as the configuration says */
 export function planPrograms(request: PlanRequest): RunPlan {
   const { model, capabilities, config, training } = request;
-  const problems = model.routingProblems(config.routing, config.losses);
+  const problems = [...model.routingProblems(config.routing, config.losses), ...packingProblems(config)];
   if (problems.length > 0) throw new InputError(problems);
   const target = kernelTarget(capabilities);
   const routerLosses = training !== undefined && routerLossesOn(model, training.trainable, training.plan);

@@ -26,7 +26,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/event.proto.
  */
 export const file_thaw_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChN0aGF3L3YxL2V2ZW50LnByb3RvEgd0aGF3LnYxInEKDFN0YXRlQ2hhbmdlZBIfCgRmcm9tGAEgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIdCgJ0bxgCIAEoDjIRLnRoYXcudjEuUnVuU3RhdGUSIQoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1cyLZAgoLU3RlcE1ldHJpY3MSDAoEc3RlcBgBIAEoAxIMCgRsb3NzGAIgASgBEhIKCnRvdGFsX2xvc3MYAyABKAESFQoNZ3JhZGllbnRfbm9ybRgEIAEoARIVCg1sZWFybmluZ19yYXRlGAUgASgBEg4KBnRva2VucxgGIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgHIAEoARIwCg1zdGVwX2R1cmF0aW9uGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKBmxheWVycxgJIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEh4KEXZvY2FidWxhcnlfel9sb3NzGAogASgBSACIAQESGgoNc21vb3RoZWRfbG9zcxgLIAEoAUgBiAEBQhQKEl92b2NhYnVsYXJ5X3pfbG9zc0IQCg5fc21vb3RoZWRfbG9zcyJiChBUcmFpbmFibGVDaGFuZ2VkEiQKBHBsYW4YASABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKAoGcmVwb3J0GAIgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnQiKgoHV2FybmluZxIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCSJTCgpEYXRhUmVwb3J0EhAKCGV4YW1wbGVzGAEgASgDEhgKEHRydW5jYXRlZF9pbnB1dHMYAiABKAMSGQoRdHJ1bmNhdGVkX3RhcmdldHMYAyABKAMi4QEKEU92ZXJmaXR0aW5nUmVwb3J0EgwKBHN0ZXAYASABKAMSDQoFc3BsaXQYAiABKAkSFwoKdHJhaW5fbG9zcxgDIAEoAUgAiAEBEhcKD3ZhbGlkYXRpb25fbG9zcxgEIAEoARIQCgNnYXAYBSABKAFIAYgBARISCgpiZXN0X3ZhbHVlGAYgASgBEhEKCWJlc3Rfc3RlcBgHIAEoAxIeChZldmFsdWF0aW9uc19zaW5jZV9iZXN0GAggASgDEg0KBXN0b3BzGAkgASgIQg0KC190cmFpbl9sb3NzQgYKBF9nYXAitwMKCFJ1bkV2ZW50EhAKCHJldmlzaW9uGAEgASgDEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHN0ZXAYAyABKAMSJgoFc3RhdGUYBCABKAsyFS50aGF3LnYxLlN0YXRlQ2hhbmdlZEgAEicKB21ldHJpY3MYBSABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzSAASLwoKZXZhbHVhdGlvbhgGIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEi4KCXRyYWluYWJsZRgHIAEoCzIZLnRoYXcudjEuVHJhaW5hYmxlQ2hhbmdlZEgAEikKCmNoZWNrcG9pbnQYCCABKAsyEy50aGF3LnYxLkNoZWNrcG9pbnRIABIjCgd3YXJuaW5nGAkgASgLMhAudGhhdy52MS5XYXJuaW5nSAASIwoEZGF0YRgKIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydEgAEjEKC292ZXJmaXR0aW5nGAsgASgLMhoudGhhdy52MS5PdmVyZml0dGluZ1JlcG9ydEgAQgcKBWV2ZW50IjIKDVJ1bkV2ZW50QmF0Y2gSIQoGZXZlbnRzGAEgAygLMhEudGhhdy52MS5SdW5FdmVudCIhCg1XYXRjaFByb2dyZXNzEhAKCHJldmlzaW9uGAEgASgDYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
+  fileDesc("ChN0aGF3L3YxL2V2ZW50LnByb3RvEgd0aGF3LnYxInEKDFN0YXRlQ2hhbmdlZBIfCgRmcm9tGAEgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIdCgJ0bxgCIAEoDjIRLnRoYXcudjEuUnVuU3RhdGUSIQoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1cyLZAgoLU3RlcE1ldHJpY3MSDAoEc3RlcBgBIAEoAxIMCgRsb3NzGAIgASgBEhIKCnRvdGFsX2xvc3MYAyABKAESFQoNZ3JhZGllbnRfbm9ybRgEIAEoARIVCg1sZWFybmluZ19yYXRlGAUgASgBEg4KBnRva2VucxgGIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgHIAEoARIwCg1zdGVwX2R1cmF0aW9uGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKBmxheWVycxgJIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEh4KEXZvY2FidWxhcnlfel9sb3NzGAogASgBSACIAQESGgoNc21vb3RoZWRfbG9zcxgLIAEoAUgBiAEBQhQKEl92b2NhYnVsYXJ5X3pfbG9zc0IQCg5fc21vb3RoZWRfbG9zcyJiChBUcmFpbmFibGVDaGFuZ2VkEiQKBHBsYW4YASABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKAoGcmVwb3J0GAIgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnQiKgoHV2FybmluZxIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCSKVAQoKRGF0YVJlcG9ydBIQCghleGFtcGxlcxgBIAEoAxIYChB0cnVuY2F0ZWRfaW5wdXRzGAIgASgDEhkKEXRydW5jYXRlZF90YXJnZXRzGAMgASgDEhUKDXBhZGRpbmdfc2hhcmUYBCABKAESKQoMYmF0Y2hfc2hhcGVzGAUgAygLMhMudGhhdy52MS5CYXRjaFNoYXBlIkgKCkJhdGNoU2hhcGUSFAoMaW5wdXRfdG9rZW5zGAEgASgDEhUKDXRhcmdldF90b2tlbnMYAiABKAMSDQoFc2hhcmUYAyABKAEi4QEKEU92ZXJmaXR0aW5nUmVwb3J0EgwKBHN0ZXAYASABKAMSDQoFc3BsaXQYAiABKAkSFwoKdHJhaW5fbG9zcxgDIAEoAUgAiAEBEhcKD3ZhbGlkYXRpb25fbG9zcxgEIAEoARIQCgNnYXAYBSABKAFIAYgBARISCgpiZXN0X3ZhbHVlGAYgASgBEhEKCWJlc3Rfc3RlcBgHIAEoAxIeChZldmFsdWF0aW9uc19zaW5jZV9iZXN0GAggASgDEg0KBXN0b3BzGAkgASgIQg0KC190cmFpbl9sb3NzQgYKBF9nYXAitwMKCFJ1bkV2ZW50EhAKCHJldmlzaW9uGAEgASgDEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHN0ZXAYAyABKAMSJgoFc3RhdGUYBCABKAsyFS50aGF3LnYxLlN0YXRlQ2hhbmdlZEgAEicKB21ldHJpY3MYBSABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzSAASLwoKZXZhbHVhdGlvbhgGIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEi4KCXRyYWluYWJsZRgHIAEoCzIZLnRoYXcudjEuVHJhaW5hYmxlQ2hhbmdlZEgAEikKCmNoZWNrcG9pbnQYCCABKAsyEy50aGF3LnYxLkNoZWNrcG9pbnRIABIjCgd3YXJuaW5nGAkgASgLMhAudGhhdy52MS5XYXJuaW5nSAASIwoEZGF0YRgKIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydEgAEjEKC292ZXJmaXR0aW5nGAsgASgLMhoudGhhdy52MS5PdmVyZml0dGluZ1JlcG9ydEgAQgcKBWV2ZW50IjIKDVJ1bkV2ZW50QmF0Y2gSIQoGZXZlbnRzGAEgAygLMhEudGhhdy52MS5SdW5FdmVudCIhCg1XYXRjaFByb2dyZXNzEhAKCHJldmlzaW9uGAEgASgDYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
 
 /**
  * The run changed its state.
@@ -236,6 +236,21 @@ export type DataReport = Message<"thaw.v1.DataReport"> & {
    * @generated from field: int64 truncated_targets = 3;
    */
   truncatedTargets: bigint;
+
+  /**
+   * Share of the positions of training batches, input and target, that hold no token; measured over an epoch, or its first
+   * 64 batches.
+   *
+   * @generated from field: double padding_share = 4;
+   */
+  paddingShare: number;
+
+  /**
+   * Lengths of training batches, ascending; one unless they are bucketed.
+   *
+   * @generated from field: repeated thaw.v1.BatchShape batch_shapes = 5;
+   */
+  batchShapes: BatchShape[];
 };
 
 /**
@@ -244,6 +259,41 @@ export type DataReport = Message<"thaw.v1.DataReport"> & {
  */
 export const DataReportSchema: GenMessage<DataReport> = /*@__PURE__*/
   messageDesc(file_thaw_v1_event, 4);
+
+/**
+ * Lengths of the rows of a training batch.
+ *
+ * @generated from message thaw.v1.BatchShape
+ */
+export type BatchShape = Message<"thaw.v1.BatchShape"> & {
+  /**
+   * Positions of the input.
+   *
+   * @generated from field: int64 input_tokens = 1;
+   */
+  inputTokens: bigint;
+
+  /**
+   * Positions of the target.
+   *
+   * @generated from field: int64 target_tokens = 2;
+   */
+  targetTokens: bigint;
+
+  /**
+   * Share of the batches that have it, measured like `padding_share`.
+   *
+   * @generated from field: double share = 3;
+   */
+  share: number;
+};
+
+/**
+ * Describes the message thaw.v1.BatchShape.
+ * Use `create(BatchShapeSchema)` to create a new message.
+ */
+export const BatchShapeSchema: GenMessage<BatchShape> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_event, 5);
 
 /**
  * What the overfitting watch saw at an evaluation.
@@ -320,7 +370,7 @@ export type OverfittingReport = Message<"thaw.v1.OverfittingReport"> & {
  * Use `create(OverfittingReportSchema)` to create a new message.
  */
 export const OverfittingReportSchema: GenMessage<OverfittingReport> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 5);
+  messageDesc(file_thaw_v1_event, 6);
 
 /**
  * One entry of the watch log.
@@ -426,7 +476,7 @@ export type RunEvent = Message<"thaw.v1.RunEvent"> & {
  * Use `create(RunEventSchema)` to create a new message.
  */
 export const RunEventSchema: GenMessage<RunEvent> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 6);
+  messageDesc(file_thaw_v1_event, 7);
 
 /**
  * Events in ascending, gap-free order.
@@ -447,7 +497,7 @@ export type RunEventBatch = Message<"thaw.v1.RunEventBatch"> & {
  * Use `create(RunEventBatchSchema)` to create a new message.
  */
 export const RunEventBatchSchema: GenMessage<RunEventBatch> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 7);
+  messageDesc(file_thaw_v1_event, 8);
 
 /**
  * A promise in place of events.
@@ -468,5 +518,5 @@ export type WatchProgress = Message<"thaw.v1.WatchProgress"> & {
  * Use `create(WatchProgressSchema)` to create a new message.
  */
 export const WatchProgressSchema: GenMessage<WatchProgress> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 8);
+  messageDesc(file_thaw_v1_event, 9);
 

@@ -5,6 +5,7 @@ import * as group from "../../../../proto/gen/thaw/v1/group_pb.ts";
 import * as routing from "../../../../proto/gen/thaw/v1/routing_pb.ts";
 import * as run from "../../../../proto/gen/thaw/v1/run_pb.ts";
 import {
+  type Batching,
   InputError,
   type LossOptions,
   type OptimizerOptions,
@@ -101,6 +102,12 @@ export const routingPriority: EnumCodec<NonNullable<RoutingOptions["priority"]>,
 export const routingChoice: EnumCodec<NonNullable<RoutingOptions["encoderChoice"]>, routing.RoutingChoice> = codec({
   tokens: routing.RoutingChoice.TOKENS,
   experts: routing.RoutingChoice.EXPERTS,
+});
+
+export const batching: EnumCodec<Batching, run.Batching> = codec({
+  padded: run.Batching.PADDED,
+  packed: run.Batching.PACKED,
+  bucketed: run.Batching.BUCKETED,
 });
 
 export const fCounts: EnumCodec<NonNullable<LossOptions["fCounts"]>, run.FCounts> = codec({

@@ -95,7 +95,10 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
 /** How a run of this specification routes, loses and updates. */
 export function trainingOptions(
   spec: FilledRunSpec,
-): Pick<RunConfig, "optimizer" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"> {
+): Pick<
+  RunConfig,
+  "optimizer" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps" | "batching"
+> {
   return {
     optimizer: optimizerOptions(spec),
     routing: routingOptions(spec.routing),
@@ -103,6 +106,7 @@ export function trainingOptions(
     dropout: spec.dropout,
     expertDropout: spec.expertDropout,
     accumulationSteps: Number(spec.accumulationSteps),
+    batching: enums.batching.fromProto(spec.batching, "spec.batching"),
   };
 }
 

@@ -20,6 +20,7 @@ import {
   SecondExpertPolicy,
 } from "../../../../proto/gen/thaw/v1/routing_pb.ts";
 import {
+  Batching,
   type CheckpointPolicy,
   CheckpointPolicySchema,
   EvaluationMetric,
@@ -78,6 +79,7 @@ export function fillRunSpec(spec: RunSpec, splits: readonly string[]): FilledRun
   filled.dropout ??= 0.1;
   filled.expertDropout ??= filled.dropout;
   filled.nonFinite ||= NonFinitePolicy.STOP;
+  filled.batching ||= Batching.PADDED;
   filled.evaluation = create(EvaluationPolicySchema, {
     everySteps: evaluation?.everySteps,
     maxExamples: evaluation?.maxExamples ?? 256n,
