@@ -2,7 +2,7 @@
 
 import { durationMs } from "@bufbuild/protobuf/wkt";
 import type { EvaluationResult } from "../../proto/gen/thaw/v1/evaluation_pb.ts";
-import type { RunEvent, StepMetrics } from "../../proto/gen/thaw/v1/event_pb.ts";
+import type { DataReport, RunEvent, StepMetrics } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { RunState, RunStateSchema } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOfStatus } from "../typescript/index.ts";
 import { bytes, count, duration, enumName, figure, percent, time, wireDuration } from "./format.ts";
@@ -86,16 +86,25 @@ function eventText({ event }: RunEvent): string {
     }
     case "warning":
       return `warning ${event.value.reason}: ${event.value.message}`;
-    case "data": {
-      const { examples, truncatedInputs, truncatedTargets, paddingShare, batchShapes } = event.value;
-      const cut = `${count(truncatedInputs)} inputs and ${count(truncatedTargets)} targets cut`;
-      const shapes = batchShapes.map(({ inputTokens, targetTokens }) => `${inputTokens}+${targetTokens}`).join(", ");
-      const batches = shapes && `; rows of ${shapes} tokens, ${percent(paddingShare)} of them padding`;
-      return `data: ${count(examples)} examples, ${cut}${batches}`;
-    }
+    case "data":
+      return `data: ${dataText(event.value)}`;
     default:
       return "an event of a newer server";
   }
+}
+
+/** `2,490 examples, 3 inputs and 0 targets cut; rows of 24+8, 96+32 tokens, 12.5 % of them padding` */
+export function dataText({
+  examples,
+  truncatedInputs,
+  truncatedTargets,
+  paddingShare,
+  batchShapes,
+}: DataReport): string {
+  const cut = `${count(truncatedInputs)} inputs and ${count(truncatedTargets)} targets cut`;
+  const shapes = batchShapes.map(({ inputTokens, targetTokens }) => `${inputTokens}+${targetTokens}`).join(", ");
+  const batches = shapes && `; rows of ${shapes} tokens, ${percent(paddingShare)} of them padding`;
+  return `${count(examples)} examples, ${cut}${batches}`;
 }
 
 /**

@@ -15,6 +15,7 @@ import {
 } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
 import { type RunState, RunStateSchema } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOfStatus, startRun, watchRun } from "../../typescript/index.ts";
+import { dataText } from "../events.ts";
 import { type ForkFlags, forkRunRequest } from "../fork_flags.ts";
 import { count, duration, enumName, fields, figure, id, resource, table, time } from "../format.ts";
 import { allPages } from "../pages.ts";
@@ -230,7 +231,7 @@ function runText(run: Run): string {
     ["step", `${run.step} of ${spec?.steps ?? "?"}`],
     ["model", spec?.model ?? ""],
     ["dataset", spec?.dataset ?? ""],
-    ["data", data ? `${count(data.examples)} examples, ${count(data.truncatedInputs)} inputs cut` : ""],
+    ["data", data ? dataText(data) : ""],
     ["trains", planText(run.trainable) + (cost ? `, ${trainableText(cost)}` : "")],
     ["loss", metrics ? figure(metrics.loss) : ""],
     ["speed", metrics ? `${count(metrics.tokensPerSecond)} tokens/s` : ""],
