@@ -9,7 +9,7 @@ import { type Front, startFront } from "./front/front.ts";
 import { startRelayedFront } from "./front/relay.ts";
 import { stderrLog } from "./log.ts";
 import { startServer } from "./server.ts";
-import { HELP, type Settings, settingsOfProcess, UsageError } from "./settings.ts";
+import { HELP, printedSettings, type Settings, settingsOfProcess, UsageError } from "./settings.ts";
 
 /** How long calls may take to end when the server stops. */
 const DRAIN_MS = 5000;
@@ -66,7 +66,8 @@ if (import.meta.main ?? process.argv[1]?.endsWith("src/server/main.ts")) {
     process.exit(0);
   }
   try {
-    await serve(settingsOfProcess(args));
+    if (args.includes("--print-config")) process.stdout.write(printedSettings(args, process.env));
+    else await serve(settingsOfProcess(args));
     process.exit(0);
   } catch (error) {
     process.stderr.write(`${(error as Error).message}\n`);

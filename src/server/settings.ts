@@ -1,9 +1,11 @@
-// Every setting of the server: one table from which flags, environment variables, defaults and `--help` follow.
+// Every setting of the server: one table from which flags, environment variables, the configuration file's keys, defaults,
+// `--help` and `--print-config` follow. A flag wins over the environment, the environment over the file.
 
 import { homedir } from "node:os";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
+import { oneOf, onOff, path, paths, type Setting, text, type Values, whole } from "./settings/kinds.ts";
+import { type Environment, givenSettings, keyOf, variableOf } from "./settings/sources.ts";
 
 export interface Limits {
   /** Largest message received. */
@@ -27,168 +29,124 @@ export interface Settings {
   /** Folders that LoadModel may read from. */
   readonly modelRoots: readonly string[];
   readonly insecure: boolean;
-  /** `hardware` or `software`; undefined: hardware where there is some. */
-  readonly adapter: string | undefined;
+  /** Undefined: hardware where there is some. */
+  readonly adapter: "hardware" | "software" | undefined;
   readonly limits: Limits;
-}
-
-interface Setting {
-  readonly flag: string;
-  readonly environment: string;
-  readonly value: string;
-  readonly fallback: string;
-  readonly help: string;
 }
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
+const MOST = 2 ** 31 - 1;
 
-const SETTINGS: readonly Setting[] = [
-  { flag: "host", environment: "THAW_HOST", value: "ADDRESS", fallback: "127.0.0.1", help: "address to listen on" },
-  { flag: "port", environment: "THAW_PORT", value: "PORT", fallback: "50051", help: "port; 0 takes a free one" },
-  {
-    flag: "data-dir",
-    environment: "THAW_DATA_DIR",
-    value: "DIR",
-    fallback: "",
-    help: "registry, models, datasets, checkpoints [~/.local/share/thaw]",
-  },
-  {
-    flag: "models",
-    environment: "THAW_MODELS",
-    value: "DIR",
-    fallback: "",
-    help: "folder LoadModel may read from; repeatable (in the variable separated by `:`)",
-  },
-  {
-    flag: "adapter",
-    environment: "THAW_ADAPTER",
-    value: "KIND",
-    fallback: "",
-    help: "`hardware` or `software` [hardware where there is some]",
-  },
-  {
-    flag: "max-message-bytes",
-    environment: "THAW_MAX_MESSAGE_BYTES",
-    value: "N",
-    fallback: String(16 * MIB),
-    help: "largest message received",
-  },
-  {
-    flag: "max-concurrent-streams",
-    environment: "THAW_MAX_CONCURRENT_STREAMS",
-    value: "N",
-    fallback: "256",
-    help: "streams per connection",
-  },
-  {
-    flag: "max-queued-runs",
-    environment: "THAW_MAX_QUEUED_RUNS",
-    value: "N",
-    fallback: "64",
-    help: "runs waiting for a GPU",
-  },
-  {
-    flag: "max-upload-bytes",
-    environment: "THAW_MAX_UPLOAD_BYTES",
-    value: "N",
-    fallback: String(16 * GIB),
-    help: "bytes of one dataset or model upload",
-  },
-  {
-    flag: "max-assignment-subscribers",
-    environment: "THAW_MAX_ASSIGNMENT_SUBSCRIBERS",
-    value: "N",
-    fallback: "256",
-    help: "subscribers of one run's assignments",
-  },
-  {
-    flag: "assignment-buffer-messages",
-    environment: "THAW_ASSIGNMENT_BUFFER_MESSAGES",
-    value: "N",
-    fallback: "64",
-    help: "messages buffered per subscriber before some are dropped",
-  },
-];
+const TABLE = {
+  host: text("127.0.0.1", "ADDRESS", "address to listen on"),
+  port: whole(50051, [0, 65535], "PORT", "port; 0 takes a free one"),
+  "data-dir": path(
+    join(homedir(), ".local", "share", "thaw"),
+    "DIR",
+    "registry, models, datasets, checkpoints [~/.local/share/thaw]",
+  ),
+  models: paths("DIR", "folder LoadModel may read from; repeatable (in the variable separated by `:`)"),
+  adapter: oneOf(
+    undefined,
+    ["hardware", "software"],
+    "KIND",
+    "`hardware` or `software` [hardware where there is some]",
+  ),
+  "max-message-bytes": whole(16 * MIB, [64 * 1024, MOST], "N", "largest message received"),
+  "max-concurrent-streams": whole(256, [1, MOST], "N", "streams per connection"),
+  "max-queued-runs": whole(64, [0, MOST], "N", "runs waiting for a GPU"),
+  "max-upload-bytes": whole(16 * GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of one dataset or model upload"),
+  "max-assignment-subscribers": whole(256, [0, MOST], "N", "subscribers of one run's assignments"),
+  "assignment-buffer-messages": whole(64, [1, MOST], "N", "messages buffered per subscriber before some are dropped"),
+  insecure: onOff("listen beyond this machine without encryption and without a token"),
+} as const;
 
-/** What is wrong with the command line or the environment, in words for the one who typed it. */
+const ENTRIES: readonly (readonly [string, Setting<unknown>])[] = Object.entries(TABLE);
+
+/** What is wrong with the command line, the environment or the configuration file, in words for who wrote it. */
 export class UsageError extends Error {
   override name = "UsageError";
 }
 
+const line = (option: string, words: string): string => `  ${option.padEnd(34)} ${words}`;
+
 export const HELP = [
-  "usage: serve [options]    (each option also as an environment variable)",
+  "usage: serve [options]    (each also as an environment variable, or as a key of the configuration file)",
   "",
-  ...SETTINGS.map(({ flag, environment, value, fallback, help }) => {
-    const option = `--${flag} ${value}`;
-    return `  ${option.padEnd(34)} ${help}${fallback ? ` [${fallback}]` : ""}  (${environment})`;
+  ...ENTRIES.map(([name, { value, fallback, help }]) => {
+    const shown = typeof fallback === "number" || name === "host" ? ` [${fallback}]` : "";
+    return line(`--${name} ${value ?? ""}`, `${help}${shown}  (${variableOf(name)})`);
   }),
-  `  ${"--insecure".padEnd(34)} listen beyond this machine without encryption and without a token  (THAW_INSECURE=1)`,
+  line("--config FILE", `YAML or JSON, keys as the options with _ for -  (${variableOf("config")})`),
+  line("--print-config", "print the settings in force as a configuration file, with where each is from, and end"),
 ].join("\n");
 
 const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/;
 
-/**
- * Settings from flags, then the environment, then defaults.
- * @throws UsageError naming everything that is wrong
- */
-export function readSettings(args: readonly string[], env: Readonly<Record<string, string | undefined>>): Settings {
-  let flags: Readonly<Record<string, string[] | boolean | undefined>>;
-  try {
-    const options = Object.fromEntries(
-      SETTINGS.map(({ flag }) => [flag, { type: "string" as const, multiple: true as const }]),
-    );
-    flags = parseArgs({ args: [...args], options: { ...options, insecure: { type: "boolean" } } }).values;
-  } catch (error) {
-    throw new UsageError((error as Error).message);
-  }
+interface Resolved {
+  readonly values: Values<typeof TABLE>;
+  /** For people, by name: where the value is from. */
+  readonly places: ReadonlyMap<string, string>;
+}
 
+/** @throws UsageError naming everything that is wrong */
+function resolveSettings(args: readonly string[], env: Environment): Resolved {
   const problems: string[] = [];
-  const values = (flag: string): string[] => {
-    const setting = SETTINGS.find((candidate) => candidate.flag === flag)!;
-    const given = flags[flag];
-    if (Array.isArray(given)) return given;
-    const variable = env[setting.environment];
-    if (variable) return flag === "models" ? variable.split(":").filter(Boolean) : [variable];
-    return setting.fallback ? [setting.fallback] : [];
-  };
-  const text = (flag: string): string | undefined => values(flag).at(-1);
-  const count = (flag: string, least: number, most: number): number => {
-    const given = text(flag) ?? "";
-    const number = Number(given);
-    const valid = /^\d+$/.test(given) && number >= least && number <= most;
-    if (!valid) problems.push(`--${flag} is "${given}"; it must be a whole number from ${least} to ${most}`);
-    return number;
-  };
-
-  const adapter = text("adapter");
-  if (adapter && adapter !== "hardware" && adapter !== "software") {
-    problems.push(`--adapter is "${adapter}"; it can be hardware or software`);
+  const given = givenSettings(TABLE, args, env, problems);
+  const values: Record<string, unknown> = {};
+  for (const [name, setting] of ENTRIES) {
+    const source = given.get(name);
+    const result = source ? setting.read(source) : { value: setting.fallback };
+    if ("value" in result) values[name] = result.value;
+    else problems.push(`${source?.place} is "${source?.texts.at(-1)}"; it must ${result.must}`);
   }
-  const settings: Settings = {
-    host: text("host")!,
-    port: count("port", 0, 65535),
-    dataDirectory: resolve(text("data-dir") ?? join(homedir(), ".local", "share", "thaw")),
-    modelRoots: values("models").map((root) => resolve(root)),
-    insecure: flags.insecure === true || env.THAW_INSECURE === "1",
-    adapter,
-    limits: {
-      maxMessageBytes: count("max-message-bytes", 64 * 1024, 2 ** 31 - 1),
-      maxConcurrentStreams: count("max-concurrent-streams", 1, 2 ** 31 - 1),
-      maxQueuedRuns: count("max-queued-runs", 0, 2 ** 31 - 1),
-      maxUploadBytes: count("max-upload-bytes", 0, Number.MAX_SAFE_INTEGER),
-      maxAssignmentSubscribers: count("max-assignment-subscribers", 0, 2 ** 31 - 1),
-      assignmentBufferMessages: count("assignment-buffer-messages", 1, 2 ** 31 - 1),
-    },
-  };
-  if (!LOOPBACK.test(settings.host) && !settings.insecure) {
+  const read = values as Values<typeof TABLE>;
+  if (!LOOPBACK.test(read.host) && !read.insecure) {
     problems.push(
-      `--host ${settings.host} is reachable from other machines, without encryption and without a token; ` +
-        "say --insecure if that is what you want (TLS and tokens are not there yet)",
+      `${given.get("host")?.place} ${read.host} is reachable from other machines, without encryption and without a ` +
+        "token; say --insecure if that is what you want (TLS and tokens are not there yet)",
     );
   }
   if (problems.length > 0) throw new UsageError(problems.join("\n"));
-  return settings;
+  return { values: read, places: new Map([...given].map(([name, { place }]) => [name, place])) };
+}
+
+/**
+ * Settings from flags, then the environment, then the configuration file that one of the two names, then defaults.
+ * @throws UsageError naming everything that is wrong
+ */
+export function readSettings(args: readonly string[], env: Environment): Settings {
+  const { values } = resolveSettings(args, env);
+  return {
+    host: values.host,
+    port: values.port,
+    dataDirectory: values["data-dir"],
+    modelRoots: values.models,
+    insecure: values.insecure,
+    adapter: values.adapter,
+    limits: {
+      maxMessageBytes: values["max-message-bytes"],
+      maxConcurrentStreams: values["max-concurrent-streams"],
+      maxQueuedRuns: values["max-queued-runs"],
+      maxUploadBytes: values["max-upload-bytes"],
+      maxAssignmentSubscribers: values["max-assignment-subscribers"],
+      assignmentBufferMessages: values["assignment-buffer-messages"],
+    },
+  };
+}
+
+/**
+ * The settings in force as a configuration file that says the same, each with where it is from.
+ * @throws UsageError as readSettings
+ */
+export function printedSettings(args: readonly string[], env: Environment): string {
+  const { values, places } = resolveSettings(args, env);
+  return ENTRIES.map(([name]) => {
+    const value = values[name as keyof typeof values];
+    const said = value === undefined ? `# ${keyOf(name)}:` : `${keyOf(name)}: ${JSON.stringify(value)}`;
+    return `${said}  # ${places.get(name) ?? "default"}\n`;
+  }).join("");
 }
 
 /** Settings from this process's environment and the given flags. */

@@ -1,15 +1,46 @@
-// Flags, environment and defaults, and what is refused about them.
+// Flags, environment, configuration file and defaults, and what is refused about them.
 
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { HELP, readSettings, UsageError } from "../../src/server/settings.ts";
+import { HELP, printedSettings, readSettings, UsageError } from "../../src/server/settings.ts";
 
-test("a flag wins over the environment, the environment over the default", () => {
-  const env = { THAW_PORT: "6000", THAW_MODELS: "/a:/b", THAW_MAX_QUEUED_RUNS: "3" };
-  const settings = readSettings(["--port", "7000", "--adapter", "software"], env);
+const folder = mkdtempSync(join(tmpdir(), "thaw-settings-"));
+test.after(() => rmSync(folder, { recursive: true }));
+
+function configuration(content: string): string {
+  const path = join(folder, "thaw.yaml");
+  writeFileSync(path, content);
+  return path;
+}
+
+/** Everything that the settings are refused for. */
+function mistakes(args: readonly string[], env: Record<string, string> = {}): readonly string[] {
+  try {
+    readSettings(args, env);
+  } catch (error) {
+    if (error instanceof UsageError) return error.message.split("\n");
+    throw error;
+  }
+  return [];
+}
+
+test("a flag wins over the environment, the environment over the file, the file over the default", () => {
+  const file = configuration(
+    "max_queued_runs: 3\nport: 5000\nmodels: [one, /two]\nadapter: software\ninsecure: true\n",
+  );
+  const env = { THAW_PORT: "6000", THAW_MAX_QUEUED_RUNS: "4", THAW_INSECURE: "0" };
+  const settings = readSettings(["--port", "7000", "--config", file], env);
   assert.equal([settings.host, settings.port, settings.adapter], ["127.0.0.1", 7000, "software"]);
-  assert.equal(settings.modelRoots, ["/a", "/b"]);
-  assert.equal([settings.limits.maxQueuedRuns, settings.limits.assignmentBufferMessages], [3, 64]);
+  assert.equal(settings.modelRoots, [join(folder, "one"), "/two"], "a file's paths start at its folder");
+  assert.equal([settings.limits.maxQueuedRuns, settings.limits.assignmentBufferMessages], [4, 64]);
+  assert.is(settings.insecure, false);
+  assert.equal(readSettings(["--models", "/a", "--models=/b"], { THAW_MODELS: "/c:/d" }).modelRoots, ["/a", "/b"]);
+  assert.equal(readSettings([], { THAW_MODELS: "/c:/d", THAW_CONFIG: file }).modelRoots, ["/c", "/d"]);
+  assert.is(readSettings([], { THAW_CONFIG: configuration('{"port": 8000}') }).port, 8000, "JSON is YAML");
+  assert.is(readSettings([], { THAW_CONFIG: configuration("# nothing\n") }).port, 50051);
   for (const flag of ["--host", "--data-dir", "--models", "--insecure", "THAW_PORT"]) assert.ok(HELP.includes(flag));
 });
 
@@ -22,16 +53,42 @@ test("loopback needs nothing, any other address --insecure", () => {
   }
 });
 
-test("everything wrong is said at once", () => {
-  const wrong = { THAW_PORT: "70000", THAW_ADAPTER: "quantum", THAW_MAX_UPLOAD_BYTES: "1e3" };
-  const refused = () => readSettings(["--host", "0.0.0.0"], wrong);
-  assert.throws(refused, (error: unknown) => {
-    const told = error instanceof UsageError ? error.message : "";
-    return ["--port", "--adapter", "--max-upload-bytes", "--insecure"].every((flag) => told.includes(flag));
-  });
-  assert.throws(
-    () => readSettings(["--prot", "1"], {}),
-    (error: unknown) => error instanceof UsageError,
+test("everything wrong is said at once, with its place", () => {
+  const file = configuration("host: 0.0.0.0\nmax_upload_bytes: 1.5\nprot: 1\nadapter:\n  - hardware\n");
+  const env = { THAW_PORT: "70000", THAW_MAX_QUEUED_RUNS: "1e3" };
+  const args = ["--config", file, "--adaptor", "x", "--max-message-bytes", "1", "--insecure=yes", "--data-dir"];
+  const places = mistakes(args, env).map((message) => message.split(/ (?:is|must|takes|needs) /)[0]);
+  assert.equal(places.sort(), [
+    '"x"',
+    "--adaptor",
+    "--data-dir",
+
+    "--insecure",
+    "--max-message-bytes",
+    "THAW_MAX_QUEUED_RUNS",
+    "THAW_PORT",
+    "thaw.yaml:1:1: host 0.0.0.0",
+    "thaw.yaml:2:1: max_upload_bytes",
+    "thaw.yaml:3:1: prot",
+    "thaw.yaml:4:1: adapter",
+  ]);
+  assert.match(mistakes(["--config", configuration("port: [")])[0], /^thaw\.yaml:\d+:\d+: /);
+  assert.match(mistakes(["--config", configuration("port: 1\nport: 2\n")])[0], /^thaw\.yaml:2:1: .*unique/);
+  assert.match(mistakes(["--config", configuration("- port\n")])[0], /^thaw\.yaml:1:1: must be settings/);
+  assert.match(mistakes(["--config", join(folder, "none.yaml")])[0], /none\.yaml cannot be read \(ENOENT\)/);
+});
+
+test("what is printed says the same again, and where it is from", () => {
+  const args = ["--port", "1", "--models", "/a b", "--config", configuration("max_queued_runs: 7\n")];
+  const printed = printedSettings([...args, "--print-config"], { THAW_ADAPTER: "software" });
+  assert.match(printed, /^port: 1 {2}# --port$/m);
+  assert.match(printed, /^adapter: "software" {2}# THAW_ADAPTER$/m);
+  assert.match(printed, /^max_queued_runs: 7 {2}# thaw\.yaml:1:1: max_queued_runs$/m);
+  assert.match(printed, /^host: "127\.0\.0\.1" {2}# default$/m);
+  const again = readSettings(["--config", configuration(printed)], {});
+  assert.equal(
+    again,
+    readSettings(["--port", "1", "--models", "/a b"], { THAW_ADAPTER: "software", THAW_MAX_QUEUED_RUNS: "7" }),
   );
 });
 
