@@ -60,7 +60,7 @@ export function routingFlags(command: Command): Command {
     )
     .option("--encoder-choice <who>", "who chooses in the encoder: tokens, experts", enumValue(RoutingChoiceSchema))
     .option("--selection-bias <rate>", "balances loads by biases that move by so much a step", real)
-    .option("--group <group>", "tokens that compete for slots: batch, sequence, or so many, tokens:64", routingGroup)
+    .option("--group <group>", "tokens that compete for slots: batch, sequence, or so many, tokens:64", parseGroup)
     .option("--train-capacity <rule>", `slots in training: ${CAPACITIES}`, capacity)
     .option("--eval-capacity <rule>", `slots in evaluation and generation: ${CAPACITIES}`, capacity);
 }
@@ -79,7 +79,8 @@ export function assignRouting(spec: RunSpec, flags: RoutingFlags): void {
   if (assign(routing, said)) spec.routing = routing;
 }
 
-function routingGroup(text: string): RoutingFlags["group"] {
+/** `batch`, `sequence` or `tokens:64`. */
+export function parseGroup(text: string): RoutingFlags["group"] {
   const [word, size, ...more] = text.split(":");
   if (text === "batch") return { group: RoutingGroup.BATCH, groupTokens: 0n };
   if (text === "sequence") return { group: RoutingGroup.SEQUENCE, groupTokens: 0n };

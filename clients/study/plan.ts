@@ -14,6 +14,7 @@ import {
 import { parseSelector } from "../cli/plan.ts";
 import type { Study } from "./file.ts";
 import type { CellSettings } from "./results.ts";
+import { routingParts } from "./routing.ts";
 import type { ModelSource, Strategy, StudyTask } from "./schema.ts";
 
 export interface Cell {
@@ -69,8 +70,9 @@ function names(study: Study, settings: CellSettings, task: StudyTask, strategy: 
   const decides = [settings, { ...task, dataset: data }, strategy, start, optimizer, warmupSteps, evaluation];
   // Unsaid where it is the default: a new setting must not make known cells unknown.
   const batching = study.batching === "padded" ? [] : [study.batching];
+  const routing = study.routing ? [study.routing] : [];
   const digest = createHash("sha256")
-    .update(JSON.stringify([...decides, evalCapacityFactor, ...batching]))
+    .update(JSON.stringify([...decides, evalCapacityFactor, ...batching, ...routing]))
     .digest("hex")
     .slice(0, 10);
   const id = `${task.name}-${strategy.name}-s${settings.seed}`.replaceAll("_", "-");
@@ -92,6 +94,7 @@ export interface Resources {
 export function runSpec(study: Study, cell: Cell, resources: Resources): MessageInitShape<typeof RunSpecSchema> {
   const { settings, task, strategy } = cell;
   const { everySteps, maxExamples, test } = study.evaluation;
+  const { routing, losses } = routingParts(study.routing);
   return {
     ...resources,
     steps: BigInt(task.steps),
@@ -109,9 +112,11 @@ export function runSpec(study: Study, cell: Cell, resources: Resources): Message
       schedule: { warmupSteps: BigInt(study.warmupSteps) },
     },
     routing: {
+      ...routing,
       trainCapacity: capacity(settings.capacityFactor),
       evalCapacity: capacity(study.evalCapacityFactor),
     },
+    losses,
     evaluation: {
       everySteps: BigInt(everySteps),
       maxExamples: BigInt(maxExamples),

@@ -5,6 +5,7 @@ import { join, resolve } from "node:path";
 import { parseSelector } from "../cli/plan.ts";
 import { flag, listOf, optional, type Place, type Read, real, record, required, text, whole, word } from "./fields.ts";
 import type { CellSettings } from "./results.ts";
+import { type StudyRouting, studyRouting } from "./routing.ts";
 
 export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
 /** Figures of an evaluation; `primary` is the first metric of the dataset's task. */
@@ -83,6 +84,7 @@ export interface StudyFile {
   readonly warmupSteps: number;
   /** How examples of different lengths share batches; with `packed` a batch size counts rows, not examples. */
   readonly batching: (typeof BATCHINGS)[number];
+  readonly routing?: StudyRouting;
   readonly evaluation: StudyEvaluation;
 }
 
@@ -259,6 +261,7 @@ export const studyFile = (claims: readonly string[], base: string): Read<StudyFi
       optimizer: optional(word(OPTIMIZERS), "adamw"),
       warmupSteps: optional(whole({ atLeast: 0 }), 0),
       batching: optional(word(BATCHINGS), "padded"),
+      routing: optional(studyRouting),
       evaluation: optional(evaluation, { everySteps: 0, maxExamples: 256, test: false }),
     },
     (study, at) => {

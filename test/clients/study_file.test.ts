@@ -4,11 +4,13 @@ import { cp, mkdir, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { create, toJson } from "@bufbuild/protobuf";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { CLAIM_IDS } from "../../clients/study/claims.ts";
 import { readStudy, StudyFileError } from "../../clients/study/file.ts";
 import { planCells, runSpec } from "../../clients/study/plan.ts";
+import { RoutingOptionsSchema } from "../../proto/gen/thaw/v1/routing_pb.ts";
 import { Batching, EvaluationMetric } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { SMALL, smallStudy, writeStudy } from "./support/study_file.ts";
 
@@ -126,6 +128,7 @@ test("a cell's id changes with what decides its result and with nothing else", a
     { warmup_steps: 1 },
     { batching: "packed" },
     { eval_capacity_factor: 2 },
+    { routing: { group: "sequence" } },
     { evaluation: { every_steps: 1 } },
     { models: [{ name: "m", source: "models/other" }] },
     { tasks: [{ ...SMALL.tasks[0], steps: 8 }] },
@@ -133,6 +136,40 @@ test("a cell's id changes with what decides its result and with nothing else", a
     { strategies: [{ name: "all", preset: "ffn" }] },
   ];
   for (const change of changes) assert.not((await ids(change)).includes(first), JSON.stringify(change));
+});
+
+test("a study's routing rules are its cells'", async ({ folder }) => {
+  const study = await smallStudy(folder, {
+    routing: {
+      group: "tokens:64",
+      priority: "position",
+      second_expert_policy: "random",
+      encoder_choice: "experts",
+      selection_bias: 1e-3,
+      balance_coefficient: 0,
+    },
+    capacity_factors: [1.25],
+    eval_capacity_factor: 2,
+  });
+  const { routing, losses } = runSpec(study, planCells(study)[0], { model: "m", dataset: "d", initialCheckpoint: "" });
+  assert.equal(toJson(RoutingOptionsSchema, create(RoutingOptionsSchema, routing)), {
+    group: "ROUTING_GROUP_TOKENS",
+    groupTokens: "64",
+    priority: "ROUTING_PRIORITY_POSITION",
+    secondExpertPolicy: "SECOND_EXPERT_POLICY_RANDOM",
+    encoderChoice: "ROUTING_CHOICE_EXPERTS",
+    selectionBias: { updateRate: 1e-3 },
+    trainCapacity: { factor: { factor: 1.25 } },
+    evalCapacity: { factor: { factor: 2 } },
+  });
+  assert.equal(losses, { balanceCoefficient: 0 });
+  const wrong = await mistakes(
+    await writeStudy(folder, { routing: { group: "tokens", encoder_choice: "both", selection_bias: 0, top: 1 } }),
+  );
+  assert.equal(
+    wrong.map((mistake) => mistake.split(" ")[1]),
+    ["routing.group", "routing.encoder_choice", "routing.selection_bias", "routing.top"],
+  );
 });
 
 test("a task belongs to a folder of lines, and another task makes other cells", async ({ folder }) => {
