@@ -18,12 +18,12 @@ import type { Thaw } from "./thaw.ts";
 /** The contract's bound on one message's bytes. */
 const CHUNK_BYTES = 2 ** 20;
 
-/** JSONL text: the path of a file, or its pieces, cut anywhere. */
+/** A split's bytes in the dataset's format: the path of a file, or its pieces, cut anywhere. */
 export type SplitSource = string | AsyncIterable<string | Uint8Array> | Iterable<string | Uint8Array>;
 
 /**
  * Uploads a dataset.
- * @param header its id and name; both may be left to the server
+ * @param header its id, name, format and task; all may be left to the server, for which data is JSONL
  * @param splits source of each split, by name; sent in this order
  * @throws RpcError INVALID_ARGUMENT with every bad line; Error when a file cannot be read. Nothing is left of the upload.
  */
@@ -47,7 +47,7 @@ export async function uploadDataset(
 
 /** The split that a file is named after: `train.jsonl`; SuperGLUE's archives say `val` for `validation`. */
 export function splitOfFile(path: string): string {
-  const name = basename(path, ".jsonl");
+  const name = basename(path).replace(/\.(jsonl|parquet)$/, "");
   return name === "val" ? "validation" : name;
 }
 

@@ -2,7 +2,7 @@
 // against a fake server.
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -11,6 +11,7 @@ import { create, type MessageInitShape, toJson } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import { DatasetFormatSchema } from "../../proto/gen/thaw/v1/dataset_pb.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { OptimizerOptionsSchema, RunSpecSchema, ScheduleKind } from "../../proto/gen/thaw/v1/run_pb.ts";
 import {
@@ -422,15 +423,18 @@ test("data upload takes files named after their split, named files and folders",
   await writeFile(join(folder, "test.jsonl"), "test\n");
   await writeFile(join(folder, "val.jsonl"), "val\n");
   await writeFile(join(folder, "own.json"), "{}");
+  await mkdir(join(folder, "parquet"));
+  await writeFile(join(folder, "parquet", "train.parquet"), "PAR1");
   const splits: string[][] = [];
-  const tasks: unknown[] = [];
+  const headers: unknown[] = [];
   const server = await fakeServer({
     datasets: {
       async uploadDataset(requests) {
         const names: string[] = [];
         for await (const { part } of requests) {
           if (part.case === "split") names.push(part.value.name);
-          if (part.case === "dataset") tasks.push(part.value.task.value);
+          if (part.case === "dataset")
+            headers.push([DatasetFormatSchema.value[part.value.format].localName, part.value.task.value]);
         }
         splits.push(names);
         return { dataset: { name: "datasets/d", splits: [{ name: "train", examples: 1200n }], sizeBytes: 2048n } };
@@ -445,6 +449,8 @@ test("data upload takes files named after their split, named files and folders",
       ["train", "validation"],
     ],
     [[join(folder, "val.jsonl"), "--task", join(folder, "own.json")], ["validation"]],
+    [[join(folder, "parquet")], ["train"]],
+    [[train, "--format", "parquet"], ["train"]],
   ];
   for (const [paths] of cases) {
     const { code, stdout, stderr } = await thaw(server.address, ["data", "upload", ...paths]);
@@ -455,10 +461,19 @@ test("data upload takes files named after their split, named files and folders",
     splits,
     cases.map(([, names]) => names),
   );
-  assert.equal(tasks, [undefined, "superglue/rte", "{}"]);
+  assert.equal(headers, [
+    ["JSONL", undefined],
+    ["JSONL", "superglue/rte"],
+    ["JSONL", "{}"],
+    ["PARQUET", undefined],
+    ["PARQUET", undefined],
+  ]);
   const twice = await thaw(server.address, ["data", "upload", folder, train]);
   assert.is(twice.code, 2);
   assert.match(twice.stderr, "the split train is given twice");
+  const mixed = await thaw(server.address, ["data", "upload", train, `test=${join(folder, "parquet/train.parquet")}`]);
+  assert.is(mixed.code, 2);
+  assert.match(mixed.stderr, "a dataset has one format");
   await rm(folder, { recursive: true });
 });
 

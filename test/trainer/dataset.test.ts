@@ -193,9 +193,9 @@ test("encoding in slices gives the same, lets the event loop run and reports how
     assert.ok(progress.encoded > seen[i].encoded);
   });
   assert.equal(seen.at(-1), { encoded: 300, total: 300, truncatedInputs: 100, truncatedTargets: 0 });
-  const bad: Example[] = [{ line: 3, unit: "row", inputIds: [128], targetIds: [1] }];
+  const bad: Example[] = [{ line: 3, inputIds: [128], targetIds: [1] }];
   assert.equal(await problemsOf(() => encodeDatasetInSlices(bad, undefined, options)), [
-    "row 3: input has token id 128; the model's vocabulary has 128",
+    "line 3: input has token id 128; the model's vocabulary has 128",
   ]);
 });
 

@@ -1,9 +1,14 @@
 // `thaw data …`: upload and look at datasets.
 
 import { readdir, readFile, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { extname, join } from "node:path";
 import type { Command } from "commander";
-import { type Dataset, DatasetSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
+import {
+  type Dataset,
+  DatasetFormat,
+  DatasetFormatSchema,
+  DatasetSchema,
+} from "../../../proto/gen/thaw/v1/dataset_pb.ts";
 import {
   DeleteDatasetResponseSchema,
   DescribeDatasetResponseSchema,
@@ -33,7 +38,8 @@ export function addData(program: Command): void {
   const data = program.command("data").description("datasets");
   data
     .command("upload <paths...>")
-    .description("upload JSONL: files named after their split (train.jsonl), split=file, or a folder of such files")
+    .description("upload data: files named after their split (train.jsonl), split=file, or a folder of such files")
+    .option("--format <format>", "jsonl, parquet; by the files' names when left out", enumValue(DatasetFormatSchema))
     .option("--task <task>", "what the lines are of: superglue/boolq and the like, or a task file (examples/tasks)")
     .option("--id <id>", "the id in datasets/{dataset}; chosen by the server when left out")
     .option("--name <text>", "a name for people")
@@ -69,7 +75,7 @@ export function addData(program: Command): void {
 async function upload(
   session: Session,
   paths: readonly string[],
-  flags: { readonly id?: string; readonly name?: string; readonly task?: string },
+  flags: { readonly id?: string; readonly name?: string; readonly task?: string; readonly format?: DatasetFormat },
 ) {
   const splits: Record<string, string> = {};
   for (const [split, path] of (await Promise.all(paths.map(splitFiles))).flat()) {
@@ -77,7 +83,9 @@ async function upload(
     splits[split] = path;
   }
   const task = flags.task === undefined ? undefined : await taskOf(flags.task);
-  const dataset = await uploadDataset(session.thaw, { datasetId: flags.id, displayName: flags.name, task }, splits);
+  const format = flags.format ?? formatOf(Object.values(splits));
+  const header = { datasetId: flags.id, displayName: flags.name, format, task };
+  const dataset = await uploadDataset(session.thaw, header, splits);
   show(session, DatasetSchema, dataset, ({ name, task, sizeBytes }) => {
     const scored = task ? `, ${task.name}: ${task.metrics.join(", ")}` : "";
     return `${name}  ${splitsText(dataset)}, ${bytes(sizeBytes)}${scored}`;
@@ -92,13 +100,23 @@ async function taskOf(typed: string) {
     : { case: "readyTask" as const, value: typed };
 }
 
-/** Split and file of what was typed: `split=file`, `train.jsonl`, or a folder of .jsonl files. */
+const DATA_FILE = /\.(jsonl|parquet)$/;
+const FORMATS: Readonly<Record<string, DatasetFormat>> = { ".parquet": DatasetFormat.PARQUET };
+
+/** What files are by their names; JSONL where these say nothing. */
+function formatOf(paths: readonly string[]): DatasetFormat {
+  const formats = new Set(paths.map((path) => FORMATS[extname(path)] ?? DatasetFormat.JSONL));
+  if (formats.size > 1) throw new UsageError(`a dataset has one format; these are of several: ${paths.join(", ")}`);
+  return [...formats][0] ?? DatasetFormat.JSONL;
+}
+
+/** Split and file of what was typed: `split=file`, `train.jsonl`, or a folder of data files. */
 async function splitFiles(typed: string): Promise<[string, string][]> {
   const named = /^([a-z0-9_]+)=(.+)$/.exec(typed);
   if (named) return [[named[1], named[2]]];
   if (!(await stat(typed)).isDirectory()) return [[splitOfFile(typed), typed]];
-  const files = (await readdir(typed)).filter((name) => name.endsWith(".jsonl")).sort();
-  if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl files`);
+  const files = (await readdir(typed)).filter((name) => DATA_FILE.test(name)).sort();
+  if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl or .parquet files`);
   const splits = files.map((name): [string, string] => [splitOfFile(name), join(typed, name)]);
   return splits.sort(([a], [b]) => rank(a) - rank(b));
 }

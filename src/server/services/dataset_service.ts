@@ -77,13 +77,15 @@ export function datasetService(core: Core): Handlers<typeof DatasetService> {
         const digests = received.map(({ path, sha256 }) => `${path} ${sha256}`).join("\n");
         const once = { schema: DatasetHeaderSchema, body: header, extra: digests };
         return await answers.once(header.requestId, once, UploadDatasetResponseSchema, async (remember) => {
-          const splits = await storeSplits(directory, received, task);
+          const format = header.format || DatasetFormat.JSONL;
+          const maxBytes = settings.limits.maxUploadBytes;
+          const splits = await storeSplits(directory, received, { format, task, maxBytes });
           const id = header.datasetId || newId("dataset");
           const target = join(layout.datasets, id);
           const dataset: Dataset = create(DatasetSchema, {
             name: `datasets/${id}`,
             displayName: header.displayName,
-            format: DatasetFormat.JSONL,
+            format,
             splits: splits.map(({ split }) => split!),
             sizeBytes: received.reduce((sum, file) => sum + BigInt(file.bytes), 0n),
             createTime: timestampNow(),

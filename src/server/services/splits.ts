@@ -1,8 +1,9 @@
 // The splits of an upload on their way to disk: read once, with every problem by split and line, written in the form that
 // runs read, and described.
 //
-// Whatever the format, what is stored is JSON Lines of examples (data/jsonl.ts): a task's lines are written out here, with
-// their accepted answers, groups and labels beside the text, so that nothing later meets another form.
+// Whatever the format, what is stored is JSON Lines of examples (data/jsonl.ts): a Parquet file's rows become lines, and a
+// task's lines are written out, with their accepted answers, groups and labels beside the text. Nothing later meets
+// another form.
 
 import { once } from "node:events";
 import { createWriteStream } from "node:fs";
@@ -10,8 +11,10 @@ import { rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { finished } from "node:stream/promises";
 import { create } from "@bufbuild/protobuf";
-import { type SplitDescription, SplitDescriptionSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
-import { type Example, parseJsonl } from "../../trainer/data/jsonl.ts";
+import { DatasetFormat, type SplitDescription, SplitDescriptionSchema } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
+import { EXAMPLE_FIELDS, type Example, parseJsonl } from "../../trainer/data/jsonl.ts";
+import type { ParquetColumns } from "../../trainer/data/parquet.ts";
+import { openParquetReader, type ParquetReader } from "../../trainer/data/parquet_reader.ts";
 import { convertTask } from "../../trainer/tasks/convert.ts";
 import type { TaskDefinition } from "../../trainer/tasks/task.ts";
 import { InputError, type Problem } from "../../trainer/types.ts";
@@ -25,6 +28,14 @@ const FREQUENT_TARGETS = 20;
 export const receivedName = (split: string): string => `${split}.upload`;
 const splitOf = ({ path }: ReceivedFile): string => path.slice(0, -".upload".length);
 
+/** What the splits of an upload are. */
+export interface UploadForm {
+  readonly format: DatasetFormat;
+  readonly task: TaskDefinition | undefined;
+  /** Of a split as JSON Lines, however small its file was. */
+  readonly maxBytes: number;
+}
+
 /**
  * Writes the splits in `directory` as they are stored, in place of the files received there.
  * @throws RpcError INVALID_ARGUMENT with the problems of all splits
@@ -32,20 +43,25 @@ const splitOf = ({ path }: ReceivedFile): string => path.slice(0, -".upload".len
 export async function storeSplits(
   directory: string,
   files: readonly ReceivedFile[],
-  task: TaskDefinition | undefined,
+  { format, task, maxBytes }: UploadForm,
 ): Promise<SplitDescription[]> {
   const problems: Problem[] = [];
   const described: SplitDescription[] = [];
-  for (const file of files) {
-    const split = splitOf(file);
-    const received = join(directory, file.path);
-    try {
-      const examples = await storeSplit(received, join(directory, splitFileName(split)), split, task);
-      described.push(describeSplit(split, file.bytes, examples));
-    } catch (error) {
-      if (!(error instanceof InputError)) throw error;
-      problems.push(...error.problems.map(({ message }) => ({ field: `splits.${split}`, message })));
+  const parquet = format === DatasetFormat.PARQUET ? openParquetReader({ maxBytes }) : undefined;
+  try {
+    for (const file of files) {
+      const split = splitOf(file);
+      const received = join(directory, file.path);
+      try {
+        const examples = await storeSplit(received, join(directory, splitFileName(split)), split, task, parquet);
+        described.push(describeSplit(split, file.bytes, examples));
+      } catch (error) {
+        if (!(error instanceof InputError)) throw error;
+        problems.push(...error.problems.map(({ message }) => ({ field: `splits.${split}`, message })));
+      }
     }
+  } finally {
+    await parquet?.close();
   }
   if (problems.length > 0) throw invalidArgument(problems);
   return described;
@@ -56,16 +72,34 @@ async function storeSplit(
   target: string,
   split: string,
   task: TaskDefinition | undefined,
+  parquet: ParquetReader | undefined,
 ): Promise<readonly Described[]> {
+  let lines = received;
+  if (parquet) {
+    lines = `${received}.rows`;
+    await parquet.toJsonl(received, lines, columnsOf(task));
+    await rm(received);
+  }
+  const unit = parquet ? "row" : "line";
   if (!task) {
-    const examples = await parseJsonl(received);
-    await rename(received, target);
+    const examples = await parseJsonl(lines, "", unit);
+    await rename(lines, target);
     return examples;
   }
-  const examples = await convertTask(task, received, split === "train" ? "training" : "evaluation");
+  const examples = await convertTask(task, lines, split === "train" ? "training" : "evaluation", "", unit);
   await writeLines(target, examples);
-  await rm(received);
+  await rm(lines);
   return examples;
+}
+
+/** Columns of examples, or those that a task's fields are in. */
+function columnsOf(task: TaskDefinition | undefined): ParquetColumns {
+  const { text, tokens, optional } = EXAMPLE_FIELDS;
+  if (!task) return { read: [...text, ...tokens, ...optional], required: [text, tokens] };
+  const outermost = (fields: TaskDefinition["fields"]) => [
+    ...new Set(fields.map(({ path }) => path.split(".")[0].replace(/\[\]$/, ""))),
+  ];
+  return { read: outermost(task.fields), required: [outermost(task.fields.filter((field) => !field.optional))] };
 }
 
 async function writeLines(path: string, values: readonly unknown[]): Promise<void> {

@@ -62,7 +62,7 @@ function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptio
   return {
     count,
     add(example: Example): void {
-      const place = `${example.unit ?? "line"} ${example.line}`;
+      const place = `line ${example.line}`;
       const { answers, group, label } = "input" in example ? example : {};
       let ids: { input: readonly number[]; target: readonly number[] };
       if ("inputIds" in example) ids = { input: example.inputIds, target: example.targetIds };

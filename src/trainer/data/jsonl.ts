@@ -12,9 +12,8 @@ import { problemList } from "../formats/problems.ts";
 import { readLines } from "./lines.ts";
 
 interface ExampleSource {
-  /** From 1: the line in the file, or the row where `unit` says so. */
+  /** In the file, from 1. */
   readonly line: number;
-  readonly unit?: "row";
   readonly id?: string;
   readonly task?: string;
 }
@@ -40,8 +39,15 @@ const isTokenIds = (value: unknown): value is number[] =>
 
 const isScalar = (value: unknown): boolean => ["string", "number", "boolean"].includes(typeof value);
 
-/** The example of one line (or row, from 1), or what is wrong with it. */
-export function parseExample(value: unknown, line: number): Example | string[] {
+/** What an example may say, in text or in token ids. */
+export const EXAMPLE_FIELDS = {
+  text: ["input", "target"],
+  tokens: ["input_ids", "target_ids"],
+  optional: ["id", "task", "answers", "group", "label"],
+} as const;
+
+/** The example of one line, or what is wrong with it. */
+function parseExample(value: unknown, line: number): Example | string[] {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return ["is not a JSON object"];
   const fields = value as Record<string, unknown>;
   const problems: string[] = [];
@@ -58,7 +64,7 @@ export function parseExample(value: unknown, line: number): Example | string[] {
       `has ${hasText ? "both" : "neither"} "input" and "target" ${hasText ? "and" : "nor"} "input_ids" and "target_ids"`,
     ];
   }
-  for (const name of hasText ? ["input", "target"] : ["input_ids", "target_ids"]) {
+  for (const name of hasText ? EXAMPLE_FIELDS.text : EXAMPLE_FIELDS.tokens) {
     if (hasText) require(name, isText, "a string");
     else require(name, isTokenIds, "a list of token ids");
   }
@@ -99,13 +105,18 @@ function scoringFields(fields: Record<string, unknown>, problems: string[]): Sco
  *
  * @param source a path, or the file's bytes
  * @param name what errors call the file; "" to give only line numbers
+ * @param unit what errors call a line
  * @throws InputError with every problem (the first twenty in words) and its line; an empty file is one
  */
-export async function parseJsonl(source: string | Uint8Array, name = ""): Promise<Example[]> {
+export async function parseJsonl(
+  source: string | Uint8Array,
+  name = "",
+  unit: "line" | "row" = "line",
+): Promise<Example[]> {
   const problems = problemList(name);
   const examples: Example[] = [];
   for await (const line of readLines(source)) {
-    const report = (message: string): void => problems.add(`line ${line.number}: ${message}`);
+    const report = (message: string): void => problems.add(`${unit} ${line.number}: ${message}`);
     if ("problem" in line) {
       report(line.problem);
       continue;

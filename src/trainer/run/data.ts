@@ -3,7 +3,7 @@
 import type { Lengths } from "../data/batches.ts";
 import { lengthsOf, trainingData } from "../data/batching.ts";
 import { type EncodedDataset, encodeDatasetInSlices } from "../data/dataset.ts";
-import { parseExamples } from "../data/examples.ts";
+import { parseJsonl } from "../data/jsonl.ts";
 import { shuffledOrder } from "../data/order.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { RunConfig } from "../types.ts";
@@ -12,12 +12,12 @@ import type { TrainingInput } from "./run.ts";
 
 type Limits = Pick<RunConfig, "maxInputTokens" | "maxTargetTokens">;
 
-/** A JSON Lines or Parquet file as token ids. @throws InputError with line or row numbers */
+/** A JSON Lines file as token ids. @throws InputError with line numbers */
 export async function encodeFile(source: OpenModel, path: string, limits: Limits): Promise<EncodedDataset> {
   const { vocabularySize, eosTokenId } = source.model;
   const { maxInputTokens, maxTargetTokens } = limits;
   const options = { maxInputTokens, maxTargetTokens, vocabularySize, eosTokenId };
-  return encodeDatasetInSlices(await parseExamples(path), source.tokenizer, options);
+  return encodeDatasetInSlices(await parseJsonl(path), source.tokenizer, options);
 }
 
 export const limitsOf = ({ maxInputTokens, maxTargetTokens }: Limits): Lengths => ({
@@ -25,7 +25,7 @@ export const limitsOf = ({ maxInputTokens, maxTargetTokens }: Limits): Lengths =
   target: maxTargetTokens,
 });
 
-/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line or row numbers */
+/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line numbers */
 export async function openTrainingData(
   source: OpenModel,
   config: RunConfig,

@@ -8,6 +8,7 @@ import type { Field, Purpose, TaskDefinition, TaskExample } from "./task.ts";
 /**
  * @param source a path, or the file's bytes
  * @param name what errors call the file; "" to give only line numbers
+ * @param unit what errors call a line
  * @throws InputError with every problem (the first twenty in words): `line 3: has no "passage.questions[0].question"`;
  * a file without examples is one
  */
@@ -16,11 +17,12 @@ export async function convertTask(
   source: string | Uint8Array,
   purpose: Purpose,
   name = "",
+  unit: "line" | "row" = "line",
 ): Promise<TaskExample[]> {
   const problems = problemList(name);
   const examples: TaskExample[] = [];
   for await (const line of readLines(source)) {
-    const report = (message: string): void => problems.add(`line ${line.number}: ${message}`);
+    const report = (message: string): void => problems.add(`${unit} ${line.number}: ${message}`);
     if ("problem" in line) {
       report(line.problem);
       continue;
