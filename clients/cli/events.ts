@@ -86,6 +86,11 @@ function eventText({ event }: RunEvent): string {
     }
     case "warning":
       return `warning ${event.value.reason}: ${event.value.message}`;
+    case "preparation": {
+      const { dataset, split, done, total, truncatedInputs, truncatedTargets } = event.value;
+      const cut = `${count(truncatedInputs)} inputs and ${count(truncatedTargets)} targets cut`;
+      return `tokenised ${count(done)} of ${count(total)} examples of ${dataset} ${split}, ${cut}`;
+    }
     case "data":
       return `data: ${dataText(event.value)}`;
     default:

@@ -3,6 +3,7 @@
 import type { Device } from "../kernels/device/device.ts";
 import { type OpenModel, openModelDirectory } from "./model/open.ts";
 import { openTrainingData } from "./run/data.ts";
+import type { OnEncoding } from "./run/encoded_files.ts";
 import { type OpenOptions, Run } from "./run/run.ts";
 import type { Engine, RunConfig } from "./types.ts";
 
@@ -13,7 +14,7 @@ export interface EngineOptions {
 
 export function createEngine(device: Device, { memoryLimitBytes }: EngineOptions = {}): Engine {
   return {
-    openRun: (config, resumeFrom) => openRun(device, config, { resumeFrom, memoryLimitBytes }),
+    openRun: (config, resumeFrom, onEncoding) => openRun(device, config, { resumeFrom, memoryLimitBytes, onEncoding }),
     openModel: (directory, batchSize, maxInputTokens, maxTargetTokens, routing = INFERENCE.routing) =>
       withModel(directory, (source) =>
         Run.open(
@@ -33,11 +34,14 @@ export function createEngine(device: Device, { memoryLimitBytes }: EngineOptions
 export function openRun(
   device: Device,
   config: RunConfig,
-  { resumeFrom, memoryLimitBytes }: Pick<OpenOptions, "resumeFrom" | "memoryLimitBytes"> = {},
+  {
+    onEncoding,
+    ...options
+  }: Pick<OpenOptions, "resumeFrom" | "memoryLimitBytes"> & { readonly onEncoding?: OnEncoding } = {},
 ): Promise<Run> {
-  return withModel(resumeFrom ?? config.modelDirectory, async (source) => {
-    const data = await openTrainingData(source, config);
-    return Run.open(device, source, config, { ...data, resumeFrom, memoryLimitBytes });
+  return withModel(options.resumeFrom ?? config.modelDirectory, async (source) => {
+    const data = await openTrainingData(source, config, onEncoding);
+    return Run.open(device, source, config, { ...data, ...options });
   });
 }
 

@@ -1,6 +1,7 @@
 // The trainer's vocabulary: what a run is told, and what it reports. Plain data only, so that it crosses a process
 // boundary and can be written to an event log. The gRPC contract (proto/thaw/v1) says the same in its own types.
 
+import type { OnEncoding } from "./run/encoded_files.ts";
 import type { Scoring } from "./tasks/task.ts";
 
 export const PARAMETER_KINDS = [
@@ -207,7 +208,8 @@ export interface OptimizerOptions {
 export interface RunConfig {
   readonly modelDirectory: string;
   readonly trainFile: string;
-  readonly validationFile?: string;
+  /** Tokenised before the first step, and what their evaluation needs is planned from the outset. */
+  readonly evaluationFiles?: readonly string[];
   readonly steps: number;
   /** Rows of a batch. */
   readonly batchSize: number;
@@ -444,7 +446,8 @@ export interface TrainingRun {
 
 /** The trainer of one device: `src/trainer/engine.ts` implements it. */
 export interface Engine {
-  openRun(config: RunConfig, resumeFrom?: string): Promise<TrainingRun>;
+  /** @param onEncoding hears how far each data file has been tokenised */
+  openRun(config: RunConfig, resumeFrom?: string, onEncoding?: OnEncoding): Promise<TrainingRun>;
   /**
    * A model for generation and evaluation only: `trainStep`, `setTrainable` and `saveCheckpoint` throw.
    * @param routing default: dropless, each token choosing as the model says

@@ -94,6 +94,14 @@ test("a task of one's own: a run learns it, and is scored and judged by its metr
   };
   await server.thaw.runs.createRun({ runId: "choices", spec });
   const events = await eventsUntil(server.thaw, "runs/choices", reaches(RunState.SUCCEEDED));
+  const preparations = events.flatMap(({ event }) => (event.case === "preparation" ? [event.value] : []));
+  assert.equal(
+    preparations.map((p) => [p.dataset, p.split, p.done, p.total]),
+    [
+      ["datasets/choices", "train", 4n, 4n],
+      ["datasets/choices", "validation", 4n, 4n],
+    ],
+  );
   const found = (kind: string) => events.find(({ event }) => event.case === kind)!.event.value;
   const evaluation = found("evaluation") as EvaluationResult;
   assert.equal(evaluation.metrics, { exact_match_group: 1 / 2, f1_binary: 4 / 5, accuracy: 3 / 4 });

@@ -166,7 +166,7 @@ test("a bare specification becomes the documented defaults", () => {
   assert.equal(config, {
     modelDirectory: "/m",
     trainFile: "/d/train.jsonl",
-    validationFile: "/d/validation.jsonl",
+    evaluationFiles: ["/d/validation.jsonl"],
     steps: 10,
     batchSize: 16,
     maxInputTokens: 128,

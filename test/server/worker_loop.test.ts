@@ -450,6 +450,31 @@ scenario("a request is given up while it waits and while it works", { beforeInfe
   assert.equal(engine.calls, ["openRun", "generate a"], "the second batch was never begun");
 });
 
+const tokenised = { total: 9, truncatedInputs: 0, truncatedTargets: 0 };
+const slowly: FakeEngineOptions = {
+  async whileOpening(onEncoding) {
+    onEncoding("/d/train.jsonl", { ...tokenised, encoded: 1 });
+    await held();
+    onEncoding("/d/train.jsonl", { ...tokenised, encoded: 2 });
+  },
+};
+scenario(
+  "a run that is given up while its data is tokenised is not opened",
+  slowly,
+  async ({ engine, client, open }) => {
+    const opening = open();
+    await client.update("preparation");
+    client.send({ case: "cancelRequest", value: { id: opening } });
+    assert.is((await client.failure(opening)).case, "cancelled");
+    release();
+    const again = open();
+    await client.until(() => engine.calls.length === 2 || undefined);
+    release();
+    await client.reply(again);
+    assert.equal(engine.calls.slice(0, 2), ["openRun", "openRun"], "nothing was there to be closed");
+  },
+);
+
 scenario("what cannot be understood fails by itself", {}, async ({ client }) => {
   const cases: WorkerRequest[] = [
     { case: undefined } as unknown as WorkerRequest,

@@ -150,6 +150,8 @@ test("a real run: describe, plan, train, freeze, export; killed, it goes on to t
   assert.equal(
     told.map(({ step, update }) => `${update.case} ${step}`),
     [
+      "preparation 0",
+      "preparation 0",
       "trainable 0",
       "evaluation 0",
       "metrics 1",

@@ -4,6 +4,7 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { HostModels } from "../../src/server/worker/requests.ts";
+import type { OnEncoding } from "../../src/trainer/run/encoded_files.ts";
 import {
   type Engine,
   type EvaluationResult,
@@ -25,6 +26,8 @@ export interface FakeEngineOptions {
   readonly loss?: (step: number, batch: number) => number;
   /** Share of examples right in an evaluation at a step. Default: 0.25. */
   readonly score?: (step: number) => number;
+  /** Called while a run opens, to say how far its data is; it may wait. */
+  readonly whileOpening?: (onEncoding: OnEncoding) => Promise<void>;
   /** Called before each step; what it throws, the step fails with. It may wait. */
   readonly beforeStep?: (step: number) => void | Promise<void>;
   /** Called before each evaluation and generation; it may wait. */
@@ -211,9 +214,10 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     configs,
     generations,
     mostInFlight: () => mostInFlight,
-    async openRun(config, resumeFrom) {
+    async openRun(config, resumeFrom, onEncoding = () => undefined) {
       calls.push(resumeFrom === undefined ? "openRun" : "openRun resumed");
       configs.push(config);
+      await options.whileOpening?.(onEncoding);
       const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
       const passedOver = (saved?.passedOver ?? 0) + (config.passedOverSteps ?? 0);
       return openRun(saved ? saved.step : 0, config.batchSize, saved ? saved.plan : config.trainable, passedOver);

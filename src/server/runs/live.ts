@@ -140,6 +140,8 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
 
   async function apply({ step, update }: RunUpdate): Promise<void> {
     if (hasEnded(live.run.state)) return;
+    // Comes before the run is open, and says nothing of its step.
+    if (update.case === "preparation") return append(update);
     live.run.step = step;
     switch (update.case) {
       case "metrics":

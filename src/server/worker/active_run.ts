@@ -19,7 +19,8 @@ import { newCheckpointDirectory, sweepPartialCheckpoints } from "./checkpoint_di
 import { evaluationToProto, metricsToProto } from "./convert/metrics.ts";
 import { openRunToConfig, type RunPolicy } from "./convert/run_config.ts";
 import { count, durationOf } from "./convert/scalars.ts";
-import { DIVERGENCE_REMEDY, DivergedError } from "./errors.ts";
+import { reportEncoding } from "./encoding_reports.ts";
+import { CancelledError, DIVERGENCE_REMEDY, DivergedError } from "./errors.ts";
 import { watchOverfitting } from "./overfitting.ts";
 import type { RouteSubscription } from "./route_subscription.ts";
 
@@ -50,16 +51,25 @@ export interface ActiveRun {
   close(): Promise<void>;
 }
 
-/** @param send takes the updates of the run, in the order in which things happened, with the step they happened at */
+/**
+ * @param send takes the updates of the run, in the order in which things happened, with the step they happened at
+ * @param cancelled whether the run is no longer wanted; asked while its data is tokenised
+ * @throws CancelledError then
+ */
 export async function openActiveRun(
   engine: Engine,
   open: OpenRun,
   send: (step: number, update: RunUpdateBody) => void,
+  cancelled: () => boolean,
 ): Promise<ActiveRun> {
   const { config, policy } = openRunToConfig(open);
   const resumed = open.resumeDirectory || undefined;
   await sweepPartialCheckpoints(open.checkpointsDirectory);
-  const training = await engine.openRun(config, resumed);
+  const report = reportEncoding(open.datasets, (value) => send(0, { case: "preparation", value }));
+  const training = await engine.openRun(config, resumed, (file, progress) => {
+    if (cancelled()) throw new CancelledError();
+    report(file, progress);
+  });
 
   let asked = training.step;
   let arrived = training.step;

@@ -142,7 +142,8 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
 async function openRun(state: WorkerState, request: proto.OpenRun, { reply, cancelled }: Answer): Promise<void> {
   if (state.active) throw new WrongStateError(`${state.active.name} is open; a worker trains one run at a time`);
   state.models.close(); // its memory may be needed
-  const run = await openActiveRun(state.engine, request, (step, update) => state.sendUpdate(request.run, step, update));
+  const send = (step: number, update: RunUpdateBody) => state.sendUpdate(request.run, step, update);
+  const run = await openActiveRun(state.engine, request, send, cancelled);
   if (cancelled()) return run.close();
   state.active = run;
   const { training } = run;

@@ -1,39 +1,37 @@
-// A run's data files as token ids, and the batches and lengths that follow from them.
+// What a run trains on: its data files as token ids (encoded_files.ts), and the batches and lengths that follow from them.
 
 import type { Lengths } from "../data/batches.ts";
 import { lengthsOf, trainingData } from "../data/batching.ts";
-import { type EncodedDataset, encodeDatasetInSlices } from "../data/dataset.ts";
-import { parseJsonl } from "../data/jsonl.ts";
 import { shuffledOrder } from "../data/order.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { RunConfig } from "../types.ts";
+import { type EncodedFiles, encodedFiles, type OnEncoding } from "./encoded_files.ts";
 import { longest } from "./plan.ts";
 import type { TrainingInput } from "./run.ts";
 
 type Limits = Pick<RunConfig, "maxInputTokens" | "maxTargetTokens">;
-
-/** A JSON Lines file as token ids. @throws InputError with line numbers */
-export async function encodeFile(source: OpenModel, path: string, limits: Limits): Promise<EncodedDataset> {
-  const { vocabularySize, eosTokenId } = source.model;
-  const { maxInputTokens, maxTargetTokens } = limits;
-  const options = { maxInputTokens, maxTargetTokens, vocabularySize, eosTokenId };
-  return encodeDatasetInSlices(await parseJsonl(path), source.tokenizer, options);
-}
 
 export const limitsOf = ({ maxInputTokens, maxTargetTokens }: Limits): Lengths => ({
   input: maxInputTokens,
   target: maxTargetTokens,
 });
 
-/** What a run trains on, and the lengths its evaluations will need. @throws InputError with line numbers */
+/**
+ * What a run trains on, the files it knows of tokenised, and the lengths its evaluations will need.
+ * @throws InputError with line numbers
+ */
 export async function openTrainingData(
   source: OpenModel,
   config: RunConfig,
-): Promise<{ training: TrainingInput; inference: Lengths }> {
-  const { examples, truncatedInputs, truncatedTargets } = await encodeFile(source, config.trainFile, config);
+  onEncoding?: OnEncoding,
+): Promise<{ training: TrainingInput; inference: Lengths; files: EncodedFiles }> {
+  const files = encodedFiles(source, config, onEncoding);
+  const { examples, truncatedInputs, truncatedTargets } = await files.dataset(config.trainFile);
   const limits = limitsOf(config);
-  const lengths = lengthsOf(examples, limits);
-  const validation = config.validationFile && (await encodeFile(source, config.validationFile, config));
+  let inference = lengthsOf(examples, limits);
+  for (const file of config.evaluationFiles ?? []) {
+    inference = longest(inference, lengthsOf((await files.dataset(file)).examples, limits));
+  }
   const { padTokenId, decoderStartTokenId } = source.model;
   const { batching = "padded", batchSize: size, seed } = config;
   const options = { batching, size, limits, seed, padTokenId, decoderStartTokenId };
@@ -44,6 +42,7 @@ export async function openTrainingData(
       batches,
       data: { examples: examples.length, truncatedInputs, truncatedTargets, padding, shapes },
     },
-    inference: validation ? longest(lengths, lengthsOf(validation.examples, limits)) : lengths,
+    inference,
+    files,
   };
 }

@@ -4,7 +4,6 @@
 // step may be asked for while one is in flight. A change of the freeze plan waits for the steps in flight, plans anew,
 // and records anew; parameters and the optimizer state of what goes on training stay where they are.
 
-import { stat } from "node:fs/promises";
 import type { Device } from "../../kernels/device/device.ts";
 import { OutOfMemoryError } from "../../kernels/device/errors.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
@@ -32,9 +31,9 @@ import {
 } from "../types.ts";
 import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
-import { encodeFile } from "./data.ts";
 import { Decoder } from "./decoder.ts";
 import { DeviceMemory } from "./device_memory.ts";
+import { type EncodedFiles, encodedFiles } from "./encoded_files.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
@@ -57,13 +56,15 @@ interface Training extends TrainingInput {
 }
 
 /** The part of a run's configuration that does not depend on its data. */
-export type RunSettings = Omit<RunConfig, "modelDirectory" | "trainFile" | "validationFile" | "trainable">;
+export type RunSettings = Omit<RunConfig, "modelDirectory" | "trainFile" | "evaluationFiles" | "trainable">;
 
 export interface OpenOptions {
   /** Absent: the model can only evaluate and generate. */
   readonly training?: TrainingInput;
   /** Lengths evaluation and generation are prepared for; they grow when more is asked. */
   readonly inference: Lengths;
+  /** Data files of the same model and limits that may be tokenised already. */
+  readonly files?: EncodedFiles;
   /** A checkpoint directory; the parameters come from `source` all the same. */
   readonly resumeFrom?: string;
   readonly memoryLimitBytes?: number;
@@ -89,7 +90,7 @@ export class Run implements TrainingRun {
   #arrived: Promise<unknown> = Promise.resolve();
   #lastArrival = 0;
   #secondsPerFlop: number | undefined;
-  readonly #datasets = new Map<string, { readonly version: string; readonly data: EncodedDataset }>();
+  readonly #files: EncodedFiles;
 
   private constructor(device: Device, source: OpenModel, config: RunSettings, options: OpenOptions) {
     this.device = device;
@@ -100,6 +101,7 @@ export class Run implements TrainingRun {
     this.#programs = new Programs(this.#memory);
     this.#optimizer = new OptimizerState(this.#memory);
     this.#inferenceLengths = options.inference;
+    this.#files = options.files ?? encodedFiles(source, config);
   }
 
   /** Plans, allocates, loads. On any error nothing stays allocated. */
@@ -359,15 +361,9 @@ export class Run implements TrainingRun {
     return Decoder.open(this.device, plan, this.#memory);
   }
 
-  /** A data file as token ids; read again only when the file has changed. @throws InputError with line numbers */
-  async dataset(file: string): Promise<EncodedDataset> {
-    const { size, mtimeMs } = await stat(file);
-    const version = `${size} ${mtimeMs}`;
-    const known = this.#datasets.get(file);
-    if (known?.version === version) return known.data;
-    const data = await encodeFile(this.source, file, this.config);
-    this.#datasets.set(file, { version, data });
-    return data;
+  /** A data file as token ids. @throws InputError with line numbers */
+  dataset(file: string): Promise<EncodedDataset> {
+    return this.#files.dataset(file);
   }
 
   upload(batch: Batch, part?: "decoder"): void {

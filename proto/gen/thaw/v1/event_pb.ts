@@ -26,7 +26,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/event.proto.
  */
 export const file_thaw_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChN0aGF3L3YxL2V2ZW50LnByb3RvEgd0aGF3LnYxInEKDFN0YXRlQ2hhbmdlZBIfCgRmcm9tGAEgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIdCgJ0bxgCIAEoDjIRLnRoYXcudjEuUnVuU3RhdGUSIQoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1cyLZAgoLU3RlcE1ldHJpY3MSDAoEc3RlcBgBIAEoAxIMCgRsb3NzGAIgASgBEhIKCnRvdGFsX2xvc3MYAyABKAESFQoNZ3JhZGllbnRfbm9ybRgEIAEoARIVCg1sZWFybmluZ19yYXRlGAUgASgBEg4KBnRva2VucxgGIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgHIAEoARIwCg1zdGVwX2R1cmF0aW9uGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKBmxheWVycxgJIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEh4KEXZvY2FidWxhcnlfel9sb3NzGAogASgBSACIAQESGgoNc21vb3RoZWRfbG9zcxgLIAEoAUgBiAEBQhQKEl92b2NhYnVsYXJ5X3pfbG9zc0IQCg5fc21vb3RoZWRfbG9zcyJiChBUcmFpbmFibGVDaGFuZ2VkEiQKBHBsYW4YASABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKAoGcmVwb3J0GAIgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnQiKgoHV2FybmluZxIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCSKVAQoKRGF0YVJlcG9ydBIQCghleGFtcGxlcxgBIAEoAxIYChB0cnVuY2F0ZWRfaW5wdXRzGAIgASgDEhkKEXRydW5jYXRlZF90YXJnZXRzGAMgASgDEhUKDXBhZGRpbmdfc2hhcmUYBCABKAESKQoMYmF0Y2hfc2hhcGVzGAUgAygLMhMudGhhdy52MS5CYXRjaFNoYXBlIkgKCkJhdGNoU2hhcGUSFAoMaW5wdXRfdG9rZW5zGAEgASgDEhUKDXRhcmdldF90b2tlbnMYAiABKAMSDQoFc2hhcmUYAyABKAEi4QEKEU92ZXJmaXR0aW5nUmVwb3J0EgwKBHN0ZXAYASABKAMSDQoFc3BsaXQYAiABKAkSFwoKdHJhaW5fbG9zcxgDIAEoAUgAiAEBEhcKD3ZhbGlkYXRpb25fbG9zcxgEIAEoARIQCgNnYXAYBSABKAFIAYgBARISCgpiZXN0X3ZhbHVlGAYgASgBEhEKCWJlc3Rfc3RlcBgHIAEoAxIeChZldmFsdWF0aW9uc19zaW5jZV9iZXN0GAggASgDEg0KBXN0b3BzGAkgASgIQg0KC190cmFpbl9sb3NzQgYKBF9nYXAitwMKCFJ1bkV2ZW50EhAKCHJldmlzaW9uGAEgASgDEigKBHRpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHN0ZXAYAyABKAMSJgoFc3RhdGUYBCABKAsyFS50aGF3LnYxLlN0YXRlQ2hhbmdlZEgAEicKB21ldHJpY3MYBSABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzSAASLwoKZXZhbHVhdGlvbhgGIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEi4KCXRyYWluYWJsZRgHIAEoCzIZLnRoYXcudjEuVHJhaW5hYmxlQ2hhbmdlZEgAEikKCmNoZWNrcG9pbnQYCCABKAsyEy50aGF3LnYxLkNoZWNrcG9pbnRIABIjCgd3YXJuaW5nGAkgASgLMhAudGhhdy52MS5XYXJuaW5nSAASIwoEZGF0YRgKIAEoCzITLnRoYXcudjEuRGF0YVJlcG9ydEgAEjEKC292ZXJmaXR0aW5nGAsgASgLMhoudGhhdy52MS5PdmVyZml0dGluZ1JlcG9ydEgAQgcKBWV2ZW50IjIKDVJ1bkV2ZW50QmF0Y2gSIQoGZXZlbnRzGAEgAygLMhEudGhhdy52MS5SdW5FdmVudCIhCg1XYXRjaFByb2dyZXNzEhAKCHJldmlzaW9uGAEgASgDYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
+  fileDesc("ChN0aGF3L3YxL2V2ZW50LnByb3RvEgd0aGF3LnYxInEKDFN0YXRlQ2hhbmdlZBIfCgRmcm9tGAEgASgOMhEudGhhdy52MS5SdW5TdGF0ZRIdCgJ0bxgCIAEoDjIRLnRoYXcudjEuUnVuU3RhdGUSIQoFZXJyb3IYAyABKAsyEi5nb29nbGUucnBjLlN0YXR1cyLZAgoLU3RlcE1ldHJpY3MSDAoEc3RlcBgBIAEoAxIMCgRsb3NzGAIgASgBEhIKCnRvdGFsX2xvc3MYAyABKAESFQoNZ3JhZGllbnRfbm9ybRgEIAEoARIVCg1sZWFybmluZ19yYXRlGAUgASgBEg4KBnRva2VucxgGIAEoAxIZChF0b2tlbnNfcGVyX3NlY29uZBgHIAEoARIwCg1zdGVwX2R1cmF0aW9uGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKBmxheWVycxgJIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEh4KEXZvY2FidWxhcnlfel9sb3NzGAogASgBSACIAQESGgoNc21vb3RoZWRfbG9zcxgLIAEoAUgBiAEBQhQKEl92b2NhYnVsYXJ5X3pfbG9zc0IQCg5fc21vb3RoZWRfbG9zcyJiChBUcmFpbmFibGVDaGFuZ2VkEiQKBHBsYW4YASABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SKAoGcmVwb3J0GAIgASgLMhgudGhhdy52MS5UcmFpbmFibGVSZXBvcnQiKgoHV2FybmluZxIOCgZyZWFzb24YASABKAkSDwoHbWVzc2FnZRgCIAEoCSKVAQoKRGF0YVJlcG9ydBIQCghleGFtcGxlcxgBIAEoAxIYChB0cnVuY2F0ZWRfaW5wdXRzGAIgASgDEhkKEXRydW5jYXRlZF90YXJnZXRzGAMgASgDEhUKDXBhZGRpbmdfc2hhcmUYBCABKAESKQoMYmF0Y2hfc2hhcGVzGAUgAygLMhMudGhhdy52MS5CYXRjaFNoYXBlIkgKCkJhdGNoU2hhcGUSFAoMaW5wdXRfdG9rZW5zGAEgASgDEhUKDXRhcmdldF90b2tlbnMYAiABKAMSDQoFc2hhcmUYAyABKAEigwEKD0RhdGFQcmVwYXJhdGlvbhIPCgdkYXRhc2V0GAEgASgJEg0KBXNwbGl0GAIgASgJEgwKBGRvbmUYAyABKAMSDQoFdG90YWwYBCABKAMSGAoQdHJ1bmNhdGVkX2lucHV0cxgFIAEoAxIZChF0cnVuY2F0ZWRfdGFyZ2V0cxgGIAEoAyLhAQoRT3ZlcmZpdHRpbmdSZXBvcnQSDAoEc3RlcBgBIAEoAxINCgVzcGxpdBgCIAEoCRIXCgp0cmFpbl9sb3NzGAMgASgBSACIAQESFwoPdmFsaWRhdGlvbl9sb3NzGAQgASgBEhAKA2dhcBgFIAEoAUgBiAEBEhIKCmJlc3RfdmFsdWUYBiABKAESEQoJYmVzdF9zdGVwGAcgASgDEh4KFmV2YWx1YXRpb25zX3NpbmNlX2Jlc3QYCCABKAMSDQoFc3RvcHMYCSABKAhCDQoLX3RyYWluX2xvc3NCBgoEX2dhcCLoAwoIUnVuRXZlbnQSEAoIcmV2aXNpb24YASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc3RlcBgDIAEoAxImCgVzdGF0ZRgEIAEoCzIVLnRoYXcudjEuU3RhdGVDaGFuZ2VkSAASJwoHbWV0cmljcxgFIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3NIABIvCgpldmFsdWF0aW9uGAYgASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUmVzdWx0SAASLgoJdHJhaW5hYmxlGAcgASgLMhkudGhhdy52MS5UcmFpbmFibGVDaGFuZ2VkSAASKQoKY2hlY2twb2ludBgIIAEoCzITLnRoYXcudjEuQ2hlY2twb2ludEgAEiMKB3dhcm5pbmcYCSABKAsyEC50aGF3LnYxLldhcm5pbmdIABIjCgRkYXRhGAogASgLMhMudGhhdy52MS5EYXRhUmVwb3J0SAASMQoLb3ZlcmZpdHRpbmcYCyABKAsyGi50aGF3LnYxLk92ZXJmaXR0aW5nUmVwb3J0SAASLwoLcHJlcGFyYXRpb24YDCABKAsyGC50aGF3LnYxLkRhdGFQcmVwYXJhdGlvbkgAQgcKBWV2ZW50IjIKDVJ1bkV2ZW50QmF0Y2gSIQoGZXZlbnRzGAEgAygLMhEudGhhdy52MS5SdW5FdmVudCIhCg1XYXRjaFByb2dyZXNzEhAKCHJldmlzaW9uGAEgASgDYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_google_rpc_status, file_thaw_v1_checkpoint, file_thaw_v1_evaluation, file_thaw_v1_group, file_thaw_v1_routing, file_thaw_v1_run_state]);
 
 /**
  * The run changed its state.
@@ -296,6 +296,63 @@ export const BatchShapeSchema: GenMessage<BatchShape> = /*@__PURE__*/
   messageDesc(file_thaw_v1_event, 5);
 
 /**
+ * How far a split has been tokenised. Logged while the run is STARTING: at most once a second for each split, and once when
+ * the split is complete.
+ *
+ * @generated from message thaw.v1.DataPreparation
+ */
+export type DataPreparation = Message<"thaw.v1.DataPreparation"> & {
+  /**
+   * `datasets/{dataset}`.
+   *
+   * @generated from field: string dataset = 1;
+   */
+  dataset: string;
+
+  /**
+   * The split.
+   *
+   * @generated from field: string split = 2;
+   */
+  split: string;
+
+  /**
+   * Examples tokenised.
+   *
+   * @generated from field: int64 done = 3;
+   */
+  done: bigint;
+
+  /**
+   * Examples in the split.
+   *
+   * @generated from field: int64 total = 4;
+   */
+  total: bigint;
+
+  /**
+   * Inputs so far that were cut to `max_input_tokens`.
+   *
+   * @generated from field: int64 truncated_inputs = 5;
+   */
+  truncatedInputs: bigint;
+
+  /**
+   * Targets so far that were cut to `max_target_tokens`.
+   *
+   * @generated from field: int64 truncated_targets = 6;
+   */
+  truncatedTargets: bigint;
+};
+
+/**
+ * Describes the message thaw.v1.DataPreparation.
+ * Use `create(DataPreparationSchema)` to create a new message.
+ */
+export const DataPreparationSchema: GenMessage<DataPreparation> = /*@__PURE__*/
+  messageDesc(file_thaw_v1_event, 6);
+
+/**
  * What the overfitting watch saw at an evaluation.
  *
  * @generated from message thaw.v1.OverfittingReport
@@ -370,7 +427,7 @@ export type OverfittingReport = Message<"thaw.v1.OverfittingReport"> & {
  * Use `create(OverfittingReportSchema)` to create a new message.
  */
 export const OverfittingReportSchema: GenMessage<OverfittingReport> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 6);
+  messageDesc(file_thaw_v1_event, 7);
 
 /**
  * One entry of the watch log.
@@ -468,6 +525,14 @@ export type RunEvent = Message<"thaw.v1.RunEvent"> & {
      */
     value: OverfittingReport;
     case: "overfitting";
+  } | {
+    /**
+     * A split is being tokenised.
+     *
+     * @generated from field: thaw.v1.DataPreparation preparation = 12;
+     */
+    value: DataPreparation;
+    case: "preparation";
   } | { case: undefined; value?: undefined };
 };
 
@@ -476,7 +541,7 @@ export type RunEvent = Message<"thaw.v1.RunEvent"> & {
  * Use `create(RunEventSchema)` to create a new message.
  */
 export const RunEventSchema: GenMessage<RunEvent> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 7);
+  messageDesc(file_thaw_v1_event, 8);
 
 /**
  * Events in ascending, gap-free order.
@@ -497,7 +562,7 @@ export type RunEventBatch = Message<"thaw.v1.RunEventBatch"> & {
  * Use `create(RunEventBatchSchema)` to create a new message.
  */
 export const RunEventBatchSchema: GenMessage<RunEventBatch> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 8);
+  messageDesc(file_thaw_v1_event, 9);
 
 /**
  * A promise in place of events.
@@ -518,5 +583,5 @@ export type WatchProgress = Message<"thaw.v1.WatchProgress"> & {
  * Use `create(WatchProgressSchema)` to create a new message.
  */
 export const WatchProgressSchema: GenMessage<WatchProgress> = /*@__PURE__*/
-  messageDesc(file_thaw_v1_event, 9);
+  messageDesc(file_thaw_v1_event, 10);
 

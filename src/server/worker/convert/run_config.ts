@@ -68,8 +68,7 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
     config: {
       modelDirectory: open.initialDirectory || open.modelDirectory,
       trainFile,
-      // Sizes the evaluation programs, so that the plan already holds them.
-      validationFile: evaluateSplits[0]?.file,
+      evaluationFiles: evaluateSplits.map(({ file }) => file),
       steps: Number(spec.steps),
       batchSize: Number(spec.batchSize),
       maxInputTokens: Number(spec.maxInputTokens),
