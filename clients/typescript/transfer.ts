@@ -47,7 +47,7 @@ export async function uploadDataset(
 
 /** The split that a file is named after: `train.jsonl`; SuperGLUE's archives say `val` for `validation`. */
 export function splitOfFile(path: string): string {
-  const name = basename(path).replace(/\.(jsonl|parquet)$/, "");
+  const name = basename(path).replace(/\.(jsonl|parquet|txt)$/, "");
   return name === "val" ? "validation" : name;
 }
 

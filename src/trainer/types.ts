@@ -207,7 +207,10 @@ export interface OptimizerOptions {
 /** Everything that defines a run. Paths are absolute and already checked by the caller. */
 export interface RunConfig {
   readonly modelDirectory: string;
-  readonly trainFile: string;
+  /** At least one: JSON Lines, or plain text (.txt). Several are mixed in proportion to their examples (data/mixture.ts). */
+  readonly trainFiles: readonly string[];
+  /** At most so many examples of each file count in the proportions. Default: all. */
+  readonly mixingCap?: number;
   /** Tokenised before the first step, and what their evaluation needs is planned from the outset. */
   readonly evaluationFiles?: readonly string[];
   readonly steps: number;

@@ -14,7 +14,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { lengthsOf } from "../../src/trainer/data/batching.ts";
 import { encodeDataset } from "../../src/trainer/data/dataset.ts";
-import { parseExamples } from "../../src/trainer/data/examples.ts";
+import { parseJsonl } from "../../src/trainer/data/jsonl.ts";
 import { randomBelow } from "../../src/trainer/data/random.ts";
 import { loadTokenizer } from "../../src/trainer/data/tokenizer.ts";
 import { openRun } from "../../src/trainer/engine.ts";
@@ -44,7 +44,7 @@ async function unequalData(): Promise<string> {
 }
 
 const whole = { maxInputTokens: LIMITS.input, maxTargetTokens: LIMITS.target, vocabularySize: 2 ** 31, eosTokenId: 1 };
-const { examples } = encodeDataset(await parseExamples(data), await loadTokenizer(model), whole);
+const { examples } = encodeDataset(await parseJsonl(data), await loadTokenizer(model), whole);
 const longest = lengthsOf(examples, LIMITS);
 const tokensOf = (side: "inputIds" | "labels") => examples.reduce((n, example) => n + example[side].length, 0);
 const packedTarget = Math.max(longest.target, Math.ceil((longest.input * tokensOf("labels")) / tokensOf("inputIds")));

@@ -423,6 +423,7 @@ test("data upload takes files named after their split, named files and folders",
   await writeFile(join(folder, "test.jsonl"), "test\n");
   await writeFile(join(folder, "val.jsonl"), "val\n");
   await writeFile(join(folder, "own.json"), "{}");
+  await writeFile(join(folder, "text.txt"), "Once.\n");
   await mkdir(join(folder, "parquet"));
   await writeFile(join(folder, "parquet", "train.parquet"), "PAR1");
   const splits: string[][] = [];
@@ -451,6 +452,7 @@ test("data upload takes files named after their split, named files and folders",
     [[join(folder, "val.jsonl"), "--task", join(folder, "own.json")], ["validation"]],
     [[join(folder, "parquet")], ["train"]],
     [[train, "--format", "parquet"], ["train"]],
+    [[`train=${join(folder, "text.txt")}`], ["train"]],
   ];
   for (const [paths] of cases) {
     const { code, stdout, stderr } = await thaw(server.address, ["data", "upload", ...paths]);
@@ -467,6 +469,7 @@ test("data upload takes files named after their split, named files and folders",
     ["JSONL", "{}"],
     ["PARQUET", undefined],
     ["PARQUET", undefined],
+    ["PLAIN_TEXT", undefined],
   ]);
   const twice = await thaw(server.address, ["data", "upload", folder, train]);
   assert.is(twice.code, 2);

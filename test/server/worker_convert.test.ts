@@ -165,7 +165,7 @@ test("a bare specification becomes the documented defaults", () => {
   const { config, policy } = openRunToConfig(openRun(create(RunSpecSchema, required)));
   assert.equal(config, {
     modelDirectory: "/m",
-    trainFile: "/d/train.jsonl",
+    trainFiles: ["/d/train.jsonl"],
     evaluationFiles: ["/d/validation.jsonl"],
     steps: 10,
     batchSize: 16,

@@ -77,7 +77,7 @@ export const plan = (selection: Partial<TrainableSelection>, changes: Partial<Tr
 export function tinyRun(modelDirectory: string, trainFile: string, changes: Partial<RunConfig> = {}): RunConfig {
   return {
     modelDirectory,
-    trainFile,
+    trainFiles: [trainFile],
     steps: 20,
     batchSize: 4,
     maxInputTokens: 16,

@@ -5,11 +5,12 @@ import { shuffledOrder } from "../../src/trainer/data/order.ts";
 
 const test = suite("mixture");
 const sizes = [30, 7, 200]; // ids 0 … 29, 30 … 36, 37 … 236
+const sources = sizes.map((size) => ({ size, variants: 1 }));
 const CAP = 50;
 const ROUND = 30 + 7 + CAP;
 const sourceOf = (id: number): number => (id < 30 ? 0 : id < 37 ? 1 : 2);
 const idsOf = (seed: number, length: number): number[] => {
-  const order = mixtureOrder(sizes, seed, { cap: CAP });
+  const order = mixtureOrder(sources, seed, { cap: CAP });
   return Array.from({ length }, (_, position) => order(position));
 };
 
@@ -37,21 +38,31 @@ test("no example comes again before its source has been gone through", () => {
 
 test("an example follows from seed and position alone, in any order of asking", () => {
   const ids = idsOf(3, 400);
-  const order = mixtureOrder(sizes, 3, { cap: CAP });
+  const order = mixtureOrder(sources, 3, { cap: CAP });
   for (const position of [399, 0, 172, 84, 88, 399]) assert.is(order(position), ids[position]);
   assert.is.not(String(idsOf(4, 40)), String(idsOf(3, 40)));
 });
 
 test("one source without a cap comes as it would alone", () => {
   const alone = shuffledOrder(30, 5);
-  const mixed = mixtureOrder([30], 5);
+  const mixed = mixtureOrder([sources[0]], 5);
   for (let position = 0; position < 80; position++) assert.is(mixed(position), alone(position));
+});
+
+test("each epoch takes the next variant of a source, in that epoch's order", () => {
+  const mixed = mixtureOrder([{ size: 7, variants: 2 }, sources[0]], 6);
+  const ids = Array.from({ length: 3 * 37 }, (_, position) => mixed(position)).filter((id) => id < 14);
+  const alone = shuffledOrder(7, 6);
+  assert.equal(
+    ids,
+    Array.from({ length: 21 }, (_, draw) => alone(draw) + (Math.floor(draw / 7) % 2) * 7),
+  );
 });
 
 test("nothing to draw from is refused", () => {
   assert.throws(() => mixtureOrder([], 1), RangeError);
-  assert.throws(() => mixtureOrder([1, 0], 1), RangeError);
-  assert.throws(() => mixtureOrder([1], 1, { cap: 0 }), RangeError);
+  assert.throws(() => mixtureOrder([sources[0], { size: 0, variants: 1 }], 1), RangeError);
+  assert.throws(() => mixtureOrder([sources[0]], 1, { cap: 0 }), RangeError);
 });
 
 test.run();

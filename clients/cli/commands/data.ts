@@ -39,7 +39,11 @@ export function addData(program: Command): void {
   data
     .command("upload <paths...>")
     .description("upload data: files named after their split (train.jsonl), split=file, or a folder of such files")
-    .option("--format <format>", "jsonl, parquet; by the files' names when left out", enumValue(DatasetFormatSchema))
+    .option(
+      "--format <format>",
+      "jsonl, parquet, plain_text; by the files' names when left out",
+      enumValue(DatasetFormatSchema),
+    )
     .option("--task <task>", "what the lines are of: superglue/boolq and the like, or a task file (examples/tasks)")
     .option("--id <id>", "the id in datasets/{dataset}; chosen by the server when left out")
     .option("--name <text>", "a name for people")
@@ -100,8 +104,10 @@ async function taskOf(typed: string) {
     : { case: "readyTask" as const, value: typed };
 }
 
-const DATA_FILE = /\.(jsonl|parquet)$/;
-const FORMATS: Readonly<Record<string, DatasetFormat>> = { ".parquet": DatasetFormat.PARQUET };
+const FORMATS: Readonly<Record<string, DatasetFormat>> = {
+  ".parquet": DatasetFormat.PARQUET,
+  ".txt": DatasetFormat.PLAIN_TEXT,
+};
 
 /** What files are by their names; JSONL where these say nothing. */
 function formatOf(paths: readonly string[]): DatasetFormat {
@@ -115,8 +121,11 @@ async function splitFiles(typed: string): Promise<[string, string][]> {
   const named = /^([a-z0-9_]+)=(.+)$/.exec(typed);
   if (named) return [[named[1], named[2]]];
   if (!(await stat(typed)).isDirectory()) return [[splitOfFile(typed), typed]];
-  const files = (await readdir(typed)).filter((name) => DATA_FILE.test(name)).sort();
-  if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl or .parquet files`);
+  const names = (await readdir(typed)).sort();
+  const examples = names.filter((name) => /\.(jsonl|parquet)$/.test(name));
+  // Beside examples, a text is rather about them.
+  const files = examples.length > 0 ? examples : names.filter((name) => name.endsWith(".txt"));
+  if (files.length === 0) throw new UsageError(`${typed} holds no .jsonl, .parquet or .txt files`);
   const splits = files.map((name): [string, string] => [splitOfFile(name), join(typed, name)]);
   return splits.sort(([a], [b]) => rank(a) - rank(b));
 }

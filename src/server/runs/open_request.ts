@@ -18,7 +18,6 @@ export async function openRequest(run: Run, parts: Parts): Promise<MessageInitSh
   const dataset = await registry.dataset(idIn("datasets", spec.dataset) ?? "");
   if (!model) throw notFound(spec.model);
   if (!dataset) throw notFound(spec.dataset);
-  const datasetId = idIn("datasets", spec.dataset)!;
   const splits = ["train", ...(spec.evaluation?.splits ?? [])];
   const newest = await checkpoints.newest(idIn("runs", run.name)!);
   const first = !newest;
@@ -29,7 +28,7 @@ export async function openRequest(run: Run, parts: Parts): Promise<MessageInitSh
     datasets: [
       {
         name: spec.dataset,
-        splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, datasetId, split)])),
+        splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, dataset.dataset, split)])),
         task: dataset.dataset.task,
       },
     ],

@@ -164,6 +164,8 @@ async function receiveDataset(
       check((problems) => {
         knownEnum(problems, "dataset.format", DatasetFormatSchema, format);
         task = taskOf(problems, part.value);
+        const described = part.value.task.case !== undefined;
+        if (format === DatasetFormat.PLAIN_TEXT && described) problems.add("dataset.format", "plain text has no task");
       });
     } else if (part.case === "split") {
       const { name } = part.value;

@@ -240,7 +240,7 @@ export async function findSplit(
     const has = record.dataset.splits.map((one) => one.name).join(", ");
     throw invalidField("split", `${name} has ${has}, not ${split}`);
   }
-  return { file: splitFile(layout, id, split), task: record.dataset.task };
+  return { file: splitFile(layout, record.dataset, split), task: record.dataset.task };
 }
 
 /** Takes the files of an upload. @throws RpcError INVALID_ARGUMENT when they come in the wrong form */

@@ -11,8 +11,9 @@ import { NO_EXAMPLE } from "../../trainer/data/batches.ts";
 import { trainingData } from "../../trainer/data/batching.ts";
 import { encodeDataset } from "../../trainer/data/dataset.ts";
 import { parseJsonl } from "../../trainer/data/jsonl.ts";
-import { shuffledOrder } from "../../trainer/data/order.ts";
+import { mixtureOrder } from "../../trainer/data/mixture.ts";
 import { loadTokenizer } from "../../trainer/data/tokenizer.ts";
+import { encodedFiles, isPlainText } from "../../trainer/run/encoded_files.ts";
 import { InputError } from "../../trainer/types.ts";
 import type { Core } from "../core.ts";
 import { invalidArgument } from "../rpc/errors.ts";
@@ -56,7 +57,7 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
   const targetLength = Number(request.maxTargetTokens || 32n);
   const padTokenId = setting("pad_token_id", 0);
   try {
-    const examples = await parseJsonl(file);
+    const written = isPlainText(file) ? [] : await parseJsonl(file);
     const tokenizer = await loadTokenizer(modelDirectory(core.layout, model.directory));
     const options = {
       maxInputTokens: inputLength,
@@ -64,11 +65,13 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
       vocabularySize: setting("vocab_size", Number.POSITIVE_INFINITY),
       eosTokenId: setting("eos_token_id", DEFAULT_EOS),
     };
-    const encoded = encodeDataset(examples, tokenizer, options);
+    const seed = Number(request.seed);
+    const files = encodedFiles({ tokenizer, model: options }, options);
+    const data = await files.trained(file, (first + count) * size, seed);
     const exampleOf = (id: number, row: number) => {
-      const { inputIds, labels, input = "", target = "" } = encoded.examples[id];
+      const { inputIds, labels, input = "", target = "" } = data.examples[id];
       const uncut = { ...options, maxInputTokens: Number.POSITIVE_INFINITY, maxTargetTokens: Number.POSITIVE_INFINITY };
-      const whole = encodeDataset([examples[id]], tokenizer, uncut);
+      const whole = encodeDataset(id in written ? [written[id]] : [], tokenizer, uncut);
       return {
         exampleId: BigInt(id),
         input,
@@ -81,8 +84,7 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
       };
     };
     const decoderStartTokenId = setting("decoder_start_token_id", padTokenId);
-    const seed = Number(request.seed);
-    const { batches } = trainingData(encoded.examples, shuffledOrder(encoded.examples.length, seed), {
+    const { batches } = trainingData(data.examples, mixtureOrder([data], seed), {
       batching: batching.fromProto(request.batching || Batching.PADDED, "batching"),
       size,
       limits: { input: inputLength, target: targetLength },
@@ -98,9 +100,9 @@ export async function previewBatches(core: Core, request: PreviewBatchesRequest)
         );
         return { step: BigInt(first + index), examples };
       }),
-      examples: BigInt(examples.length),
-      truncatedInputs: BigInt(encoded.truncatedInputs),
-      truncatedTargets: BigInt(encoded.truncatedTargets),
+      examples: BigInt(data.size),
+      truncatedInputs: BigInt(data.truncatedInputs),
+      truncatedTargets: BigInt(data.truncatedTargets),
     });
   } catch (error) {
     if (!(error instanceof InputError)) throw error;

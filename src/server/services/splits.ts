@@ -1,10 +1,10 @@
 // The splits of an upload on their way to disk: read once, with every problem by split and line, written in the form that
 // runs read, and described.
 //
-// Whatever the format, what is stored is JSON Lines of examples (data/jsonl.ts): a Parquet file's rows become lines, and a
-// task's lines are written out, with their accepted answers, groups and labels beside the text. Nothing later meets
-// another form.
+// What is stored is JSON Lines of examples (data/jsonl.ts), or plain text: a Parquet file's rows become lines, and a task's
+// lines are written out, with their accepted answers, groups and labels beside the text. Nothing later meets another form.
 
+import { Buffer } from "node:buffer";
 import { once } from "node:events";
 import { createWriteStream } from "node:fs";
 import { rename, rm } from "node:fs/promises";
@@ -15,6 +15,8 @@ import { DatasetFormat, type SplitDescription, SplitDescriptionSchema } from "..
 import { EXAMPLE_FIELDS, type Example, parseJsonl } from "../../trainer/data/jsonl.ts";
 import type { ParquetColumns } from "../../trainer/data/parquet.ts";
 import { openParquetReader, type ParquetReader } from "../../trainer/data/parquet_reader.ts";
+import { readDocuments } from "../../trainer/data/plain_text.ts";
+import { inputError } from "../../trainer/formats/problems.ts";
 import { convertTask } from "../../trainer/tasks/convert.ts";
 import type { TaskDefinition } from "../../trainer/tasks/task.ts";
 import { InputError, type Problem } from "../../trainer/types.ts";
@@ -53,8 +55,14 @@ export async function storeSplits(
       const split = splitOf(file);
       const received = join(directory, file.path);
       try {
-        const examples = await storeSplit(received, join(directory, splitFileName(split)), split, task, parquet);
-        described.push(describeSplit(split, file.bytes, examples));
+        const target = join(directory, splitFileName(split, format));
+        if (format === DatasetFormat.PLAIN_TEXT) {
+          described.push(await describeText(split, file.bytes, received));
+          await rename(received, target);
+        } else {
+          const examples = await storeSplit(received, target, split, task, parquet);
+          described.push(describeSplit(split, file.bytes, examples));
+        }
       } catch (error) {
         if (!(error instanceof InputError)) throw error;
         problems.push(...error.problems.map(({ message }) => ({ field: `splits.${split}`, message })));
@@ -113,6 +121,21 @@ async function writeLines(path: string, values: readonly unknown[]): Promise<voi
   await written;
 }
 
+/** @throws InputError with the first line that is no text, or where there is none */
+async function describeText(name: string, bytes: number, file: string): Promise<SplitDescription> {
+  let documents = 0;
+  let longest = 0;
+  for await (const { text } of readDocuments(file)) {
+    documents++;
+    longest = Math.max(longest, Buffer.byteLength(text));
+  }
+  if (documents === 0) throw inputError("", ["the file has no text"]);
+  return create(SplitDescriptionSchema, {
+    split: { name, examples: BigInt(documents), sizeBytes: BigInt(bytes) },
+    longestInputBytes: BigInt(longest),
+  });
+}
+
 /** Examples as far as a description goes. */
 type Described = Pick<Example, "task"> & ({ readonly input: string; readonly target: string } | object);
 
@@ -123,8 +146,8 @@ function describeSplit(name: string, bytes: number, examples: readonly Described
   for (const example of examples) {
     if (!("target" in example)) continue;
     targets.set(example.target, (targets.get(example.target) ?? 0) + 1);
-    longestInput = Math.max(longestInput, new TextEncoder().encode(example.input).length);
-    longestTarget = Math.max(longestTarget, new TextEncoder().encode(example.target).length);
+    longestInput = Math.max(longestInput, Buffer.byteLength(example.input));
+    longestTarget = Math.max(longestTarget, Buffer.byteLength(example.target));
   }
   const frequent = [...targets].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1)).slice(0, FREQUENT_TARGETS);
   return create(SplitDescriptionSchema, {

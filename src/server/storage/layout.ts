@@ -4,7 +4,7 @@
 //   server.lock                     held by the server that uses the directory (lock.ts)
 //   thaw.sqlite                     the registry
 //   models/{model}/                 uploaded and exported models
-//   datasets/{dataset}/{split}.jsonl
+//   datasets/{dataset}/{split}.jsonl, or .txt where it is plain text
 //   checkpoints/{run}/{checkpoint}/
 //   tmp/                            in the making
 
@@ -12,6 +12,8 @@ import { randomUUID } from "node:crypto";
 import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { readdir, rm, stat } from "node:fs/promises";
 import { dirname, join, relative, resolve, sep } from "node:path";
+import { type Dataset, DatasetFormat } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
+import { idIn } from "../ids.ts";
 
 export interface Layout {
   readonly registry: string;
@@ -90,6 +92,7 @@ export async function filesOf(directory: string): Promise<StoredFile[]> {
 
 /** A model's folder: below `models`, or where it was loaded from. */
 export const modelDirectory = (layout: Layout, directory: string): string => resolve(layout.models, directory);
-export const splitFileName = (split: string): string => `${split}.jsonl`;
-export const splitFile = (layout: Layout, dataset: string, split: string): string =>
-  join(layout.datasets, dataset, splitFileName(split));
+export const splitFileName = (split: string, format: DatasetFormat): string =>
+  `${split}.${format === DatasetFormat.PLAIN_TEXT ? "txt" : "jsonl"}`;
+export const splitFile = (layout: Layout, { name, format }: Pick<Dataset, "name" | "format">, split: string): string =>
+  join(layout.datasets, idIn("datasets", name)!, splitFileName(split, format));

@@ -9,29 +9,37 @@
 import type { ExampleOrder } from "./order.ts";
 import { randomPermutation, randomU32 } from "./random.ts";
 
+/** What an order draws from. */
+export interface MixedSource {
+  /** Examples, at least one. */
+  readonly size: number;
+  /** How often each is there under an id of its own; epoch after epoch takes another (plain_text.ts). At least one. */
+  readonly variants: number;
+}
+
 /** Stream of a run's seed that the seeds below come from; no epoch gets so far. */
 const SEEDS = 0xffffffff;
 
 /**
- * Shuffled examples without end. Ids count through the sources one after another. One source alone, not capped, comes in
- * the order of `shuffledOrder`.
+ * Shuffled examples without end. Ids count through the sources one after another, in each through its examples variant by
+ * variant. One source alone, not capped, comes in the order of `shuffledOrder`.
  *
- * @param sizes examples of each source, at least one
  * @param options.cap at most so many examples of a source count; none unless given
  */
 export function mixtureOrder(
-  sizes: readonly number[],
+  sources: readonly MixedSource[],
   seed: number,
   options: { readonly cap?: number } = {},
 ): ExampleOrder {
   const cap = options.cap ?? Number.POSITIVE_INFINITY;
-  if (sizes.length === 0 || sizes.some((size) => !(size >= 1)) || !(cap >= 1)) {
+  if (sources.length === 0 || sources.some(({ size }) => !(size >= 1)) || !(cap >= 1)) {
     throw new RangeError("a mixture needs sources with examples, and a cap of at least one");
   }
   let firstId = 0;
-  const states = sizes.map((size, index) => {
+  const states = sources.map(({ size, variants }, index) => {
     const state = {
       size,
+      variants,
       /** Positions in a round. */
       share: Math.min(size, Math.floor(cap)),
       firstId,
@@ -39,7 +47,7 @@ export function mixtureOrder(
       epoch: -1,
       order: new Uint32Array(0),
     };
-    firstId += size;
+    firstId += size * variants;
     return state;
   });
   const roundLength = states.reduce((sum, { share }) => sum + share, 0);
@@ -65,6 +73,6 @@ export function mixtureOrder(
       state.epoch = epoch;
       state.order = randomPermutation(state.size, state.seed, epoch);
     }
-    return state.firstId + state.order[draw % state.size];
+    return state.firstId + (epoch % state.variants) * state.size + state.order[draw % state.size];
   };
 }

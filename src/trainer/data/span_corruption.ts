@@ -38,16 +38,24 @@ function randomParts(total: number, parts: number, seed: number): number[] {
   return ends.map((end, i) => end - (ends[i - 1] ?? 0));
 }
 
-/** [length], true where a token is cut out. Never all and never none. */
-function noiseMask(
-  length: number,
-  { noiseDensity, meanSpanLength, sentinelIds }: SpanCorruption,
-  seed: number,
-): boolean[] {
+/** How many tokens of so many are cut out, in how many spans before rolling. */
+function noiseOf(length: number, { noiseDensity, meanSpanLength, sentinelIds }: SpanCorruption) {
   const noise = Math.min(Math.max(Math.round(length * noiseDensity), 1), length - 1);
   // Rolling can cut one span in two, and one sentinel ends the target.
   const mostSpans = Math.min(noise, length - noise, sentinelIds.length - 2);
-  const spans = Math.min(Math.max(Math.round(noise / meanSpanLength), 1), mostSpans);
+  return { noise, spans: Math.min(Math.max(Math.round(noise / meanSpanLength), 1), mostSpans) };
+}
+
+/** Tokens of input and target, without end of sequence, that a text of `length` tokens has at most once it is corrupted. */
+export function corruptedLengths(length: number, options: SpanCorruption): { input: number; target: number } {
+  const { noise, spans } = noiseOf(length, options);
+  const sentinels = spans + (noise > spans ? 1 : 0); // a span of one token is never cut in two
+  return { input: length - noise + sentinels, target: noise + sentinels + 1 };
+}
+
+/** [length], true where a token is cut out. Never all and never none. */
+function noiseMask(length: number, options: SpanCorruption, seed: number): boolean[] {
+  const { noise, spans } = noiseOf(length, options);
   const noiseParts = randomParts(noise, spans, randomU32(seed, 0, 0));
   const keptParts = randomParts(length - noise, spans, randomU32(seed, 0, 1));
   const mask = keptParts.flatMap((kept, i) => [

@@ -2,10 +2,10 @@
 
 import type { Lengths } from "../data/batches.ts";
 import { lengthsOf, trainingData } from "../data/batching.ts";
-import { shuffledOrder } from "../data/order.ts";
+import { mixtureOrder } from "../data/mixture.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { RunConfig } from "../types.ts";
-import { type EncodedFiles, encodedFiles, type OnEncoding } from "./encoded_files.ts";
+import { type EncodedFiles, encodedFiles, type OnEncoding, type TrainedData } from "./encoded_files.ts";
 import { longest } from "./plan.ts";
 import type { TrainingInput } from "./run.ts";
 
@@ -26,21 +26,38 @@ export async function openTrainingData(
   onEncoding?: OnEncoding,
 ): Promise<{ training: TrainingInput; inference: Lengths; files: EncodedFiles }> {
   const files = encodedFiles(source, config, onEncoding);
-  const { examples, truncatedInputs, truncatedTargets } = await files.dataset(config.trainFile);
+  const { trainFiles, steps, batchSize, accumulationSteps = 1, seed } = config;
+  const sources: TrainedData[] = [];
+  for (const file of trainFiles) sources.push(await files.trained(file, steps * batchSize * accumulationSteps, seed));
+  const examples = sources.flatMap((source) => source.examples);
   const limits = limitsOf(config);
   let inference = lengthsOf(examples, limits);
   for (const file of config.evaluationFiles ?? []) {
-    inference = longest(inference, lengthsOf((await files.dataset(file)).examples, limits));
+    inference = longest(inference, lengthsOf((await files.scored(file)).examples, limits));
   }
   const { padTokenId, decoderStartTokenId } = source.model;
-  const { batching = "padded", batchSize: size, seed } = config;
-  const options = { batching, size, limits, seed, padTokenId, decoderStartTokenId };
-  const { batches, shapes, padding } = trainingData(examples, shuffledOrder(examples.length, seed), options);
+  const options = {
+    batching: config.batching ?? "padded",
+    size: batchSize,
+    limits,
+    seed,
+    padTokenId,
+    decoderStartTokenId,
+  };
+  const order = mixtureOrder(sources, seed, { cap: config.mixingCap });
+  const { batches, shapes, padding } = trainingData(examples, order, options);
+  const sum = (field: "size" | "truncatedInputs" | "truncatedTargets") => sources.reduce((n, s) => n + s[field], 0);
   return {
     training: {
       plan: config.trainable,
       batches,
-      data: { examples: examples.length, truncatedInputs, truncatedTargets, padding, shapes },
+      data: {
+        examples: sum("size"),
+        truncatedInputs: sum("truncatedInputs"),
+        truncatedTargets: sum("truncatedTargets"),
+        padding,
+        shapes,
+      },
     },
     inference,
     files,

@@ -8,7 +8,6 @@ import type { Device } from "../../kernels/device/device.ts";
 import { OutOfMemoryError } from "../../kernels/device/errors.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
 import type { Batch, Lengths } from "../data/batches.ts";
-import type { EncodedDataset } from "../data/dataset.ts";
 import type { TrainingBatches } from "../data/order.ts";
 import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { InferenceGraph } from "../model/family.ts";
@@ -33,7 +32,7 @@ import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
 import { Decoder } from "./decoder.ts";
 import { DeviceMemory } from "./device_memory.ts";
-import { type EncodedFiles, encodedFiles } from "./encoded_files.ts";
+import { type EncodedFiles, encodedFiles, type ScoredData } from "./encoded_files.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
@@ -56,7 +55,10 @@ interface Training extends TrainingInput {
 }
 
 /** The part of a run's configuration that does not depend on its data. */
-export type RunSettings = Omit<RunConfig, "modelDirectory" | "trainFile" | "evaluationFiles" | "trainable">;
+export type RunSettings = Omit<
+  RunConfig,
+  "modelDirectory" | "trainFiles" | "mixingCap" | "evaluationFiles" | "trainable"
+>;
 
 export interface OpenOptions {
   /** Absent: the model can only evaluate and generate. */
@@ -361,9 +363,9 @@ export class Run implements TrainingRun {
     return Decoder.open(this.device, plan, this.#memory);
   }
 
-  /** A data file as token ids. @throws InputError with line numbers */
-  dataset(file: string): Promise<EncodedDataset> {
-    return this.#files.dataset(file);
+  /** A data file as it is scored. @throws InputError with line numbers */
+  dataset(file: string): Promise<ScoredData> {
+    return this.#files.scored(file);
   }
 
   upload(batch: Batch, part?: "decoder"): void {

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/dataset.proto.
  */
 export const file_thaw_v1_dataset: GenFile = /*@__PURE__*/
-  fileDesc("ChV0aGF3L3YxL2RhdGFzZXQucHJvdG8SB3RoYXcudjEiQgoMRGF0YXNldFNwbGl0EgwKBG5hbWUYASABKAkSEAoIZXhhbXBsZXMYAiABKAMSEgoKc2l6ZV9ieXRlcxgDIAEoAyKfAQoLRGF0YXNldFRhc2sSDAoEbmFtZRgBIAEoCRIPCgdtZXRyaWNzGAIgAygJEjAKBmxhYmVscxgDIAMoCzIgLnRoYXcudjEuRGF0YXNldFRhc2suTGFiZWxzRW50cnkSEAoIcG9zaXRpdmUYBCABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLlAQoHRGF0YXNldBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRImCgZmb3JtYXQYAyABKA4yFi50aGF3LnYxLkRhdGFzZXRGb3JtYXQSJQoGc3BsaXRzGAQgAygLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSEgoKc2l6ZV9ieXRlcxgFIAEoAxIvCgtjcmVhdGVfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIgoEdGFzaxgHIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2siLwoLVGFyZ2V0Q291bnQSDgoGdGFyZ2V0GAEgASgJEhAKCGV4YW1wbGVzGAIgASgDIr0BChBTcGxpdERlc2NyaXB0aW9uEiQKBXNwbGl0GAEgASgLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSGAoQZGlzdGluY3RfdGFyZ2V0cxgCIAEoAxIuChBmcmVxdWVudF90YXJnZXRzGAMgAygLMhQudGhhdy52MS5UYXJnZXRDb3VudBIbChNsb25nZXN0X2lucHV0X2J5dGVzGAQgASgDEhwKFGxvbmdlc3RfdGFyZ2V0X2J5dGVzGAUgASgDIrYBCg5QcmV2aWV3RXhhbXBsZRISCgpleGFtcGxlX2lkGAEgASgDEg0KBWlucHV0GAIgASgJEg4KBnRhcmdldBgDIAEoCRIXCg9pbnB1dF90b2tlbl9pZHMYBCADKAUSGAoQdGFyZ2V0X3Rva2VuX2lkcxgFIAMoBRIXCg9pbnB1dF90cnVuY2F0ZWQYBiABKAgSGAoQdGFyZ2V0X3RydW5jYXRlZBgHIAEoCBILCgNyb3cYCCABKAUiRwoMUHJldmlld0JhdGNoEgwKBHN0ZXAYASABKAMSKQoIZXhhbXBsZXMYAiADKAsyFy50aGF3LnYxLlByZXZpZXdFeGFtcGxlKmUKDURhdGFzZXRGb3JtYXQSHgoaREFUQVNFVF9GT1JNQVRfVU5TUEVDSUZJRUQQABIYChREQVRBU0VUX0ZPUk1BVF9KU09OTBABEhoKFkRBVEFTRVRfRk9STUFUX1BBUlFVRVQQAmIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("ChV0aGF3L3YxL2RhdGFzZXQucHJvdG8SB3RoYXcudjEiQgoMRGF0YXNldFNwbGl0EgwKBG5hbWUYASABKAkSEAoIZXhhbXBsZXMYAiABKAMSEgoKc2l6ZV9ieXRlcxgDIAEoAyKfAQoLRGF0YXNldFRhc2sSDAoEbmFtZRgBIAEoCRIPCgdtZXRyaWNzGAIgAygJEjAKBmxhYmVscxgDIAMoCzIgLnRoYXcudjEuRGF0YXNldFRhc2suTGFiZWxzRW50cnkSEAoIcG9zaXRpdmUYBCABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLlAQoHRGF0YXNldBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRImCgZmb3JtYXQYAyABKA4yFi50aGF3LnYxLkRhdGFzZXRGb3JtYXQSJQoGc3BsaXRzGAQgAygLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSEgoKc2l6ZV9ieXRlcxgFIAEoAxIvCgtjcmVhdGVfdGltZRgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIgoEdGFzaxgHIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2siLwoLVGFyZ2V0Q291bnQSDgoGdGFyZ2V0GAEgASgJEhAKCGV4YW1wbGVzGAIgASgDIr0BChBTcGxpdERlc2NyaXB0aW9uEiQKBXNwbGl0GAEgASgLMhUudGhhdy52MS5EYXRhc2V0U3BsaXQSGAoQZGlzdGluY3RfdGFyZ2V0cxgCIAEoAxIuChBmcmVxdWVudF90YXJnZXRzGAMgAygLMhQudGhhdy52MS5UYXJnZXRDb3VudBIbChNsb25nZXN0X2lucHV0X2J5dGVzGAQgASgDEhwKFGxvbmdlc3RfdGFyZ2V0X2J5dGVzGAUgASgDIrYBCg5QcmV2aWV3RXhhbXBsZRISCgpleGFtcGxlX2lkGAEgASgDEg0KBWlucHV0GAIgASgJEg4KBnRhcmdldBgDIAEoCRIXCg9pbnB1dF90b2tlbl9pZHMYBCADKAUSGAoQdGFyZ2V0X3Rva2VuX2lkcxgFIAMoBRIXCg9pbnB1dF90cnVuY2F0ZWQYBiABKAgSGAoQdGFyZ2V0X3RydW5jYXRlZBgHIAEoCBILCgNyb3cYCCABKAUiRwoMUHJldmlld0JhdGNoEgwKBHN0ZXAYASABKAMSKQoIZXhhbXBsZXMYAiADKAsyFy50aGF3LnYxLlByZXZpZXdFeGFtcGxlKoQBCg1EYXRhc2V0Rm9ybWF0Eh4KGkRBVEFTRVRfRk9STUFUX1VOU1BFQ0lGSUVEEAASGAoUREFUQVNFVF9GT1JNQVRfSlNPTkwQARIaChZEQVRBU0VUX0ZPUk1BVF9QQVJRVUVUEAISHQoZREFUQVNFVF9GT1JNQVRfUExBSU5fVEVYVBADYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * One split of a dataset.
@@ -30,7 +30,7 @@ export type DatasetSplit = Message<"thaw.v1.DatasetSplit"> & {
   name: string;
 
   /**
-   * Examples.
+   * Examples; of plain text, documents.
    *
    * @generated from field: int64 examples = 2;
    */
@@ -212,7 +212,7 @@ export type SplitDescription = Message<"thaw.v1.SplitDescription"> & {
   frequentTargets: TargetCount[];
 
   /**
-   * UTF-8 bytes of the longest input text.
+   * UTF-8 bytes of the longest input text; of plain text, of the longest document.
    *
    * @generated from field: int64 longest_input_bytes = 4;
    */
@@ -240,7 +240,7 @@ export const SplitDescriptionSchema: GenMessage<SplitDescription> = /*@__PURE__*
  */
 export type PreviewExample = Message<"thaw.v1.PreviewExample"> & {
   /**
-   * Index in its split.
+   * Index in its split; of plain text, v * n + w for the corruption v, from 0, of window w of n.
    *
    * @generated from field: int64 example_id = 1;
    */
@@ -359,6 +359,16 @@ export const DatasetFormat = {
    * @generated from enum value: DATASET_FORMAT_PARQUET = 2;
    */
   PARQUET: 2,
+
+  /**
+   * UTF-8 text, for pre-training by span corruption (Raffel et al. 2020, section 3.1.4: 15 % of the tokens, three at a time). A
+   * document ends at a blank line. A run cuts documents into windows that fit `max_input_tokens` and `max_target_tokens`, and
+   * corrupts each of them anew in up to eight epochs, after which corruptions come again; evaluations are always of the same
+   * corruption. Not with a task.
+   *
+   * @generated from enum value: DATASET_FORMAT_PLAIN_TEXT = 3;
+   */
+  PLAIN_TEXT: 3,
 } as const;
 
 /**

@@ -217,7 +217,7 @@ export const WarningSchema: GenMessage<Warning> = /*@__PURE__*/
  */
 export type DataReport = Message<"thaw.v1.DataReport"> & {
   /**
-   * Examples in the split.
+   * Examples in the split; of plain text, windows.
    *
    * @generated from field: int64 examples = 1;
    */
@@ -317,14 +317,14 @@ export type DataPreparation = Message<"thaw.v1.DataPreparation"> & {
   split: string;
 
   /**
-   * Examples tokenised.
+   * Examples tokenised; of plain text, documents.
    *
    * @generated from field: int64 done = 3;
    */
   done: bigint;
 
   /**
-   * Examples in the split.
+   * Examples in the split; of plain text, documents.
    *
    * @generated from field: int64 total = 4;
    */

@@ -67,7 +67,7 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
   return {
     config: {
       modelDirectory: open.initialDirectory || open.modelDirectory,
-      trainFile,
+      trainFiles: [trainFile],
       evaluationFiles: evaluateSplits.map(({ file }) => file),
       steps: Number(spec.steps),
       batchSize: Number(spec.batchSize),
