@@ -1,8 +1,10 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { type Batch, completeBatch, IGNORED_LABEL } from "../../src/trainer/data/batches.ts";
+import { tensorBytes } from "../../src/trainer/graph/graph.ts";
 import { openModelDirectory } from "../../src/trainer/model/open.ts";
 import { beamsOf, decodeBatch, type GeneratedRow } from "../../src/trainer/run/generate.ts";
+import { planDecoderWithin } from "../../src/trainer/run/plan.ts";
 import { Run } from "../../src/trainer/run/run.ts";
 import { type Decoding, MemoryError } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -144,6 +146,35 @@ test("a generation's memory is freed after it and refused when it does not fit",
   }
   assert.is(device.allocatedBytes, opened, "nothing is left half-made");
   tight.close();
+});
+
+test("a generation whose largest tensor exceeds a binding is refused with both sizes", async () => {
+  const run = await open();
+  const { capabilities } = device;
+  const limited = (maxStorageBufferBindingSize: number) => ({
+    ...capabilities,
+    limits: { ...capabilities.limits, maxStorageBufferBindingSize },
+  });
+  const request = {
+    model: run.source.model,
+    config: run.config,
+    lengths: LENGTHS,
+    beams: 2,
+    readLogits: true,
+    runBytes: 0,
+  };
+  const plan = (bytes: number) => planDecoderWithin({ ...request, capabilities: limited(bytes) });
+  const largest = Math.max(...plan(2 ** 30).step.lowered.graph.tensors.map(tensorBytes));
+  assert.is(plan(largest).shape.rows, 2 * SIZE);
+  try {
+    plan(largest - 1);
+    assert.unreachable();
+  } catch (error) {
+    assert.instance(error, MemoryError);
+    const { neededBytes, availableBytes } = error as MemoryError;
+    assert.equal([neededBytes, availableBytes], [largest, largest - 1]);
+  }
+  run.close();
 });
 
 test.run();

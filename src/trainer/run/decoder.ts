@@ -116,6 +116,4 @@ export interface DecoderPlan {
   readonly reorder: Planned<DecodingGraphs["reorder"]>;
   /** Whether logits come back, not only the most probable token. */
   readonly readLogits: boolean;
-  /** Device memory it needs besides the run's. */
-  readonly bytes: number;
 }

@@ -117,13 +117,25 @@ function planGraph<G extends InferenceGraph>(built: G, alignment: number, extra:
   };
 }
 
-/** The programs of a generation: at most `lengths.target` tokens of each row, `beams` rows to an example. */
-export function planDecoder(
-  { model, capabilities, config }: { model: Model; capabilities: Capabilities; config: BuildConfig },
-  lengths: Lengths,
-  beams: number,
-  readLogits: boolean,
-): DecoderPlan {
+export interface DecoderRequest {
+  readonly model: Model;
+  readonly capabilities: Capabilities;
+  readonly config: BuildConfig;
+  /** At most `target` tokens of each row. */
+  readonly lengths: Lengths;
+  /** Rows to an example. */
+  readonly beams: number;
+  readonly readLogits: boolean;
+  /** Device memory the run holds meanwhile. */
+  readonly runBytes: number;
+}
+
+/**
+ * The programs of a generation, refused as {@link planWithin} refuses a run's.
+ * @throws MemoryError when they do not fit beside the run
+ */
+export function planDecoderWithin(request: DecoderRequest, memoryLimitBytes?: number): DecoderPlan {
+  const { model, capabilities, config, lengths, beams, readLogits, runBytes } = request;
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
   const options = buildOptions(config, lengths, false, false);
   const graphs = model.decodingGraphs(kernelTarget(capabilities), options, beams);
@@ -135,8 +147,10 @@ export function planDecoder(
     [prefix, step, reorder].map((p) => p.lowered),
     stagingBytes(read),
   );
-  const shape = { rows: config.batchSize * beams, length: lengths.target };
-  return { shape, prefix, step, reorder, readLogits, bytes: total - parameter };
+  const bytes = total - parameter;
+  const short = shortage(runBytes + bytes, [prefix, step, reorder], capabilities, memoryLimitBytes);
+  if (short) throw new MemoryError(short.needed, short.available, 0);
+  return { shape: { rows: config.batchSize * beams, length: lengths.target }, prefix, step, reorder, readLogits };
 }
 
 /** @throws InputError when the model, or packed rows, cannot be routed as the configuration says */
@@ -204,7 +218,7 @@ function costOf(
 }
 
 /** Device memory a run may use when nobody says: half the machine's for a CPU adapter, unknown for a GPU. */
-export const defaultMemoryLimit = (c: Capabilities): number =>
+const defaultMemoryLimit = (c: Capabilities): number =>
   c.software ? Math.floor(totalmem() / 2) : Number.POSITIVE_INFINITY;
 
 /**
@@ -212,26 +226,29 @@ export const defaultMemoryLimit = (c: Capabilities): number =>
  * @throws MemoryError with the largest batch size that would fit
  */
 export function planWithin(request: PlanRequest, memoryLimitBytes?: number): RunPlan {
+  const shortOf = ({ bytes, training, encoder, decoder }: RunPlan) =>
+    shortage(bytes.total, [...training, encoder, decoder], request.capabilities, memoryLimitBytes);
   const plan = planPrograms(request);
-  const short = shortage(plan, request.capabilities, memoryLimitBytes);
+  const short = shortOf(plan);
   if (!short) return plan;
   let fitting = 0;
   for (let batchSize = request.config.batchSize >> 1; batchSize >= 1 && fitting === 0; batchSize >>= 1) {
     const smaller = planPrograms({ ...request, config: { ...request.config, batchSize } });
-    if (!shortage(smaller, request.capabilities, memoryLimitBytes)) fitting = batchSize;
+    if (!shortOf(smaller)) fitting = batchSize;
   }
   throw new MemoryError(short.needed, short.available, fitting);
 }
 
+/** What programs lack that need so many bytes in all: memory, or room in one binding. */
 function shortage(
-  plan: RunPlan,
+  totalBytes: number,
+  programs: readonly { readonly lowered: LoweredGraph }[],
   capabilities: Capabilities,
   memoryLimitBytes = defaultMemoryLimit(capabilities),
 ): { needed: number; available: number } | undefined {
-  if (plan.bytes.total > memoryLimitBytes) return { needed: plan.bytes.total, available: memoryLimitBytes };
+  if (totalBytes > memoryLimitBytes) return { needed: totalBytes, available: memoryLimitBytes };
   const { maxBufferSize, maxStorageBufferBindingSize } = capabilities.limits;
   const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
-  const graphs = [...plan.training, plan.encoder, plan.decoder].map((p) => p.lowered.graph);
-  const largest = Math.max(...graphs.flatMap((g) => g.tensors.map(tensorBytes)));
+  const largest = Math.max(...programs.flatMap((p) => p.lowered.graph.tensors.map(tensorBytes)));
   return largest > limit ? { needed: largest, available: limit } : undefined;
 }

@@ -36,7 +36,7 @@ import { type EncodedFiles, encodedFiles, type ScoredData } from "./encoded_file
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
-import { defaultMemoryLimit, longest, planDecoder, planWithin, type RunPlan } from "./plan.ts";
+import { longest, planDecoderWithin, planWithin, type RunPlan } from "./plan.ts";
 import { Programs, type Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import { learningRate } from "./schedule.ts";
@@ -354,12 +354,11 @@ export class Run implements TrainingRun {
    * @throws MemoryError when it does not fit beside the run
    */
   async decoder(lengths: Lengths, beams: number, readLogits: boolean): Promise<Decoder> {
-    const { config, source } = this;
+    const { model } = this.source;
     const { capabilities } = this.device;
-    const plan = planDecoder({ model: source.model, capabilities, config }, lengths, beams, readLogits);
-    const needed = this.#programs.plan.bytes.total + plan.bytes;
-    const limit = this.#memoryLimitBytes ?? defaultMemoryLimit(capabilities);
-    if (needed > limit) throw new MemoryError(needed, limit, 0);
+    const runBytes = this.#programs.plan.bytes.total;
+    const request = { model, capabilities, config: this.config, lengths, beams, readLogits, runBytes };
+    const plan = planDecoderWithin(request, this.#memoryLimitBytes);
     return Decoder.open(this.device, plan, this.#memory);
   }
 
