@@ -4,7 +4,8 @@
 import { count, percent } from "../charts/format.ts";
 import { type Html, html, render, trusted } from "../charts/html.ts";
 import { STYLE } from "../charts/style.ts";
-import { AXIS_NAMES, restsOn } from "./report_comparison.ts";
+import { AXIS_NAMES, cellLabels } from "./labels.ts";
+import { restsOn } from "./report_comparison.ts";
 import { rulesSection } from "./report_rules.ts";
 import { differenceSection, scoreSection } from "./report_scores.ts";
 import { costSection, gapSection, routingSection } from "./report_training.ts";
@@ -61,13 +62,14 @@ const taskList = ({ planned, results }: Cells): string =>
     })
     .join(", ");
 
-function missingSection(study: StudyDescription, { results }: Cells, failures: readonly CellFailure[]): Html {
+function missingSection(study: StudyDescription, { planned, results }: Cells, failures: readonly CellFailure[]): Html {
   const found = new Set(results.map((r) => r.cell));
   const missing = study.cells.filter(({ cell }) => !found.has(cell));
   if (missing.length === 0) return html``;
+  const label = cellLabels(planned);
   const reasons = new Map(failures.map((f) => [f.cell, f.error]));
   return html`<section><h2>Cells without a result</h2>
 <div class="scroll"><table class="prose"><thead><tr><th>cell</th><th>why</th></tr></thead><tbody>
-${missing.map(({ cell }) => html`<tr><td><code>${cell}</code></td><td>${reasons.get(cell) ?? "has not ended"}</td></tr>`)}</tbody></table></div>
+${missing.map(({ cell, settings }) => html`<tr><td>${label(settings)} <code>${cell}</code></td><td>${reasons.get(cell) ?? "has not ended"}</td></tr>`)}</tbody></table></div>
 <p class="note">The same command tries them again.</p></section>`;
 }

@@ -3,17 +3,9 @@
 // is shown, with nothing.
 
 import { SERIES_COLOURS } from "../charts/style.ts";
+import { AXIS_NAMES } from "./labels.ts";
 import type { CellResult, StudyDescription } from "./results.ts";
-import {
-  type Axis,
-  axisValues,
-  type Cells,
-  groupBy,
-  otherAxes,
-  restrict,
-  settingOf,
-  settingsBut,
-} from "./statistics.ts";
+import { axisValues, type Cells, groupBy, otherAxes, restrict, settingOf, settingsBut } from "./statistics.ts";
 
 /** Cells of one value, all seeds. */
 export interface ValueCells {
@@ -30,19 +22,6 @@ export interface Comparison {
   readonly of: Cells;
   readonly values: readonly ValueCells[];
 }
-
-/** An axis in words. */
-export const AXIS_NAMES: Readonly<Record<Axis, string>> = {
-  task: "task",
-  strategy: "strategy",
-  seed: "seed",
-  model: "model",
-  learningRate: "learning rate",
-  batchSize: "batch size",
-  capacityFactor: "capacity factor",
-  dropout: "dropout",
-  expertDropout: "expert dropout",
-};
 
 /** The values in their order, with their cells among `of`; a colour is a value's in every comparison. */
 function valuesOf(study: StudyDescription, all: Cells, of: Cells): ValueCells[] {

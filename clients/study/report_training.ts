@@ -3,7 +3,8 @@
 import { lineChart, responsive } from "../charts/charts.ts";
 import { bytes, count, milliseconds, nats, percent } from "../charts/format.ts";
 import { type Html, html } from "../charts/html.ts";
-import { AXIS_NAMES, byModel, type Comparison, comparisons, restsOn, type ValueCells } from "./report_comparison.ts";
+import { AXIS_NAMES } from "./labels.ts";
+import { byModel, type Comparison, comparisons, restsOn, type ValueCells } from "./report_comparison.ts";
 import type { CellResult, CurvePoint, LayerDrift, StudyDescription } from "./results.ts";
 import { type Cells, groupBy, mean, median } from "./statistics.ts";
 

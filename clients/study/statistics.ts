@@ -80,7 +80,7 @@ export function axisValues(cells: readonly CellSettings[], axis: Axis): string[]
   return values.sort((a, b) => (size(a) === size(b) ? 0 : size(a) - size(b)));
 }
 
-const AXES: readonly Axis[] = [
+export const AXES: readonly Axis[] = [
   "task",
   "model",
   "strategy",

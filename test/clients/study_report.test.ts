@@ -123,6 +123,7 @@ test("cells without a result are named with the reason, and every mean says what
   assert.ok(text.includes("<dd>38 of 40,"));
   const missing = part("Cells without a result").replaceAll("&quot;", '"');
   assert.ok(row(failed.cell, missing).includes("<td>FAILED: diverged</td>"));
+  assert.ok(row(failed.cell, missing).includes("<td>task hard, strategy ffn, seed 0 <code>"));
   assert.ok(row(unfinished.cell, missing).includes("<td>has not ended</td>"));
   assert.not.ok(page.includes("<h2>Cells without a result"));
   // Seeds of a comparison, pairs of seeds, and cells of both tasks.

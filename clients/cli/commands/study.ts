@@ -6,6 +6,7 @@ import process from "node:process";
 import type { Command } from "commander";
 import { CLAIM_IDS } from "../../study/claims.ts";
 import { readStudy, type Study, StudyFileError } from "../../study/file.ts";
+import { cellLabels } from "../../study/labels.ts";
 import { planCells } from "../../study/plan.ts";
 import { renderStudyReport } from "../../study/report.ts";
 import type { StudyDescription } from "../../study/results.ts";
@@ -45,7 +46,9 @@ export function addStudy(program: Command): void {
 async function study(path: string, flags: StudyFlags, server: string | undefined): Promise<number> {
   const read = await readFileOrSay(path);
   if (flags.plan) {
-    for (const { id } of planCells(read)) print(id);
+    const cells = planCells(read);
+    const label = cellLabels(cells.map(({ settings }) => settings));
+    for (const { id, settings } of cells) print(`${id}  ${label(settings)}`);
     return EXIT.OK;
   }
   const out = resolve(flags.out ?? `study-${read.name}`);
@@ -81,12 +84,14 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
   const thaw = connectThaw(address);
   const live = process.stdout.isTTY ? liveLine(process.stdout) : undefined;
   const say = (text: string) => (live ? live.print(text) : note(text));
+  const label = cellLabels(planCells(study).map(({ settings }) => settings));
   const progress: StudyProgress = {
     say,
-    show: (cell, { step, loss }) => live?.paint(`${cell.id}  step ${step}/${cell.task.steps}  ${lossText(loss)}`),
+    show: (cell, { step, loss }) =>
+      live?.paint(`${label(cell.settings)}  step ${step}/${cell.task.steps}  ${lossText(loss)}`),
     done: (cell, outcome, { ended, of }) => {
       const told = "error" in outcome ? outcome.error : `${outcome.metric} ${percent(outcome.score)}`;
-      say(`${ended}/${of}  ${cell.id}  ${told}`);
+      say(`${ended}/${of}  ${label(cell.settings)}  ${told}`);
     },
   };
   try {
