@@ -111,19 +111,27 @@ function finalGap({ curve }: CellResult): number {
   return Number.isFinite(validationLoss) && Number.isFinite(trainLoss) ? validationLoss - trainLoss : Number.NaN;
 }
 
-/** The task with the fewest training examples. */
-const smallestTask = ({ results }: Cells): string =>
-  results.reduce((least, r) => (r.trainExamples < least.trainExamples ? r : least), results[0]).settings.task;
+/** The task with the fewest training examples, or a task whose number of examples no result tells. */
+function smallestTask({ planned, results }: Cells): { readonly smallest: string } | { readonly unknown: string } {
+  const sizes = new Map(results.map((r) => [r.settings.task, r.trainExamples]));
+  const tasks = axisValues(planned, "task");
+  const unknown = tasks.find((task) => !sizes.has(task));
+  return unknown === undefined
+    ? { smallest: tasks.reduce((one, other) => (sizes.get(other)! < sizes.get(one)! ? other : one)) }
+    : { unknown };
+}
 
 function overfitting(cells: Cells): Measured {
   const models = twins(cells);
   if (typeof models === "string") return { missing: models };
-  const small = smallestTask(cells);
-  const everything = ({ strategy, task }: CellSettings) => strategy === "all" && task === small;
+  const found = smallestTask(cells);
+  if ("unknown" in found) return { missing: `it takes results of every task; there are none of ${found.unknown}` };
+  const { smallest } = found;
+  const everything = ({ strategy, task }: CellSettings) => strategy === "all" && task === smallest;
   const differences = seedDifferences(restrict(cells, everything), "model", ...models, finalGap);
   return differences.size === 0
     ? { missing: "no cells of strategy all for both" }
-    : { differences, compared: `${models.join(" − ")} on ${small}` };
+    : { differences, compared: `${models.join(" − ")} on ${smallest}` };
 }
 
 /** `experts-8` has 8 experts: the last whole number in a model's name. */

@@ -125,6 +125,16 @@ test("overfitting is looked at on the smallest task, with everything trained", (
   const judgement = judge("sparse_overfits_more", allOf(results), 0.02);
   assert.equal([judgement.verdict, judgement.estimate?.mean, judgement.unit], ["supported", 0.25, "nats"]);
   assert.match(judgement.difference, /\(mini-switch − dense on small\)$/);
+  // Without results of the small task the large one would be the smallest.
+  const failed = cellsOf(
+    planOf(results),
+    results.filter((r) => r.settings.task === "large"),
+  );
+  const unknown = judge("sparse_overfits_more", failed, 0.02);
+  assert.equal(
+    [unknown.verdict, unknown.reason],
+    ["undecided", "it takes results of every task; there are none of small"],
+  );
 });
 
 test("a loss that was no number leaves its seed out", () => {
