@@ -94,5 +94,6 @@ export function reportError(error: unknown, json: boolean, server: string): numb
   for (const { field, message } of problems.fields) note(field ? `  ${field}: ${message}` : `  ${message}`);
   if (total > problems.fields.length) note(`  and ${total - problems.fields.length} more`);
   if (problems.retryAfterMs !== undefined) note(`  try again in ${Math.ceil(problems.retryAfterMs / 1000)} s`);
+  if (problems.requestId) note(`  the server's log has more under request_id=${problems.requestId}`);
   return exitCode(problems.code);
 }

@@ -3,7 +3,12 @@
 
 import { durationMs } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
-import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../../proto/gen/google/rpc/error_details_pb.ts";
+import {
+  BadRequestSchema,
+  ErrorInfoSchema,
+  RequestInfoSchema,
+  RetryInfoSchema,
+} from "../../proto/gen/google/rpc/error_details_pb.ts";
 import type { Status } from "../../proto/gen/google/rpc/status_pb.ts";
 import { findDetail, fromStatus, fromWire, type RpcError } from "../../proto/rpc/status.ts";
 
@@ -26,6 +31,8 @@ export interface Problems {
   readonly fields: readonly FieldProblem[];
   /** How long to wait before the same call may succeed, in milliseconds; undefined when waiting does not help. */
   readonly retryAfterMs?: number;
+  /** Of a fault of the server: what its log has the rest under. */
+  readonly requestId?: string;
 }
 
 /** Reads any error that a client method threw. One that is no RPC error has the code `UNKNOWN` and its own message. */
@@ -33,6 +40,7 @@ export function problemsOf(error: unknown): Problems {
   const failed: RpcError = fromWire(error);
   const info = findDetail(failed, ErrorInfoSchema);
   const retry = findDetail(failed, RetryInfoSchema)?.retryDelay;
+  const request = findDetail(failed, RequestInfoSchema);
   const violations = findDetail(failed, BadRequestSchema)?.fieldViolations ?? [];
   return {
     code: status[failed.code] ?? String(failed.code),
@@ -41,6 +49,7 @@ export function problemsOf(error: unknown): Problems {
     figures: info?.metadata ?? {},
     fields: violations.map(({ field, description }) => ({ field, message: description })),
     ...(retry ? { retryAfterMs: durationMs(retry) } : {}),
+    ...(request ? { requestId: request.requestId } : {}),
   };
 }
 

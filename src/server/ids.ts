@@ -22,6 +22,10 @@ const CHECKPOINT = new RegExp(`^runs/(${ID})/checkpoints/(${ID})$`);
 /** The id in `{collection}/{id}`; undefined when `name` is anything else. */
 export const idIn = (collection: Collection, name: string): string | undefined => NAMES[collection].exec(name)?.[1];
 
+const IN_RUN = new RegExp(`^(runs/${ID})(?:/.*)?$`);
+/** The run that a name is of or in, `runs/{run}`; undefined for any other name. */
+export const runIn = (name: string): string | undefined => IN_RUN.exec(name)?.[1];
+
 /** The ids in `runs/{run}/checkpoints/{checkpoint}`; undefined when `name` is anything else. */
 export function checkpointIn(name: string): { readonly run: string; readonly checkpoint: string } | undefined {
   const match = CHECKPOINT.exec(name);

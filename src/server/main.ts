@@ -7,8 +7,9 @@
 import process from "node:process";
 import { type Front, startFront } from "./front/front.ts";
 import { startRelayedFront } from "./front/relay.ts";
-import { stderrLog } from "./log.ts";
-import { startServer } from "./server.ts";
+import { createLog, type Log } from "./log.ts";
+import { serveMetrics } from "./observe/endpoint.ts";
+import { startServer, type ThawServer } from "./server.ts";
 import { HELP, printedSettings, type Settings, settingsOfProcess, UsageError } from "./settings.ts";
 
 /** How long calls may take to end when the server stops. */
@@ -18,19 +19,27 @@ const ADAPTER_MS = 20_000;
 
 /** Serves until the process is told to stop. */
 export async function serve(settings: Settings): Promise<void> {
+  const models = settings.modelRoots.map((root) => [root, "<models>"] as const);
+  const log = createLog({ ...settings.log, hidden: [[settings.dataDirectory, "<data>"], ...models] });
   if (settings.insecure) {
-    stderrLog("warning", `--insecure: ${settings.host} is open to everyone who reaches it, without encryption`);
+    log("warning", `--insecure: ${settings.host} is open to everyone who reaches it, without encryption`);
   }
-  const server = await startServer(settings);
+  const server = await startServer(settings, { log });
   // See relay.ts: under Deno a client may abort the process it is connected to.
   const start = "Deno" in globalThis ? startRelayedFront : startFront;
-  const front = await start(settings, server.handlersFor, stderrLog);
+  const front = await start(settings, server.handlersFor, log);
+  const { contentType, scrape } = server.metrics;
+  const endpoint =
+    settings.metricsPort === undefined ? undefined : await serveMetrics(settings.metricsPort, contentType, scrape);
+  if (endpoint) log("info", `metrics on http://127.0.0.1:${endpoint.port}/metrics`);
 
   let signals = 0;
   const stopped = new Promise<void>((resolve) => {
     const stop = (): void => {
       if (++signals > 1) process.exit(130);
-      void shutDown(front, server).then(resolve);
+      void shutDown(front, server, log)
+        .then(() => endpoint?.stop())
+        .then(resolve);
     };
     process.on("SIGINT", stop);
     process.on("SIGTERM", stop);
@@ -47,13 +56,13 @@ export async function serve(settings: Settings): Promise<void> {
   await stopped;
 }
 
-async function shutDown(front: Front, server: Awaited<ReturnType<typeof startServer>>): Promise<void> {
-  stderrLog("info", "stopping; once more to end at once");
+async function shutDown(front: Front, server: ThawServer, log: Log): Promise<void> {
+  log("info", "stopping; once more to end at once");
   front.draining();
   try {
     await server.stop();
   } catch (error) {
-    stderrLog("error", `stopping: ${error}`);
+    log("error", `stopping: ${error}`);
   }
   await front.stop(DRAIN_MS);
   server.close();

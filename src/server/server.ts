@@ -14,7 +14,9 @@ import type { Core } from "./core.ts";
 import type { HandlersFor } from "./front/front.ts";
 import { childWorker, type StartWorker } from "./gpu/connection.ts";
 import { superviseWorker } from "./gpu/supervisor.ts";
-import { type Log, stderrLog } from "./log.ts";
+import type { Log } from "./log.ts";
+import { loggedCalls, observed } from "./observe/calls.ts";
+import { createMetrics } from "./observe/metrics.ts";
 import type { Registry } from "./registry/registry.ts";
 import { openRegistry } from "./registry/sqlite.ts";
 import { createRouteHub } from "./routing/hub.ts";
@@ -28,7 +30,7 @@ import { groupService } from "./services/group_service.ts";
 import { modelService } from "./services/model_service.ts";
 import { routingService } from "./services/routing_service.ts";
 import { runService } from "./services/run_service.ts";
-import { systemService } from "./services/system_service.ts";
+import { PACKAGE, systemService } from "./services/system_service.ts";
 import type { Settings } from "./settings.ts";
 import { type Layout, openLayout, sweep } from "./storage/layout.ts";
 import { lockDataDirectory } from "./storage/lock.ts";
@@ -38,13 +40,15 @@ const ALL = { before: undefined, limit: 1_000_000 };
 
 export interface ServerParts {
   readonly startWorker?: StartWorker;
-  readonly log?: Log;
+  readonly log: Log;
   /** First wait before an interrupted run is opened again, in milliseconds. */
   readonly retryMs?: number;
 }
 
 export interface ThawServer {
   readonly handlersFor: HandlersFor;
+  /** The server's figures in Prometheus' text format. */
+  readonly metrics: { readonly contentType: string; scrape(): Promise<string> };
   /** The adapter's line, once a GPU process is up; undefined until then. */
   readonly adapterLine: string | undefined;
   /** Ends watches and subscriptions with UNAVAILABLE, checkpoints the run on the GPU, ends the GPU process. */
@@ -54,15 +58,16 @@ export interface ThawServer {
 }
 
 /** @throws Error when the data directory cannot be used, or another server uses it */
-export async function startServer(settings: Settings, parts: ServerParts = {}): Promise<ThawServer> {
-  const { log = stderrLog, retryMs = 1000 } = parts;
+export async function startServer(settings: Settings, parts: ServerParts): Promise<ThawServer> {
+  const { log, retryMs = 1000 } = parts;
   const unlock = lockDataDirectory(settings.dataDirectory);
   const layout = openLayout(settings.dataDirectory);
   const registry = openRegistry(layout.registry);
   await sweepLeftovers(registry, layout);
 
   const gpu = superviseWorker(parts.startWorker ?? childWorker(settings.adapter, log), log);
-  const runLog = createRunLog(registry, log);
+  const metrics = createMetrics();
+  const runLog = createRunLog(registry, log, metrics.written);
   const checkpoints = runCheckpoints(registry, layout, gpu, runLog, log);
   const isOpen = (name: string): boolean => runs.target(name.replace(/^runs\//, "")) !== undefined;
   const routes = createRouteHub(gpu, settings.limits, isOpen, log);
@@ -76,17 +81,22 @@ export async function startServer(settings: Settings, parts: ServerParts = {}): 
   const core: Core = { settings, registry, layout, gpu, runs, runLog, checkpoints, routes, answers, log, startTime };
   await runs.start();
 
-  const handlers: Readonly<Record<string, object>> = {
-    [RunService.typeName]: runService(core),
-    [GroupService.typeName]: groupService(core),
-    [RoutingService.typeName]: routingService(core),
-    [CheckpointService.typeName]: checkpointService(core),
-    [ModelService.typeName]: modelService(core),
-    [DatasetService.typeName]: datasetService(core),
-    [SystemService.typeName]: systemService(core),
-  };
+  const handlers = new Map<string, object>();
+  const observers = [loggedCalls(log), metrics.calls];
+  const add = <S extends DescService>(service: S, own: Handlers<S>): void =>
+    void handlers.set(service.typeName, observed(service, own, observers));
+  add(RunService, runService(core));
+  add(GroupService, groupService(core));
+  add(RoutingService, routingService(core));
+  add(CheckpointService, checkpointService(core));
+  add(ModelService, modelService(core));
+  add(DatasetService, datasetService(core));
+  add(SystemService, systemService(core));
+  const { dataDirectory } = settings;
+  const measured = { registry, runs, gpu, runLog, routes, dataDirectory, version: PACKAGE.version };
   return {
-    handlersFor: <S extends DescService>(service: S) => handlers[service.typeName] as Handlers<S>,
+    handlersFor: <S extends DescService>(service: S) => handlers.get(service.typeName) as Handlers<S>,
+    metrics: { contentType: metrics.contentType, scrape: () => metrics.scrape(measured) },
     get adapterLine() {
       return gpu.hello?.adapter?.line;
     },

@@ -4,6 +4,7 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import { FORMATS, LEVELS, type LogOptions } from "./log.ts";
 import { oneOf, onOff, path, paths, type Setting, text, type Values, whole } from "./settings/kinds.ts";
 import { type Environment, givenSettings, keyOf, variableOf } from "./settings/sources.ts";
 
@@ -32,6 +33,9 @@ export interface Settings {
   /** Undefined: hardware where there is some. */
   readonly adapter: "hardware" | "software" | undefined;
   readonly limits: Limits;
+  readonly log: Pick<LogOptions, "level" | "format">;
+  /** Undefined: no metrics. 0: any free port. */
+  readonly metricsPort: number | undefined;
 }
 
 const MIB = 2 ** 20;
@@ -59,6 +63,9 @@ const TABLE = {
   "max-upload-bytes": whole(16 * GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of one dataset or model upload"),
   "max-assignment-subscribers": whole(256, [0, MOST], "N", "subscribers of one run's assignments"),
   "assignment-buffer-messages": whole(64, [1, MOST], "N", "messages buffered per subscriber before some are dropped"),
+  "log-level": oneOf("info", LEVELS, "LEVEL", `least of ${LEVELS.join(", ")} that is logged [info]`),
+  "log-format": oneOf("text", FORMATS, "FORM", "`text` for people or `json`, an object a line [text]"),
+  "metrics-port": whole(undefined, [0, 65535], "PORT", "Prometheus metrics on 127.0.0.1:PORT/metrics [none]"),
   insecure: onOff("listen beyond this machine without encryption and without a token"),
 } as const;
 
@@ -133,6 +140,8 @@ export function readSettings(args: readonly string[], env: Environment): Setting
       maxAssignmentSubscribers: values["max-assignment-subscribers"],
       assignmentBufferMessages: values["assignment-buffer-messages"],
     },
+    log: { level: values["log-level"], format: values["log-format"] },
+    metricsPort: values["metrics-port"],
   };
 }
 

@@ -13,6 +13,7 @@ import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { type FromWorker, FromWorkerSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { type Front, startFront } from "../../src/server/front/front.ts";
 import type { StartWorker } from "../../src/server/gpu/connection.ts";
+import type { Log } from "../../src/server/log.ts";
 import { startServer, type ThawServer } from "../../src/server/server.ts";
 import { readSettings } from "../../src/server/settings.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
@@ -100,6 +101,8 @@ export interface TestServer {
   readonly workers: FakeWorkers;
   readonly address: string;
   readonly dataDirectory: string;
+  /** Its metrics in Prometheus' text format. */
+  scrape(): Promise<string>;
   /** Stops it as SIGTERM does, and starts another over the same data. */
   restart(): Promise<TestServer>;
   /** Starts another over what a power cut at this moment would have left on the disk. */
@@ -113,15 +116,16 @@ export interface TestServerOptions {
   readonly trainer?: Engine;
   readonly flags?: readonly string[];
   readonly dataDirectory?: string;
+  readonly log?: Log;
 }
 
 export async function testServer(options: TestServerOptions = {}): Promise<TestServer> {
   const dataDirectory = options.dataDirectory ?? (await mkdtemp(join(tmpdir(), "thaw-server-")));
   const settings = readSettings(["--port", "0", "--data-dir", dataDirectory, ...(options.flags ?? [])], {});
   const workers = fakeWorkers(options.engine ?? (() => ({})), options.trainer);
-  const quiet = { log: () => undefined, retryMs: 5 };
-  const server: ThawServer = await startServer(settings, { ...quiet, startWorker: workers.start });
-  const front: Front = await startFront(settings, server.handlersFor, quiet.log);
+  const { log = () => undefined } = options;
+  const server: ThawServer = await startServer(settings, { log, retryMs: 5, startWorker: workers.start });
+  const front: Front = await startFront(settings, server.handlersFor, log);
   const address = `127.0.0.1:${front.port}`;
   const thaw = connectThaw(address);
   const end = async (): Promise<void> => {
@@ -136,6 +140,7 @@ export async function testServer(options: TestServerOptions = {}): Promise<TestS
     workers,
     address,
     dataDirectory,
+    scrape: server.metrics.scrape,
     async restart() {
       await end();
       return testServer({ ...options, dataDirectory });

@@ -53,9 +53,9 @@ export async function startFront(options: FrontOptions, handlersFor: HandlersFor
     ...channelOptions(limits.maxMessageBytes),
     "grpc.max_concurrent_streams": limits.maxConcurrentStreams,
   });
-  const fault = (thrown: unknown, method: DescMethod): void => {
+  const fault = (thrown: unknown, method: DescMethod, requestId: string): void => {
     const text = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
-    log("error", `${method.parent.typeName}/${method.name}: ${text}`);
+    log("error", `${method.parent.typeName}/${method.name}: ${text}`, { request_id: requestId });
   };
   for (const service of SERVICES) serve(server, service, handlersFor(service), fault);
   const health = serveHealth(

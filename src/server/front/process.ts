@@ -6,7 +6,7 @@ import { type DescMethod, type DescService, fromBinary, type Message, toBinary }
 import { status } from "@grpc/grpc-js";
 import { StatusSchema } from "../../../proto/gen/google/rpc/status_pb.ts";
 import { fromStatus, RpcError } from "../../../proto/rpc/status.ts";
-import { stderrLog } from "../log.ts";
+import type { Log } from "../log.ts";
 import type { CallContext, Handlers } from "../rpc/serve.ts";
 import { standardOutput } from "../worker/outbox.ts";
 import { type FrontOptions, startFront } from "./front.ts";
@@ -73,7 +73,9 @@ const handlersFor = <S extends DescService>(service: S): Handlers<S> =>
 const options: FrontOptions = JSON.parse(process.argv[2]);
 process.on("SIGINT", () => {}); // A terminal sends it to the whole group; the server process decides.
 process.on("SIGTERM", () => {});
-const front = await startFront(options, handlersFor, stderrLog);
+// The server process takes what is written here into its own log.
+const log: Log = (level, message) => void process.stderr.write(`${level}: ${message}\n`);
+const front = await startFront(options, handlersFor, log);
 say({ kind: "listening", port: front.port });
 
 for await (const { note, payload } of decodeNotes(process.stdin)) {

@@ -9,6 +9,7 @@ import { StatusSchema } from "../../../proto/gen/google/rpc/status_pb.ts";
 import { publicError, RpcError, toStatus } from "../../../proto/rpc/status.ts";
 import { ending, logStderr, runtimeCommand } from "../gpu/connection.ts";
 import type { Log } from "../log.ts";
+import { requestIdOf } from "../rpc/request_id.ts";
 import type { CallContext } from "../rpc/serve.ts";
 import { type Front, type FrontOptions, type HandlersFor, SERVICES } from "./front.ts";
 import { decodeNotes, encodeNote, type Incoming, incoming, type Note, type Outgoing, outgoing } from "./pipe.ts";
@@ -125,7 +126,9 @@ export async function startRelayedFront(
     const method = METHODS.get(note.path)!;
     const metadata = new Metadata();
     for (const [key, value] of note.metadata) metadata.add(key, value);
-    const context: CallContext = { method, metadata, peer: note.peer, certificate: undefined, signal: over.signal };
+    const requestId = requestIdOf(metadata);
+    const from = { peer: note.peer, certificate: undefined };
+    const context: CallContext = { method, metadata, requestId, ...from, signal: over.signal };
     async function* decoded(): AsyncGenerator<Message> {
       for await (const payload of requests) yield fromBinary(method.input, payload);
     }
@@ -146,7 +149,8 @@ export async function startRelayedFront(
       return undefined;
     } catch (thrown) {
       const expected = thrown instanceof RpcError || over.signal.aborted;
-      if (!expected) log("error", `${note.path}: ${thrown instanceof Error ? thrown.stack : thrown}`);
+      if (!expected)
+        log("error", `${note.path}: ${thrown instanceof Error ? thrown.stack : thrown}`, { request_id: requestId });
       return toBinary(StatusSchema, toStatus(publicError(thrown)));
     }
   }

@@ -31,6 +31,8 @@ export type WorkerRequest = NonNullable<MessageInitShape<typeof ToWorkerSchema>[
 export interface Gpu {
   /** The process that is up. */
   readonly hello: Hello | undefined;
+  /** Processes started so far. */
+  readonly starts: number;
   /**
    * Carries out one request.
    * @param signal gives the request up: it then fails as cancelled, or succeeds if it was too late
@@ -68,6 +70,7 @@ export function superviseWorker(start: StartWorker, log: Log): Gpu {
   let current: Current | undefined;
   let stopping = false;
   let failures = 0;
+  let starts = 0;
   let lastEnding = "it has not started yet";
   let lastId = 0n;
   let restart: ReturnType<typeof setTimeout> | undefined;
@@ -106,6 +109,7 @@ export function superviseWorker(start: StartWorker, log: Log): Gpu {
 
   async function live(): Promise<void> {
     restart = undefined;
+    starts++;
     let own: Current;
     try {
       own = { connection: start(), pending: new Map() };
@@ -209,6 +213,9 @@ export function superviseWorker(start: StartWorker, log: Log): Gpu {
   const gpu: Gpu = {
     get hello() {
       return current?.hello;
+    },
+    get starts() {
+      return starts;
     },
     async request(request, signal) {
       for await (const reply of stream(request, signal)) return reply;

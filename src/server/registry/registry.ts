@@ -86,6 +86,8 @@ export interface Registry {
   runs(query: RunQuery): Promise<Positioned<RunRecord>[]>;
   /** Runs in one of the states, oldest first. */
   runsInStates(states: readonly RunState[]): Promise<RunRecord[]>;
+  /** How many runs are in each state; states without one may be missing. */
+  countRuns(): Promise<ReadonlyMap<RunState, number>>;
   /** Appends to the run's log and replaces its record (labels and display_name stay). Nothing when the run is gone. */
   appendEvents(run: Run, report: TrainableReport | undefined, entries: readonly LogEntry[]): Promise<void>;
   /** @throws StaleEtagError when `etag` is set and not the present one. Undefined when there is no such run. */

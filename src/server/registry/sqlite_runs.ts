@@ -79,6 +79,7 @@ type RunOperations = Pick<
   | "run"
   | "runs"
   | "runsInStates"
+  | "countRuns"
   | "appendEvents"
   | "updateRun"
   | "deleteRun"
@@ -166,6 +167,13 @@ export function runOperations(sql: Sql): RunOperations {
       sql
         .all<RunRow>(`${SELECT_RUN} WHERE r.state IN (${marks(states)}) ORDER BY r.position`, ...states)
         .map((row) => recordOf(row)),
+
+    countRuns: async () =>
+      new Map(
+        sql
+          .all<{ state: RunState; runs: number }>("SELECT state, count(*) AS runs FROM runs GROUP BY state")
+          .map(({ state, runs }) => [state, runs]),
+      ),
 
     async appendEvents(run, report, entries) {
       const id = lastPart(run.name);

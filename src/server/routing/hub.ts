@@ -36,6 +36,8 @@ export interface RouteHub {
   end(run: string): void;
   /** Ends every subscription with UNAVAILABLE. */
   stop(): void;
+  /** Open subscriptions, and what they matched and lost since the start, those closed since then included. */
+  readonly counts: { readonly subscribers: number; readonly matched: number; readonly dropped: number };
 }
 
 interface Subscriber {
@@ -55,6 +57,7 @@ export function createRouteHub(
   log: Log,
 ): RouteHub {
   const subscribers = new Map<string, Set<Subscriber>>();
+  const total = { matched: 0, dropped: 0 };
   let stopping = false;
 
   /** Tells the GPU process what is wanted of a run now. */
@@ -66,7 +69,7 @@ export function createRouteHub(
       else await gpu.request({ case: "subscribeRoutes", value: { run, ...unionOf(wanted) } });
     } catch (error) {
       // The run has ended or its process has: the next opening announces again.
-      log("info", `${run}: routes: ${error}`);
+      log("info", `routes: ${error}`, { run });
     }
   }
 
@@ -106,8 +109,10 @@ export function createRouteHub(
         const assignments = narrowSlice(slice, subscriber.request);
         if (!assignments) continue;
         const sequence = ++subscriber.matched;
+        total.matched++;
         if (subscriber.buffer.length >= limits.assignmentBufferMessages) {
           subscriber.dropped++;
+          total.dropped++;
           continue;
         }
         subscriber.buffer.push({ sequence, assignments });
@@ -129,6 +134,10 @@ export function createRouteHub(
     stop() {
       stopping = true;
       for (const run of subscribers.keys()) hub.end(run);
+    },
+
+    get counts() {
+      return { subscribers: [...subscribers.values()].reduce((sum, all) => sum + all.size, 0), ...total };
     },
   };
   return hub;

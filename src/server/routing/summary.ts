@@ -11,6 +11,9 @@ import {
 } from "../../../proto/gen/thaw/v1/routing_pb.ts";
 import { coActivationMatrix } from "../../kernels/co_activation.ts";
 
+/** The busiest expert's share over an even one: 1 when all are equally busy, the number of experts when one has it all. */
+export const loadImbalance = (load: readonly number[]): number => Math.max(0, ...load) * load.length;
+
 export interface RoutingRecord {
   readonly step: bigint;
   readonly layers: readonly RouterLayerMetrics[];
@@ -62,7 +65,7 @@ export function summarizeRouting(records: readonly RoutingRecord[], reference: R
       dropped: own.reduce((sum, one) => sum + one.dropped, 0n),
       load,
       loadEntropyNats: entropy(load),
-      loadImbalance: Math.max(...load) * experts,
+      loadImbalance: loadImbalance(load),
       coActivation: coActivation(own, experts),
       drift: totalVariation(load, before.get(keyOf({ stack, layer })) ?? []),
     });

@@ -12,14 +12,18 @@ import {
   type MessageShape,
 } from "@bufbuild/protobuf";
 import * as grpc from "@grpc/grpc-js";
+import { RequestInfoSchema } from "../../../proto/gen/google/rpc/error_details_pb.ts";
 import { serviceDefinition } from "../../../proto/rpc/definition.ts";
-import { RpcError, toWire } from "../../../proto/rpc/status.ts";
+import { publicError, RpcError, toWire, withDetail } from "../../../proto/rpc/status.ts";
 import { abortable, drained } from "../../../proto/rpc/waiting.ts";
+import { REQUEST_ID_KEY, requestIdOf } from "./request_id.ts";
 
 /** What a handler knows about the call it serves. */
 export interface CallContext {
   readonly method: DescMethod;
   readonly metadata: grpc.Metadata;
+  /** Which call it is, in the log and in its trailing metadata (request_id.ts). */
+  readonly requestId: string;
   /** Address and port of the other end. */
   readonly peer: string;
   /** The client's TLS certificate, when the server asked for one and verified it. */
@@ -43,7 +47,7 @@ type Handler<M extends DescMethod> = M["methodKind"] extends "unary"
 export type Handlers<S extends DescService> = { [K in keyof S["method"]]: Handler<S["method"][K]> };
 
 /** Hears of everything that reached a client as INTERNAL or UNKNOWN, with what was really thrown. */
-export type FaultListener = (thrown: unknown, method: DescMethod) => void;
+export type FaultListener = (thrown: unknown, method: DescMethod, requestId: string) => void;
 
 type ReadingCall = grpc.ServerReadableStream<Message, Message> | grpc.ServerDuplexStream<Message, Message>;
 type WritingCall = grpc.ServerWritableStream<Message, Message> | grpc.ServerDuplexStream<Message, Message>;
@@ -64,6 +68,7 @@ function contextOf(method: DescMethod, call: AnyCall): CallContext {
   return {
     method,
     metadata: call.metadata,
+    requestId: requestIdOf(call.metadata),
     peer: call.getPeer(),
     certificate: call.getAuthContext().sslPeerCertificate,
     signal: over.signal,
@@ -85,11 +90,26 @@ async function writeAll(messages: AsyncIterable<Init>, call: WritingCall, contex
   }
 }
 
+function trailer(requestId: string): grpc.Metadata {
+  const metadata = new grpc.Metadata();
+  metadata.set(REQUEST_ID_KEY, requestId);
+  return metadata;
+}
+
+/** The error as grpc-js sends it, with the call's id beside its details. */
+function ended(error: RpcError, requestId: string): grpc.ServiceError {
+  const wire = toWire(error);
+  wire.metadata.set(REQUEST_ID_KEY, requestId);
+  return wire;
+}
+
 function implementation(method: DescMethod, handler: UntypedHandler, onFault: FaultListener): grpc.UntypedHandleCall {
-  const failure = (thrown: unknown) => {
-    const error = toWire(thrown);
-    if (error.code === grpc.status.INTERNAL || error.code === grpc.status.UNKNOWN) onFault(thrown, method);
-    return error;
+  const failure = (thrown: unknown, { requestId }: CallContext) => {
+    const error = publicError(thrown);
+    if (error.code !== grpc.status.INTERNAL && error.code !== grpc.status.UNKNOWN) return ended(error, requestId);
+    onFault(thrown, method, requestId);
+    const info = create(RequestInfoSchema, { requestId });
+    return ended(withDetail(error, RequestInfoSchema, info), requestId);
   };
   const input = (call: SingleCall | WritingCall, context: CallContext) =>
     "request" in call ? call.request : requestsOf(call, context.signal);
@@ -97,10 +117,11 @@ function implementation(method: DescMethod, handler: UntypedHandler, onFault: Fa
   const single = async (call: SingleCall, respond: grpc.sendUnaryData<Message>) => {
     const context = contextOf(method, call);
     try {
-      respond(null, create(method.output, (await handler(input(call, context), context)) as Init));
+      const output = create(method.output, (await handler(input(call, context), context)) as Init);
+      respond(null, output, trailer(context.requestId));
     } catch (thrown) {
       // After a cancellation nobody listens, and a handler woken by it has not failed.
-      respond(context.signal.aborted ? toWire(context.signal.reason) : failure(thrown));
+      respond(context.signal.aborted ? toWire(context.signal.reason) : failure(thrown, context));
     }
   };
   const streaming = async (call: WritingCall) => {
@@ -108,9 +129,9 @@ function implementation(method: DescMethod, handler: UntypedHandler, onFault: Fa
     call.on("error", () => {}); // A write that races a cancellation.
     try {
       await writeAll(handler(input(call, context), context) as AsyncIterable<Init>, call, context);
-      call.end();
+      call.end(trailer(context.requestId));
     } catch (thrown) {
-      if (!context.signal.aborted) call.emit("error", failure(thrown));
+      if (!context.signal.aborted) call.emit("error", failure(thrown, context));
     }
   };
   return method.methodKind === "unary" || method.methodKind === "client_streaming" ? single : streaming;

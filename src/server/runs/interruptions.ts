@@ -29,7 +29,7 @@ export function interruptions({ gpu, checkpoints, log }: Pick<LiveParts, "gpu" |
     try {
       await checkpoints.save(live, CheckpointReason.INTERRUPTED);
     } catch (error) {
-      log("warning", `${live.run.name}: no checkpoint at step ${live.run.step}: ${error}`);
+      log("warning", `no checkpoint at step ${live.run.step}: ${error}`, { run: live.run.name });
     }
   }
 
@@ -39,7 +39,7 @@ export function interruptions({ gpu, checkpoints, log }: Pick<LiveParts, "gpu" |
     try {
       await gpu.request({ case: "closeRun", value: { run: live.run.name } });
     } catch (error) {
-      log("info", `${live.run.name}: closing: ${error}`);
+      log("info", `closing: ${error}`, { run: live.run.name });
     }
     live.release();
     await live.over;

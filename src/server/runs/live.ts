@@ -121,10 +121,10 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         .then(() => apply(update))
         .catch((thrown) => {
           // A full disk, for one: the run cannot keep its promises any more.
-          log("error", `${live.run.name}: ${thrown}`);
+          log("error", `${thrown}`, { run: live.run.name });
           return end(RunState.FAILED, INTERNAL());
         })
-        .catch((thrown) => log("error", `${live.run.name}: ${thrown}`));
+        .catch((thrown) => log("error", `${thrown}`, { run: live.run.name }));
     },
     settled: () => handled,
     gone: (how) => leave({ gone: how }),
@@ -168,7 +168,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         return end(RunState.SUCCEEDED);
       case "failed": {
         const error = update.value.error?.error ?? { case: undefined };
-        log("warning", `${live.run.name} failed: ${new WorkerFailure(update.value.error).message}`);
+        log("warning", `failed: ${new WorkerFailure(update.value.error).message}`, { run: live.run.name });
         // A lost device takes its process along; the run goes on in the next one.
         if (error.case === "deviceLost") return;
         if (error.case === "diverged") return goBack(error.value);
@@ -262,7 +262,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       if (thrown instanceof WorkerFailure && thrown.error.case === "deviceLost") return { gone: thrown.message };
       const error = asCallerError(thrown);
       if (error instanceof RpcError && error.code === status.UNAVAILABLE) return { gone: error.message };
-      if (!(error instanceof RpcError)) log("error", `${live.run.name} could not be opened: ${thrown}`);
+      if (!(error instanceof RpcError)) log("error", `could not be opened: ${thrown}`, { run: live.run.name });
       await end(RunState.FAILED, error instanceof RpcError ? error : INTERNAL());
       return undefined;
     }
@@ -300,7 +300,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
 
   return Object.assign(live, {
     over: life().catch(async (thrown) => {
-      log("error", `${live.run.name}: ${thrown}`);
+      log("error", `${thrown}`, { run: live.run.name });
       await end(RunState.FAILED, INTERNAL()).catch(() => {});
     }),
   });

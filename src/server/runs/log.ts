@@ -51,13 +51,20 @@ export interface RunLog {
   wake(id: string): void;
   /** Ends every watch with UNAVAILABLE. */
   stop(): void;
+  /** Watches that wait for the next event. */
+  readonly watchers: number;
 }
 
 export function eventAt(step: bigint, event: EventInit): RunEvent {
   return create(RunEventSchema, { time: timestampNow(), step, event });
 }
 
-export function createRunLog(registry: Registry, log: Log): RunLog {
+/** @param onWritten hears of every event of a live run when it is on disk */
+export function createRunLog(
+  registry: Registry,
+  log: Log,
+  onWritten: (run: string, event: RunEvent) => void = () => {},
+): RunLog {
   const pending = new Map<string, { live: LiveRun; entries: LogEntry[] }>();
   const readers = new Map<string, Set<() => void>>();
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -75,6 +82,11 @@ export function createRunLog(registry: Registry, log: Log): RunLog {
       entries.splice(0, batch.length);
       if (entries.length === 0) pending.delete(name);
       wake(name.replace(/^runs\//, ""));
+      try {
+        for (const { event } of batch) onWritten(name, event);
+      } catch (error) {
+        log("error", `a listener of the event log: ${error}`, { run: name });
+      }
     }
   }
 
@@ -165,6 +177,10 @@ export function createRunLog(registry: Registry, log: Log): RunLog {
     stop() {
       stopping = true;
       for (const id of readers.keys()) wake(id);
+    },
+
+    get watchers() {
+      return [...readers.values()].reduce((sum, set) => sum + set.size, 0);
     },
   };
 }

@@ -60,8 +60,10 @@ export interface Runs {
   target(id: string): Target | undefined;
   /** The model a run started from, with the run's shapes and routing and a checkpoint's parameters. */
   modelTarget(run: Run, checkpointDirectory: string): Promise<ModelTarget>;
-  /** What is on the GPU. */
-  readonly active: { readonly name: string; readonly kernels: readonly KernelUse[] } | undefined;
+  /** What is on the GPU, and the device bytes planned for it. */
+  readonly active:
+    | { readonly name: string; readonly kernels: readonly KernelUse[]; readonly allocatedBytes: bigint }
+    | undefined;
   /** Checkpoints the run on the GPU and puts it back into the queue; starts nothing more. */
   stop(): Promise<void>;
 }
@@ -74,7 +76,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
 
   /** Work that a command leaves behind it; later commands wait for it. */
   function afterwards(id: string, work: () => Promise<void>): void {
-    exclusively(id, work).catch((error) => log("error", `runs/${id}: ${error}`));
+    exclusively(id, work).catch((error) => log("error", `${error}`, { run: `runs/${id}` }));
   }
 
   async function get(id: string): Promise<RunRecord> {
@@ -253,7 +255,8 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
 
     get active() {
       const { active } = queue;
-      return active && { name: active.run.name, kernels: active.kernels };
+      if (!active) return undefined;
+      return { name: active.run.name, kernels: active.kernels, allocatedBytes: active.run.cost?.peakBytes ?? 0n };
     },
 
     async stop() {

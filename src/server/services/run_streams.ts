@@ -107,7 +107,7 @@ export function runStreams(
     try {
       return create(SteerAcknowledgementSchema, { ...about, ...(await carryOut(command, name, context)) });
     } catch (thrown) {
-      if (!(thrown instanceof RpcError)) core.log("error", `${name}: ${command.case}: ${thrown}`);
+      if (!(thrown instanceof RpcError)) core.log("error", `${command.case}: ${thrown}`, { run: name });
       const run = await core.registry.run(idIn("runs", name)!);
       const error = toStatus(publicError(thrown));
       const effectiveStep = run?.run.step ?? 0n;

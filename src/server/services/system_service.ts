@@ -8,17 +8,16 @@ import type { SystemService } from "../../../proto/gen/thaw/v1/system_service_pb
 import type { Core } from "../core.ts";
 import type { Handlers } from "../rpc/serve.ts";
 
-const PACKAGE = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8"));
+export const PACKAGE = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8"));
 const RUNTIME = "Deno" in globalThis ? "deno" : "node";
 
 export function systemService(core: Core): Handlers<typeof SystemService> {
   const { registry, runs, gpu, settings, startTime } = core;
   return {
     async getSystem() {
-      const queued = await registry.runsInStates([RunState.QUEUED]);
+      const counted = await registry.countRuns();
       const { hello } = gpu;
       const { active } = runs;
-      const allocated = active && (await registry.run(active.name.replace(/^runs\//, "")))?.run.cost?.peakBytes;
       return {
         version: PACKAGE.version,
         dependencyVersions: {
@@ -32,13 +31,13 @@ export function systemService(core: Core): Handlers<typeof SystemService> {
               {
                 adapter: hello.adapter,
                 run: active?.name ?? "",
-                allocatedBytes: allocated ?? 0n,
+                allocatedBytes: active?.allocatedBytes ?? 0n,
                 kernels: active ? [...active.kernels] : [],
               },
             ]
           : [],
         limits: Object.fromEntries(Object.entries(settings.limits).map(([name, limit]) => [name, BigInt(limit)])),
-        queuedRuns: BigInt(queued.length),
+        queuedRuns: BigInt(counted.get(RunState.QUEUED) ?? 0),
         activeRuns: active ? 1n : 0n,
         uptime: durationFromMs(Date.now() - startTime),
         residentBytes: BigInt(process.memoryUsage().rss),
