@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import type { RunSettings } from "../../src/trainer/run/run.ts";
+import type { RunSettings } from "../../src/trainer/run/options.ts";
 import type { OptimizerAlgorithm, RoutingOptions } from "../../src/trainer/types.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));

@@ -4,7 +4,8 @@ import type { Device } from "../kernels/device/device.ts";
 import { type OpenModel, openModelDirectory } from "./model/open.ts";
 import { openTrainingData } from "./run/data.ts";
 import type { OnEncoding } from "./run/encoded_files.ts";
-import { type OpenOptions, Run } from "./run/run.ts";
+import type { OpenOptions } from "./run/options.ts";
+import { Run } from "./run/run.ts";
 import type { Engine, RunConfig } from "./types.ts";
 
 export interface EngineOptions {

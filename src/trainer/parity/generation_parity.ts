@@ -8,7 +8,8 @@ import type { Batch } from "../data/batches.ts";
 import { openSafetensors } from "../formats/safetensors.ts";
 import { openModelDirectory } from "../model/open.ts";
 import { beamsOf, decodeBatch, type GeneratedRow } from "../run/generate.ts";
-import { Run, type RunSettings } from "../run/run.ts";
+import type { RunSettings } from "../run/options.ts";
+import { Run } from "../run/run.ts";
 import type { Decoding } from "../types.ts";
 import type { ErrorTable } from "./table.ts";
 

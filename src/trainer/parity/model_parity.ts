@@ -18,7 +18,8 @@ import { type OpenModel, openModelDirectory, readParameter } from "../model/open
 import { keyShape } from "../model/parameters.ts";
 import { uploadBatch } from "../run/batch_upload.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
-import { Run, type RunSettings } from "../run/run.ts";
+import type { RunSettings } from "../run/options.ts";
+import { Run } from "../run/run.ts";
 import type { AdamW, Preset, TrainablePlan } from "../types.ts";
 import { generationParity } from "./generation_parity.ts";
 import type { ErrorTable } from "./table.ts";

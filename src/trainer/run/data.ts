@@ -6,8 +6,8 @@ import { mixtureOrder } from "../data/mixture.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { RunConfig } from "../types.ts";
 import { type EncodedFiles, encodedFiles, type OnEncoding, type TrainedData } from "./encoded_files.ts";
+import type { TrainingInput } from "./options.ts";
 import { longest } from "./plan.ts";
-import type { TrainingInput } from "./run.ts";
 
 type Limits = Pick<RunConfig, "maxInputTokens" | "maxTargetTokens">;
 

@@ -8,13 +8,11 @@ import type { Device } from "../../kernels/device/device.ts";
 import { OutOfMemoryError } from "../../kernels/device/errors.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
 import type { Batch, Lengths } from "../data/batches.ts";
-import type { TrainingBatches } from "../data/order.ts";
 import { matchedTensors, resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { InferenceGraph } from "../model/family.ts";
-import { type OpenModel, readParameter } from "../model/open.ts";
+import type { OpenModel } from "../model/open.ts";
 import type { Scoring } from "../tasks/task.ts";
 import {
-  type DataStatistics,
   type EvaluationResult,
   type GenerateOptions,
   type Generation,
@@ -22,7 +20,6 @@ import {
   MemoryError,
   type PlanCost,
   type RouteBatch,
-  type RunConfig,
   type StepMetrics,
   type TrainablePlan,
   type TrainableReport,
@@ -35,41 +32,18 @@ import { DeviceMemory } from "./device_memory.ts";
 import { type EncodedFiles, encodedFiles, type ScoredData } from "./encoded_files.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
+import { loadParameters, loadSelectionBiases } from "./load.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
+import type { OpenOptions, RunSettings, TrainingInput } from "./options.ts";
 import { longest, planDecoderWithin, planWithin, type RunPlan } from "./plan.ts";
 import { Programs, type Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
-import { learningRate } from "./schedule.ts";
-import { routeBatch, stepMetrics } from "./telemetry.ts";
-
-/** What a run trains on, and what it trains from the first step. */
-export interface TrainingInput {
-  readonly plan: TrainablePlan;
-  readonly batches: TrainingBatches;
-  readonly data: DataStatistics;
-}
+import { routeBatch } from "./telemetry.ts";
+import { TrainingSteps } from "./training_steps.ts";
 
 /** A training input under the freeze plan in force. */
 interface Training extends TrainingInput {
   readonly trainable: TrainableSet;
-}
-
-/** The part of a run's configuration that does not depend on its data. */
-export type RunSettings = Omit<
-  RunConfig,
-  "modelDirectory" | "trainFiles" | "mixingCap" | "evaluationFiles" | "trainable"
->;
-
-export interface OpenOptions {
-  /** Absent: the model can only evaluate and generate. */
-  readonly training?: TrainingInput;
-  /** Lengths evaluation and generation are prepared for; they grow when more is asked. */
-  readonly inference: Lengths;
-  /** Data files of the same model and limits that may be tokenised already. */
-  readonly files?: EncodedFiles;
-  /** A checkpoint directory; the parameters come from `source` all the same. */
-  readonly resumeFrom?: string;
-  readonly memoryLimitBytes?: number;
 }
 
 export class Run implements TrainingRun {
@@ -86,12 +60,7 @@ export class Run implements TrainingRun {
   #step = 0;
   /** Steps' worth of batches that the data position is ahead of the step. */
   #passedOver = 0;
-  /** Steps asked for are submitted one after another. */
-  #submitted: Promise<unknown> = Promise.resolve();
-  /** The last step's results, which end its time. */
-  #arrived: Promise<unknown> = Promise.resolve();
-  #lastArrival = 0;
-  #secondsPerFlop: number | undefined;
+  readonly #steps: TrainingSteps;
   readonly #files: EncodedFiles;
 
   private constructor(device: Device, source: OpenModel, config: RunSettings, options: OpenOptions) {
@@ -104,6 +73,7 @@ export class Run implements TrainingRun {
     this.#optimizer = new OptimizerState(this.#memory);
     this.#inferenceLengths = options.inference;
     this.#files = options.files ?? encodedFiles(source, config);
+    this.#steps = new TrainingSteps(this, this.#programs, this.#optimizer);
   }
 
   /** Plans, allocates, loads. On any error nothing stays allocated. */
@@ -133,30 +103,13 @@ export class Run implements TrainingRun {
       for (const [name, state] of resumed.state) this.#optimizer.kept.set(name, state);
     }
     try {
-      for (const p of source.model.parameters) {
-        const data = await readParameter(source.checkpoint, p);
-        const buffer = await this.#memory.create({ name: p.name, bytes: data.byteLength });
-        this.#memory.parameters.set(p.name, buffer);
-        this.device.upload(buffer, data);
-      }
+      await loadParameters(source, this.#memory);
       await this.#install(plan, "keep");
-      await this.#loadSelectionBiases();
+      await loadSelectionBiases(source, this.#memory);
     } catch (error) {
       // Nobody said how much memory there is; what had been allocated when it ran out is the best figure there is.
       if (error instanceof OutOfMemoryError) throw new MemoryError(plan.bytes.total, this.device.allocatedBytes, 0);
       throw error;
-    }
-  }
-
-  /** Biases of a checkpoint, into the layers that choose by one; others begin at 0. */
-  async #loadSelectionBiases(): Promise<void> {
-    const { checkpoint, model } = this.source;
-    for (const { key, experts } of model.selectionBiases) {
-      const buffer = this.#memory.inputs.get(key);
-      if (!buffer || !checkpoint.tensors.has(key)) continue;
-      const values = new Float32Array(experts);
-      await checkpoint.readInto(key, values);
-      this.device.upload(buffer, values);
     }
   }
 
@@ -205,62 +158,19 @@ export class Run implements TrainingRun {
   }
 
   #withPrediction(cost: PlanCost): PlanCost {
-    if (this.#secondsPerFlop === undefined) return cost;
-    return { ...cost, predictedStepSeconds: this.#secondsPerFlop * (cost.forwardFlops + cost.backwardFlops) };
+    const { secondsPerFlop } = this.#steps;
+    if (secondsPerFlop === undefined) return cost;
+    return { ...cost, predictedStepSeconds: secondsPerFlop * (cost.forwardFlops + cost.backwardFlops) };
   }
 
-  async trainStep(): Promise<StepMetrics> {
-    const submission = this.#submitted.then(() => this.#submitStep());
-    this.#submitted = submission.catch(() => undefined);
-    return (await submission).metrics;
-  }
-
-  async #submitStep(): Promise<{ metrics: Promise<StepMetrics> }> {
-    const training = this.#trainingOrThrow();
-    const { config } = this;
-    const { routerLosses } = this.#programs.plan;
-    const step = this.#step;
-    const { accumulationSteps } = this.#programs.plan;
-    const parts = Array.from({ length: accumulationSteps }, (_, i) => {
-      const batch = training.batches.batchAt((step + this.#passedOver) * accumulationSteps + i);
-      return { batch, program: this.#programs.training(batch) };
+  trainStep(): Promise<StepMetrics> {
+    return this.#steps.train(() => {
+      const { batches } = this.#trainingOrThrow();
+      const { accumulationSteps } = this.#programs.plan;
+      const first = (this.#step + this.#passedOver) * accumulationSteps;
+      const own = Array.from({ length: accumulationSteps }, (_, i) => batches.batchAt(first + i));
+      return { step: this.#step++, batches: own };
     });
-    const targetTokens = parts.reduce((n, { batch }) => n + batch.targetTokens, 0);
-    const rate = learningRate(config.optimizer, step, config.steps);
-    const scalars = this.#memory.inputs.get(parts[0].program.planned.built.optimizer.scalars.name)!;
-    this.device.upload(scalars, this.#optimizer.nextScalars(config.optimizer, rate));
-    const listening = this.onRoutes !== undefined;
-    const submittedAt = performance.now();
-    const pending: Promise<Results>[] = [];
-    for (const [i, { batch, program }] of parts.entries()) {
-      this.upload(batch);
-      this.uploadScalars(step * accumulationSteps + i, targetTokens);
-      const { built, results, routes } = program.planned;
-      const sums = i === 0 && accumulationSteps > 1 ? [...built.gradients.values()] : [];
-      const part = { clear: sums, update: i + 1 === parts.length };
-      const tensors = listening ? [...results, ...routes] : results;
-      pending.push((await program.readback.run(program.recorded, tensors, part)).results);
-    }
-    this.#step = step + 1;
-    const metrics = Promise.all(pending).then((results) => {
-      const now = performance.now();
-      const seconds = (now - Math.max(submittedAt, this.#lastArrival)) / 1e3;
-      this.#lastArrival = now;
-      const flops = parts.map(({ program }) => program.planned.lowered.flops);
-      this.#secondsPerFlop = seconds / flops.reduce((n, f) => n + f.forward + f.backward, flops[0].optimizer);
-      if (listening)
-        for (const [i, { batch, program }] of parts.entries())
-          this.emitRoutes(this.routesOf(program, results[i], "training", step, batch));
-      const known = { step: step + 1, learningRate: rate, stepSeconds: seconds };
-      const losses = routerLosses ? config.losses : { ...config.losses, balanceCoefficient: 0, zCoefficient: 0 };
-      return stepMetrics(
-        parts.map(({ batch, program }, i) => ({ built: program.planned.built, batch, results: results[i] })),
-        known,
-        losses,
-      );
-    });
-    this.#arrived = metrics.catch(() => undefined);
-    return { metrics };
   }
 
   planTrainable(plan: TrainablePlan): TrainableReport {
@@ -269,7 +179,7 @@ export class Run implements TrainingRun {
 
   async setTrainable(plan: TrainablePlan): Promise<TrainableReport> {
     const change = this.#changeOf(plan);
-    await this.#quiet();
+    await this.#steps.quiet();
     await this.#install(change.runPlan, plan.optimizerState);
     this.#training = change.training;
     return { ...change.report, effectiveStep: this.#step };
@@ -294,25 +204,19 @@ export class Run implements TrainingRun {
     return { training, runPlan, report };
   }
 
-  /** Waits for the steps that were asked for. */
-  async #quiet(): Promise<void> {
-    await this.#submitted;
-    await this.#arrived;
-  }
-
   async evaluate(file: string, split: string, maxExamples: number, scoring?: Scoring): Promise<EvaluationResult> {
-    await this.#quiet();
+    await this.#steps.quiet();
     return evaluate(this, file, split, maxExamples, scoring);
   }
 
   async generate(inputs: readonly string[], options: GenerateOptions): Promise<Generation[]> {
-    await this.#quiet();
+    await this.#steps.quiet();
     return generate(this, inputs, options);
   }
 
   async saveCheckpoint(directory: string): Promise<{ bytes: number }> {
     const { plan } = this.#trainingOrThrow();
-    await this.#quiet();
+    await this.#steps.quiet();
     const model = await writeModel(this.source, this.#memory, directory);
     const position = { step: this.#step, passedOver: this.#passedOver, plan };
     const state = await writeTrainingState(directory, position, this.#optimizer);
@@ -320,7 +224,7 @@ export class Run implements TrainingRun {
   }
 
   async exportModel(directory: string): Promise<{ bytes: number }> {
-    await this.#quiet();
+    await this.#steps.quiet();
     return { bytes: await writeModel(this.source, this.#memory, directory) };
   }
 
@@ -333,7 +237,7 @@ export class Run implements TrainingRun {
 
   /** A parameter's present values, row-major. */
   async readParameter(name: string): Promise<Float32Array<ArrayBuffer>> {
-    await this.#quiet();
+    await this.#steps.quiet();
     return new Float32Array(await this.device.read(this.#memory.parameters.get(name)!));
   }
 
@@ -383,7 +287,12 @@ export class Run implements TrainingRun {
       inverseTargetCount: 1 / Math.max(1, targetTokens),
       maxGradientNorm: this.config.optimizer.maxGradientNorm,
     });
-    this.device.upload(this.#memory.inputs.get("step_scalars")!, scalars);
+    this.uploadInput("step_scalars", scalars);
+  }
+
+  /** The contents of an input that some program has. */
+  uploadInput(name: string, data: Float32Array<ArrayBuffer> | Uint8Array<ArrayBuffer>): void {
+    this.device.upload(this.#memory.inputs.get(name)!, data);
   }
 
   /** Each sparse layer's routing of a batch that a program has run. */

@@ -1,0 +1,118 @@
+// Optimizer steps on the device. A step is one or more batches, each by the program of its shape, and the optimizer behind
+// the last. Steps are submitted one after another, each as soon as it is asked for; results arrive later, in order.
+
+import type { Batch } from "../data/batches.ts";
+import type { TrainingGraph } from "../model/family.ts";
+import type { StepMetrics } from "../types.ts";
+import type { OptimizerState } from "./optimizer_state.ts";
+import type { Programs, Ready } from "./programs.ts";
+import type { Results } from "./readback.ts";
+import type { Run } from "./run.ts";
+import { learningRate } from "./schedule.ts";
+import { stepMetrics } from "./telemetry.ts";
+
+/** A batch and the program that it goes through. */
+interface Part {
+  readonly batch: Batch;
+  readonly program: Ready<TrainingGraph>;
+}
+
+export class TrainingSteps {
+  readonly #run: Run;
+  readonly #programs: Programs;
+  readonly #optimizer: OptimizerState;
+  /** Steps asked for are submitted one after another. */
+  #submitted: Promise<unknown> = Promise.resolve();
+  /** The last step's results, which end its time. */
+  #arrived: Promise<unknown> = Promise.resolve();
+  #lastArrival = 0;
+  #secondsPerFlop: number | undefined;
+
+  constructor(run: Run, programs: Programs, optimizer: OptimizerState) {
+    this.#run = run;
+    this.#programs = programs;
+    this.#optimizer = optimizer;
+  }
+
+  /** Measured in the last step that arrived; undefined before the first. */
+  get secondsPerFlop(): number | undefined {
+    return this.#secondsPerFlop;
+  }
+
+  /**
+   * Trains on the batches that `begin` gives when the steps before it have been submitted; `step` is the number of those.
+   * @throws what `begin` throws; DeviceLostError, KernelError
+   */
+  async train(begin: () => { readonly step: number; readonly batches: readonly Batch[] }): Promise<StepMetrics> {
+    const submission = this.#submitted.then(() => {
+      const { step, batches } = begin();
+      return this.#submit(step, batches);
+    });
+    this.#submitted = submission.catch(() => undefined);
+    return (await submission).metrics;
+  }
+
+  /** Waits for the steps that were asked for. */
+  async quiet(): Promise<void> {
+    await this.#submitted;
+    await this.#arrived;
+  }
+
+  async #submit(step: number, batches: readonly Batch[]): Promise<{ metrics: Promise<StepMetrics> }> {
+    const run = this.#run;
+    const { config } = run;
+    const { routerLosses } = this.#programs.plan;
+    const parts = batches.map((batch): Part => ({ batch, program: this.#programs.training(batch) }));
+    const rate = learningRate(config.optimizer, step, config.steps);
+    const { scalars } = parts[0].program.planned.built.optimizer;
+    run.uploadInput(scalars.name, this.#optimizer.nextScalars(config.optimizer, rate));
+    const listening = run.onRoutes !== undefined;
+    const submittedAt = performance.now();
+    const { results } = await submitParts(run, parts, step, listening);
+    const metrics = results.then((arrived) => {
+      const stepSeconds = this.#timed(parts, submittedAt);
+      if (listening)
+        for (const [i, { batch, program }] of parts.entries())
+          run.emitRoutes(run.routesOf(program, arrived[i], "training", step, batch));
+      const losses = routerLosses ? config.losses : { ...config.losses, balanceCoefficient: 0, zCoefficient: 0 };
+      return stepMetrics(
+        parts.map(({ batch, program }, i) => ({ built: program.planned.built, batch, results: arrived[i] })),
+        { step: step + 1, learningRate: rate, stepSeconds },
+        losses,
+      );
+    });
+    this.#arrived = metrics.catch(() => undefined);
+    return { metrics };
+  }
+
+  /** Seconds of a step whose results have just arrived: since the one before it, when that was in its way. */
+  #timed(parts: readonly Part[], submittedAt: number): number {
+    const now = performance.now();
+    const seconds = (now - Math.max(submittedAt, this.#lastArrival)) / 1e3;
+    this.#lastArrival = now;
+    const flops = parts.map(({ program }) => program.planned.lowered.flops);
+    this.#secondsPerFlop = seconds / flops.reduce((n, f) => n + f.forward + f.backward, flops[0].optimizer);
+    return seconds;
+  }
+}
+
+/** Uploads and submits a step's batches in turn; returns when all are submitted. */
+async function submitParts(
+  run: Run,
+  parts: readonly Part[],
+  step: number,
+  listening: boolean,
+): Promise<{ results: Promise<Results[]> }> {
+  const targetTokens = parts.reduce((n, { batch }) => n + batch.targetTokens, 0);
+  const pending: Promise<Results>[] = [];
+  for (const [i, { batch, program }] of parts.entries()) {
+    run.upload(batch);
+    run.uploadScalars(step * parts.length + i, targetTokens);
+    const { built, results, routes } = program.planned;
+    const sums = i === 0 && parts.length > 1 ? [...built.gradients.values()] : [];
+    const part = { clear: sums, update: i + 1 === parts.length };
+    const tensors = listening ? [...results, ...routes] : results;
+    pending.push((await program.readback.run(program.recorded, tensors, part)).results);
+  }
+  return { results: Promise.all(pending) };
+}
