@@ -17,6 +17,8 @@ type AboutTheRun = "id" | "name" | "label" | "optimizer" | (typeof REFUSED)[numb
 /** Flag → field of the spec. */
 const PATHS: Record<Exclude<keyof RunFlags, keyof (PlanFlags & RoutingFlags) | RuleFlag | AboutTheRun>, string> = {
   dataset: "dataset",
+  mix: "mixture.datasets",
+  mixingCap: "mixture.cap",
   steps: "steps",
   batchSize: "batch_size",
   batching: "batching",

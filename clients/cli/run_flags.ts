@@ -19,6 +19,7 @@ import {
   type LayerReduction,
   LayerReductionSchema,
   LossOptionsSchema,
+  MixtureSchema,
   type NonFinitePolicy,
   NonFinitePolicySchema,
   OverfittingWatchSchema,
@@ -39,6 +40,8 @@ export interface RunFlags extends PlanFlags, OptimizerFlags, RoutingFlags {
   readonly label?: Record<string, string>;
   readonly model?: string;
   readonly dataset?: string;
+  readonly mix?: readonly string[];
+  readonly mixingCap?: bigint;
   readonly steps?: bigint;
   readonly batchSize?: bigint;
   readonly batching?: Batching;
@@ -75,6 +78,8 @@ export function runFlags(command: Command): Command {
     .option("--label <key=value>", "a label; may be repeated", keyValue)
     .option("--model <name>", "the model to start from")
     .option("--dataset <name>", "the data")
+    .option("--mix <names>", "further datasets to train on, separated by commas", (names: string) => names.split(","))
+    .option("--mixing-cap <n>", "with --mix: at most so many examples of each count in its share", integer)
     .option("--steps <n>", "optimizer steps", integer)
     .option("--batch-size <n>", "examples per batch", integer)
     .option("--batching <how>", "padded, packed (the batch size counts rows), bucketed", enumValue(BatchingSchema))
@@ -119,6 +124,9 @@ export async function createRunRequest(flags: RunFlags) {
   if (plan) spec.trainable = create(TrainablePlanSchema, plan);
   if (flags.model !== undefined) spec.model = resource("models", flags.model);
   if (flags.dataset !== undefined) spec.dataset = resource("datasets", flags.dataset);
+  const mixture = spec.mixture ?? create(MixtureSchema);
+  const datasets = flags.mix?.map((name) => resource("datasets", name));
+  if (assign(mixture, { datasets, cap: flags.mixingCap })) spec.mixture = mixture;
   assign(spec, {
     steps: flags.steps,
     batchSize: flags.batchSize,

@@ -211,13 +211,16 @@ test("a run's optimizer, routing and losses come from flags, and a flag that the
     "--group tokens:64 --encoder-choice experts --selection-bias 2e-3 --train-capacity factor_k:1.25 --eval-capacity fixed:9";
   const losses = "--f-counts all_k --layer-reduction mean --vocabulary-z-coefficient 1e-4 --label-smoothing 0.1";
   const adafactor = "--optimizer adafactor --decay-rate 0.7 --min-dimension-to-factor 16 --weight-decay 0.5";
-  const made = await create(`${adafactor} ${routing} ${losses} --expert-dropout 0.4 --batching packed`);
+  const made = await create(
+    `${adafactor} ${routing} ${losses} --expert-dropout 0.4 --batching packed --mix a,datasets/b --mixing-cap 9`,
+  );
   assert.is(made.code, 0, made.stderr);
   const [{ spec }] = requests;
   const json = spec && (toJson(RunSpecSchema, spec) as Record<string, unknown>);
   assert.equal(json, {
     expertDropout: 0.4,
     batching: "BATCHING_PACKED",
+    mixture: { datasets: ["datasets/a", "datasets/b"], cap: "9" },
     optimizer: { adafactor: { decayRate: 0.7, minDimensionToFactor: "16", weightDecay: 0.5 } },
     routing: {
       topK: 2,

@@ -107,6 +107,17 @@ const specs: { what: string; spec: Spec; wrong: string[] }[] = [
     wrong: ["spec.routing.group_tokens"],
   },
   {
+    what: "a mixture of two more, capped",
+    spec: { mixture: { datasets: ["datasets/a", "datasets/b"], cap: 1n } },
+    wrong: [],
+  },
+  {
+    what: "a mixture of itself, of the same twice, of no dataset, with a negative cap",
+    spec: { mixture: { datasets: ["datasets/d", "datasets/a", "datasets/a", "models/m"], cap: -1n } },
+    wrong: ["spec.mixture.cap", "spec.mixture.datasets[0]", "spec.mixture.datasets[2]", "spec.mixture.datasets[3]"],
+  },
+  { what: "a mixture of nothing", spec: { mixture: {} }, wrong: ["spec.mixture.datasets"] },
+  {
     what: "routing, losses and dropout out of range, together",
     spec: {
       expertDropout: 1,

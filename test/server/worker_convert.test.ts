@@ -12,8 +12,14 @@ import {
   RoutingPriority,
   SecondExpertPolicy,
 } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { Batching, FCounts, LayerReduction, RunSpecSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
-import { GenerateSchema, OpenRunSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import {
+  Batching,
+  EvaluationPolicySchema,
+  FCounts,
+  LayerReduction,
+  RunSpecSchema,
+} from "../../proto/gen/thaw/v1/run_pb.ts";
+import { GenerateSchema, OpenRunSchema, RunDatasetSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError, OutOfMemoryError } from "../../src/kernels/device/errors.ts";
 import { decodingFromProto } from "../../src/server/worker/convert/decoding.ts";
 import { float16Bits } from "../../src/server/worker/convert/float16.ts";
@@ -25,6 +31,7 @@ import { routesToProto } from "../../src/server/worker/convert/routes.ts";
 import { openRunToConfig } from "../../src/server/worker/convert/run_config.ts";
 import { fillRunSpec } from "../../src/server/worker/convert/run_spec.ts";
 import { durationOf } from "../../src/server/worker/convert/scalars.ts";
+import { taskToProto } from "../../src/server/worker/convert/task.ts";
 import { CancelledError, errorToProto, WrongStateError } from "../../src/server/worker/errors.ts";
 import { float16ToFloat32 } from "../../src/trainer/formats/float_conversion.ts";
 import {
@@ -166,6 +173,7 @@ test("a bare specification becomes the documented defaults", () => {
   assert.equal(config, {
     modelDirectory: "/m",
     trainFiles: ["/d/train.jsonl"],
+    mixingCap: undefined,
     evaluationFiles: ["/d/validation.jsonl"],
     steps: 10,
     batchSize: 16,
@@ -220,6 +228,29 @@ test("a bare specification becomes the documented defaults", () => {
     evaluateSplits: [{ dataset: "datasets/d", split: "validation", scoring: undefined, file: "/d/validation.jsonl" }],
     checkpointEverySteps: 100,
   });
+});
+
+test("a mixture trains on every dataset and scores what splits each has", () => {
+  const open = openRun(create(RunSpecSchema, { ...required, mixture: { datasets: ["datasets/e"], cap: 9n } }));
+  const scoring = { metrics: ["accuracy" as const], labels: { 0: "no", 1: "yes" } };
+  const other = { name: "datasets/e", splitFiles: { train: "/e/train.jsonl", test: "/e/test.jsonl" } };
+  open.datasets.push(create(RunDatasetSchema, { ...other, task: taskToProto("t", scoring) }));
+  open.spec!.evaluation = create(EvaluationPolicySchema, { splits: ["validation", "test"] });
+  assert.throws(() => openRunToConfig(open), /spec\.evaluation\.splits\[1\]: the dataset has no split "test"/);
+  open.datasets[0].splitFiles.test = "/d/test.jsonl";
+  const { config, policy } = openRunToConfig(open);
+  assert.equal([config.trainFiles, config.mixingCap], [["/d/train.jsonl", "/e/train.jsonl"], 9]);
+  assert.equal(config.evaluationFiles, ["/d/validation.jsonl", "/d/test.jsonl", "/e/test.jsonl"]);
+  assert.equal(
+    policy.evaluateSplits.map(({ dataset, split, scoring }) => [dataset, split, scoring]),
+    [
+      ["datasets/d", "validation", undefined],
+      ["datasets/d", "test", undefined],
+      ["datasets/e", "test", scoring],
+    ],
+  );
+  open.datasets[1].splitFiles = {};
+  assert.throws(() => openRunToConfig(open), /spec\.mixture\.datasets\[0\]: the dataset has no split "train"/);
 });
 
 test("what is set stays, zeros where zero means something included", () => {

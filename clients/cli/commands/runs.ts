@@ -230,7 +230,7 @@ function runText(run: Run): string {
     ["error", error ? `${problemsOfStatus(error).code}: ${error.message}` : ""],
     ["step", `${run.step} of ${spec?.steps ?? "?"}`],
     ["model", spec?.model ?? ""],
-    ["dataset", spec?.dataset ?? ""],
+    ["dataset", [spec?.dataset ?? "", ...(spec?.mixture?.datasets ?? [])].join(", ")],
     ["data", data ? dataText(data) : ""],
     ["trains", planText(run.trainable) + (cost ? `, ${trainableText(cost)}` : "")],
     ["loss", metrics ? figure(metrics.loss) : ""],

@@ -9,6 +9,7 @@ import { TrainableReportSchema } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import { RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import { newId } from "../ids.ts";
+import { datasetsOf } from "../runs/datasets.ts";
 import {
   type LogEntry,
   NameTakenError,
@@ -125,7 +126,7 @@ export function runOperations(sql: Sql): RunOperations {
             id,
             run.state,
             run.spec?.model ?? "",
-            run.spec?.dataset ?? "",
+            run.spec ? datasetsOf(run.spec).join(" ") : "",
             run.displayName,
             JSON.stringify(run.labels),
             newId("e"),
@@ -268,8 +269,9 @@ export function runOperations(sql: Sql): RunOperations {
 
     async runUsing(what, id) {
       const name = `${what}s/${id}`;
+      // Names have no spaces; the datasets of a mixture stand in one column with spaces between.
       return sql.get<{ id: string }>(
-        `SELECT id FROM runs WHERE ${what} = ? AND state NOT IN (${ENDED.join(", ")}) LIMIT 1`,
+        `SELECT id FROM runs WHERE instr(' ' || ${what} || ' ', ' ' || ? || ' ') AND state NOT IN (${ENDED.join(", ")}) LIMIT 1`,
         name,
       )?.id;
     },

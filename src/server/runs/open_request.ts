@@ -2,9 +2,10 @@
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type Run, RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
-import type { OpenRunSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { OpenRunSchema, RunDatasetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { checkpointIn, idIn } from "../ids.ts";
 import { modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
+import { datasetsOf } from "./datasets.ts";
 import type { LiveParts } from "./live.ts";
 import { notFound } from "./states.ts";
 
@@ -15,23 +16,24 @@ export async function openRequest(run: Run, parts: Parts): Promise<MessageInitSh
   const { registry, layout, checkpoints } = parts;
   const spec = run.spec!;
   const model = await registry.model(idIn("models", spec.model) ?? "");
-  const dataset = await registry.dataset(idIn("datasets", spec.dataset) ?? "");
   if (!model) throw notFound(spec.model);
-  if (!dataset) throw notFound(spec.dataset);
   const splits = ["train", ...(spec.evaluation?.splits ?? [])];
+  const datasets: MessageInitShape<typeof RunDatasetSchema>[] = [];
+  for (const name of datasetsOf(spec)) {
+    const found = await registry.dataset(idIn("datasets", name) ?? "");
+    if (!found) throw notFound(name);
+    const { dataset } = found;
+    const present = splits.filter((split) => dataset.splits.some((one) => one.name === split));
+    const splitFiles = Object.fromEntries(present.map((split) => [split, splitFile(layout, dataset, split)]));
+    datasets.push({ name, splitFiles, task: dataset.task });
+  }
   const newest = await checkpoints.newest(idIn("runs", run.name)!);
   const first = !newest;
   return {
     run: run.name,
     spec: create(RunSpecSchema, { ...spec, trainable: run.trainable }),
     modelDirectory: modelDirectory(layout, model.directory),
-    datasets: [
-      {
-        name: spec.dataset,
-        splitFiles: Object.fromEntries(splits.map((split) => [split, splitFile(layout, dataset.dataset, split)])),
-        task: dataset.dataset.task,
-      },
-    ],
+    datasets,
     resumeDirectory: first ? await directoryOf(run.sourceCheckpoint, parts) : newest.directory,
     initialDirectory: first ? await directoryOf(spec.initialCheckpoint, parts) : "",
     checkpointsDirectory: temporaryDirectory(layout),

@@ -7,6 +7,7 @@ import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/
 import type { Core } from "../core.ts";
 import { forCaller } from "../gpu/failures.ts";
 import { checkpointIn, idIn } from "../ids.ts";
+import { datasetsOf } from "../runs/datasets.ts";
 import { notFound } from "../runs/states.ts";
 import { modelDirectory } from "../storage/layout.ts";
 import { checkMatches } from "../validation/plan.ts";
@@ -19,13 +20,22 @@ import { fillRunSpec } from "../worker/convert/run_spec.ts";
 export async function completeSpec(core: Core, spec: RunSpec): Promise<RunSpec & Required<Pick<RunSpec, "trainable">>> {
   const { registry } = core;
   const model = await registry.model(idIn("models", spec.model)!);
-  const dataset = await registry.dataset(idIn("datasets", spec.dataset)!);
   if (!model) throw notFound(spec.model);
-  if (!dataset) throw notFound(spec.dataset);
+  const [dataset, ...mixed] = await Promise.all(
+    datasetsOf(spec).map(async (name) => {
+      const found = await registry.dataset(idIn("datasets", name)!);
+      if (!found) throw notFound(name);
+      return found;
+    }),
+  );
   const splits = dataset.dataset.splits.map(({ name }) => name);
   const filled = fillRunSpec(spec, splits);
   check((problems) => {
     problems.require(splits.includes("train"), "spec.dataset", "has no split `train`");
+    mixed.forEach((other, index) => {
+      const trains = other.dataset.splits.some(({ name }) => name === "train");
+      problems.require(trains, `spec.mixture.datasets[${index}]`, "has no split `train`");
+    });
     filled.evaluation.splits.forEach((split, index) => {
       problems.require(splits.includes(split), `spec.evaluation.splits[${index}]`, `${spec.dataset} has no such split`);
     });

@@ -6,6 +6,7 @@ import {
   FCountsSchema,
   LayerReductionSchema,
   type LossOptions,
+  type Mixture,
   NonFinitePolicySchema,
   type OptimizerOptions,
   type RunSpec,
@@ -22,6 +23,8 @@ const MAX_BATCH_SIZE = 65536;
 const MAX_TOKENS = 65536;
 const MAX_ACCUMULATION_STEPS = 4096;
 const MAX_SPLITS = 16;
+/** Datasets mixed into one run, beside its own. */
+const MAX_MIXED = 31;
 export const SPLIT_NAME = /^[a-z0-9_]{1,64}$/;
 
 /** Batch and sequence sizes; 0 means the default. */
@@ -42,6 +45,7 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   }
   checkName(problems, "models", spec.model, `${field}.model`);
   checkName(problems, "datasets", spec.dataset, `${field}.dataset`);
+  if (spec.mixture) checkMixture(problems, spec.mixture, spec.dataset, `${field}.mixture`);
   checkRange(problems, `${field}.steps`, spec.steps, 1, MAX_STEPS);
   checkShape(problems, spec, `${field}.`);
   checkRange(problems, `${field}.accumulation_steps`, spec.accumulationSteps, 0, MAX_ACCUMULATION_STEPS);
@@ -74,6 +78,19 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   checkRange(problems, `${field}.checkpoints.keep_last`, checkpoints?.keepLast ?? 1n, 1, MAX_STEPS);
   const checkpointNamed = spec.initialCheckpoint === "" || checkpointIn(spec.initialCheckpoint);
   if (!checkpointNamed) problems.add(`${field}.initial_checkpoint`, "is not `runs/{run}/checkpoints/{checkpoint}`");
+}
+
+/** @param dataset the run's own */
+function checkMixture(problems: Problems, { datasets, cap }: Mixture, dataset: string, field: string): void {
+  const counted = datasets.length >= 1 && datasets.length <= MAX_MIXED;
+  problems.require(counted, `${field}.datasets`, `must be 1 to ${MAX_MIXED}`);
+  const seen = new Set([dataset]);
+  datasets.slice(0, MAX_MIXED).forEach((name, index) => {
+    checkName(problems, "datasets", name, `${field}.datasets[${index}]`);
+    problems.require(!seen.has(name), `${field}.datasets[${index}]`, "is trained on already");
+    seen.add(name);
+  });
+  checkRange(problems, `${field}.cap`, cap, 0, MAX_STEPS);
 }
 
 function checkOptimizer(problems: Problems, optimizer: OptimizerOptions, field: string): void {

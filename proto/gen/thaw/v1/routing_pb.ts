@@ -447,7 +447,8 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
   tokenCount: bigint;
 
   /**
-   * Index of each token's example in its split: [n] u32.
+   * Index of each token's example in its split: [n] u32. In the training of a mixture, counted through the `train` splits of its
+   * datasets one after another.
    *
    * @generated from field: bytes example_ids = 8;
    */

@@ -2,7 +2,7 @@
 
 import { create } from "@bufbuild/protobuf";
 import { type OverfittingWatch, RunSpecSchema } from "../../../../proto/gen/thaw/v1/run_pb.ts";
-import { type OpenRun, RunDatasetSchema } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { type OpenRun, type RunDataset, RunDatasetSchema } from "../../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Scoring } from "../../../trainer/tasks/task.ts";
 import {
   InputError,
@@ -50,24 +50,28 @@ export function openRunToConfig(open: OpenRun): { config: RunConfig; policy: Run
   const dataset = open.datasets[0] ?? create(RunDatasetSchema);
   const spec = fillRunSpec(open.spec ?? create(RunSpecSchema), Object.keys(dataset.splitFiles));
   const problems: Problem[] = [];
-  const scoring = scoringFromProto(dataset.task);
-  const fileOf = (split: string, field: string): string => {
-    const file = dataset.splitFiles[split];
+  const fileOf = ({ splitFiles }: RunDataset, split: string, field: string): string => {
+    const file = splitFiles[split];
     if (file === undefined) problems.push({ field, message: `the dataset has no split "${split}"` });
     return file ?? "";
   };
-  const trainFile = fileOf("train", "spec.dataset");
-  const evaluateSplits = spec.evaluation.splits.map((split, i) => ({
-    dataset: dataset.name,
-    split,
-    scoring,
-    file: fileOf(split, `spec.evaluation.splits[${i}]`),
-  }));
+  const datasets = [dataset, ...open.datasets.slice(1)];
+  const trainFiles = datasets.map((one, i) =>
+    fileOf(one, "train", i === 0 ? "spec.dataset" : `spec.mixture.datasets[${i - 1}]`),
+  );
+  const evaluateSplits = datasets.flatMap((one): EvaluatedSplit[] => {
+    const scoring = scoringFromProto(one.task);
+    const splits = spec.evaluation.splits.map((split, i) => ({ split, field: `spec.evaluation.splits[${i}]` }));
+    // What is asked of the run's own dataset must be there; of the others, what is there is scored too.
+    const present = one === dataset ? splits : splits.filter(({ split }) => split in one.splitFiles);
+    return present.map(({ split, field }) => ({ dataset: one.name, split, scoring, file: fileOf(one, split, field) }));
+  });
   if (problems.length > 0) throw new InputError(problems);
   return {
     config: {
       modelDirectory: open.initialDirectory || open.modelDirectory,
-      trainFiles: [trainFile],
+      trainFiles,
+      mixingCap: Number(spec.mixture?.cap ?? 0n) || undefined,
       evaluationFiles: evaluateSplits.map(({ file }) => file),
       steps: Number(spec.steps),
       batchSize: Number(spec.batchSize),
