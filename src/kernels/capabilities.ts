@@ -40,3 +40,17 @@ export interface Capabilities {
 export type KernelTarget = "software" | "hardware";
 
 export const kernelTarget = (c: Capabilities): KernelTarget => (c.software ? "software" : "hardware");
+
+/**
+ * What a matrix product does with its f32 operands. `f32`: takes them as they are. `f16`: rounds them to f16 and sums in
+ * f32, on any adapter. `matrix`: the same on the adapter's matrix units.
+ */
+export type Products = "f32" | "f16" | "matrix";
+
+/** The fastest products of mixed precision that an adapter has. */
+export const mixedProducts = ({ f16, subgroupMinSize, subgroupMaxSize, matrixShapes }: Capabilities): Products => {
+  const offered = matrixShapes.some(
+    ({ m, n, k, component, result }) => m === 16 && n === 16 && k === 16 && component === "f16" && result === "f32",
+  );
+  return f16 && offered && subgroupMinSize === 32 && subgroupMaxSize === 32 ? "matrix" : "f16";
+};

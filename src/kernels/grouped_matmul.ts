@@ -11,7 +11,7 @@
 // must itself be 0, which is what these kernels and the combine gradient write there. Rows of unused blocks keep what
 // they held. The weight gradient reads real rows only, and is parallel over its outputs: a row is summed in order.
 
-import type { KernelTarget } from "./capabilities.ts";
+import type { KernelTarget, Products } from "./capabilities.ts";
 import {
   type BufferDeclaration,
   type Command,
@@ -24,15 +24,26 @@ import {
   write,
 } from "./kernel.ts";
 import {
+  type Layout,
   registerStores,
   registerTile,
   type Store,
+  type TileProducts,
   threadsOf,
   type WorkgroupShape,
   workgroupStores,
   workgroupTile,
   workgroupTileMemory,
 } from "./matmul_tiles.ts";
+import {
+  MATRIX_ENABLES,
+  type MatrixTileShape,
+  matrixFits,
+  matrixStores,
+  matrixThreads,
+  matrixTile,
+  matrixTileMemory,
+} from "./matrix_tiles.ts";
 
 /** `sourceOfRow` of a row that holds no assignment. */
 export const PADDING_ROW = 0xffffffff;
@@ -46,10 +57,12 @@ interface Variant {
   readonly tile: { readonly m: number; readonly n: number };
   readonly vector: boolean;
   readonly gather: boolean;
+  /** `matrix` on hardware only. */
+  readonly products: Products;
 }
 
 const nameOf = (v: Variant): string =>
-  `${v.target}_${v.tile.m}x${v.tile.n}${v.vector ? "_vec4" : ""}${v.gather ? "_gather" : ""}`;
+  `${v.target}_${v.tile.m}x${v.tile.n}${v.vector ? "_vec4" : ""}${v.gather ? "_gather" : ""}${v.products === "f32" ? "" : `_${v.products}`}`;
 
 /** The binding of the row index, in kernels that gather. */
 const rowIndex = (gather: boolean): Record<string, BufferDeclaration> => (gather ? { sourceOfRow: read("u32") } : {});
@@ -63,29 +76,60 @@ fn source_of(row: u32) -> u32 {
 fn readable(source: u32) -> u32 { return select(source, 0, source == PADDING); }
 `;
 
+const sharedShape = (v: Variant): WorkgroupShape => ({ ...v.tile, slab: 16, perThread: 4 });
+const matrixShape = (v: Variant): MatrixTileShape => ({ ...v.tile, slab: 32, own: v.tile.m / 2 });
+const roundedTo = (v: Variant): TileProducts => (v.products === "f32" ? "f32" : "f16");
+
+const threadsOfVariant = (v: Variant): number => {
+  if (v.target === "software") return SOFTWARE_THREADS;
+  return v.products === "matrix" ? matrixThreads(matrixShape(v)) : threadsOf(sharedShape(v));
+};
+
 /** WGSL: the workgroup and thread indices; `index` numbers the tiles. */
-const mainOf = (v: Variant, shape: WorkgroupShape): string => /* wgsl */ `
-@compute @workgroup_size(${v.target === "hardware" ? threadsOf(shape) : SOFTWARE_THREADS})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+const mainOf = (v: Variant): string => /* wgsl */ `
+@compute @workgroup_size(${threadsOfVariant(v)})
+fn main(
+  @builtin(workgroup_id) wid: vec3u,
+  @builtin(num_workgroups) num: vec3u,
+  @builtin(local_invocation_index) lid: u32,${v.products === "matrix" ? "\n  @builtin(subgroup_id) subgroup: u32," : ""}
+) {
   let index = linear_index(wid, num)${v.target === "hardware" ? "" : ` * ${SOFTWARE_THREADS} + lid`};
 `;
 
-const shapeOf = (tile: { m: number; n: number }): WorkgroupShape => ({ ...tile, slab: 16, perThread: 4 });
+/** What stands for an operand's elements in its binding. */
+const elementOf = (v: Variant): "vec4f" | "f32" => (v.vector || v.products === "matrix" ? "vec4f" : "f32");
+const storedOf = (v: Variant): "vec4f" | "f32" => (v.vector ? "vec4f" : "f32");
 
-const storesOf = (v: Variant, store: Store): string =>
-  v.target === "hardware" ? workgroupStores(shapeOf(v.tile), store) : registerStores(v.tile, v.vector, store);
+const memoryOf = (v: Variant, layouts: readonly [Layout, Layout]): string => {
+  if (v.target === "software") return "";
+  return v.products === "matrix" ? matrixTileMemory(layouts, matrixShape(v)) : workgroupTileMemory(sharedShape(v));
+};
+
+type TileOperand = Parameters<typeof workgroupTile>[0];
+
+/** The loop of a hardware workgroup. */
+const workgroupLoop = (v: Variant, a: TileOperand, b: TileOperand, kBegin: string, kEnd: string): string =>
+  v.products === "matrix"
+    ? matrixTile(a, b, matrixShape(v), kBegin, kEnd)
+    : workgroupTile(a, b, sharedShape(v), kBegin, kEnd, v.products);
+
+const storesOf = (v: Variant, store: Store): string => {
+  if (v.target === "software") return registerStores(v.tile, v.vector, store);
+  return v.products === "matrix" ? matrixStores(matrixShape(v), store) : workgroupStores(sharedShape(v), store);
+};
+
+const enablesOf = (v: Variant): string | undefined => (v.products === "matrix" ? MATRIX_ENABLES : undefined);
 
 const FORWARD_PARAMS = { max_rows: "u32", row_tile: "u32", n: "u32", k: "u32", top_k: "u32", relu: "u32" } as const;
 
 function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
-  const element = v.vector ? "vec4f" : "f32";
   const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
-  const shape = shapeOf(v.tile);
   const layout = transposeWeight ? "inner" : "outer";
   const rows = Array.from({ length: v.tile.m }, (_, i) => `let source${i} = readable(source_of(row + ${i}));`);
   const loop =
     v.target === "hardware"
-      ? workgroupTile(
+      ? workgroupLoop(
+          v,
           {
             array: "a",
             layout: "inner",
@@ -99,7 +143,6 @@ function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
             element: (j, k) =>
               `weight_base + ${transposeWeight ? `(column + ${j}) * params.k + ${k}` : `${k} * params.n + column + ${j}`}`,
           },
-          shape,
           "0u",
           "params.k",
         )
@@ -126,32 +169,34 @@ function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
           v.vector,
           "0u",
           "params.k",
+          roundedTo(v),
         )}`;
   return defineKernel({
     name: `grouped_matmul_${transposeWeight ? "nt" : "nn"}_${nameOf(v)}`,
     params: FORWARD_PARAMS,
     buffers: {
-      a: read(element),
-      b: read(element),
-      out: write(element),
+      a: read(elementOf(v)),
+      b: read(elementOf(v)),
+      out: write(storedOf(v)),
       expertOfBlock: read("u32"),
       ...rowIndex(v.gather),
     },
+    enables: enablesOf(v),
     wgsl: /* wgsl */ `${LINEAR_INDEX}${sourceOf(v.gather)}
-fn store(row: u32, column: u32, sum: ${element}) {
+fn store(row: u32, column: u32, sum: ${storedOf(v)}) {
   if (column >= params.n) { return; }
-  var value = select(sum, ${element}(), source_of(row) == PADDING);
-  if (params.relu != 0) { value = max(value, ${element}()); }
+  var value = select(sum, ${storedOf(v)}(), source_of(row) == PADDING);
+  if (params.relu != 0) { value = max(value, ${storedOf(v)}()); }
   out[(row * params.n + column)${v.vector ? " / 4" : ""}] = value;
 }
-${v.target === "hardware" ? workgroupTileMemory(shape) : ""}${mainOf(v, shape)}
+${memoryOf(v, ["inner", layout])}${mainOf(v)}
   let tile_columns = (params.n + ${v.tile.n - 1}) / ${v.tile.n};
   let row = index / tile_columns * ${v.tile.m};
   let column = index % tile_columns * ${v.tile.n};
   if (row >= params.max_rows) { return; }
   // An unused block carries an expert that the weights do not have.
   let weight_base = expertOfBlock[row / params.row_tile] * ${units("(params.n * params.k)")};
-  if (weight_base >= arrayLength(&b)) { return; }
+  if (weight_base >= arrayLength(&b)${v.products === "matrix" ? " * 4" : ""}) { return; }
   ${loop}
   ${storesOf(v, (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
 }`,
@@ -162,12 +207,11 @@ const GRADIENT_PARAMS = { slots: "u32", n: "u32", k: "u32", top_k: "u32" } as co
 
 /** out[slot] = dyᵀ·x over the rows of one expert: both operands are "outer", the sum runs over the rows. */
 function gradientKernel(v: Variant): Kernel {
-  const element = v.vector ? "vec4f" : "f32";
   const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
-  const shape = shapeOf(v.tile);
   const loop =
     v.target === "hardware"
-      ? workgroupTile(
+      ? workgroupLoop(
+          v,
           {
             array: "a",
             layout: "outer",
@@ -180,7 +224,6 @@ function gradientKernel(v: Variant): Kernel {
             inside: (j) => `column + ${j} < params.k`,
             element: (j, r) => `source_of(${r}) * params.k + column + ${j}`,
           },
-          shape,
           "begin",
           "end",
         )
@@ -205,25 +248,27 @@ function gradientKernel(v: Variant): Kernel {
           v.vector,
           "begin",
           "end",
+          roundedTo(v),
         );
   return defineKernel({
     name: `grouped_weight_gradient_${nameOf(v)}`,
     params: GRADIENT_PARAMS,
     buffers: {
-      a: read(element),
-      b: read(element),
-      out: write(element),
+      a: read(elementOf(v)),
+      b: read(elementOf(v)),
+      out: write(storedOf(v)),
       expertOffset: read("u32"),
       expertCount: read("u32"),
       trainableExperts: read("u32"),
       ...rowIndex(v.gather),
     },
+    enables: enablesOf(v),
     wgsl: /* wgsl */ `${LINEAR_INDEX}${sourceOf(v.gather)}
-fn store(slot: u32, row: u32, column: u32, sum: ${element}) {
+fn store(slot: u32, row: u32, column: u32, sum: ${storedOf(v)}) {
   if (row >= params.n || column >= params.k) { return; }
   out[((slot * params.n + row) * params.k + column)${v.vector ? " / 4" : ""}] = sum;
 }
-${v.target === "hardware" ? workgroupTileMemory(shape) : ""}${mainOf(v, shape)}
+${memoryOf(v, ["outer", "outer"])}${mainOf(v)}
   let tile_rows = (params.n + ${v.tile.m - 1}) / ${v.tile.m};
   let tile_columns = (params.k + ${v.tile.n - 1}) / ${v.tile.n};
   let slot = index / (tile_rows * tile_columns);
@@ -260,6 +305,9 @@ function tiledCall<T>(
   return [call(kernel, params, buffers, spread(workgroups))];
 }
 
+/** Matrix units where they can be used; the rest is rounded like them. */
+const taken = (products: Products, matrix: boolean): Products => (products === "matrix" && !matrix ? "f16" : products);
+
 /** The largest of `heights` that divides an expert's rows. */
 const tileHeight = (rowTile: number, heights: readonly number[]): number => heights.find((h) => rowTile % h === 0)!;
 
@@ -276,6 +324,8 @@ export interface GroupedMatmulDims {
   gatherTopK?: number;
   /** max(·, 0) of the result. */
   relu?: boolean;
+  /** Default: f32. */
+  products?: Products;
 }
 
 /**
@@ -289,14 +339,22 @@ export function groupedMatmul<T>(
   dims: GroupedMatmulDims,
   target: KernelTarget,
 ): Command<T>[] {
-  const { maxRows, rowTile, n, k, transposeWeight, gatherTopK, relu = false } = dims;
+  const { maxRows, rowTile, n, k, transposeWeight, gatherTopK, relu = false, products = "f32" } = dims;
   if (rowTile % 4 !== 0) throw new RangeError(`rowTile is ${rowTile}, not a multiple of 4`);
+  const matrix = products === "matrix" && target === "hardware" && rowTile % 64 === 0 && matrixFits(n, k);
   const tile =
     target === "hardware"
-      ? { m: tileHeight(rowTile, [64, 32, 16, 8, 4]), n: 64 }
+      ? { m: tileHeight(rowTile, matrix ? [128, 64] : [64, 32, 16, 8, 4]), n: 64 }
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
+  if (matrix) tile.n = tile.m;
   const vector = target === "software" && n % 4 === 0 && k % 4 === 0;
-  const variant: Variant = { target, tile, vector, gather: gatherTopK !== undefined };
+  const variant: Variant = {
+    target,
+    tile,
+    vector,
+    gather: gatherTopK !== undefined,
+    products: taken(products, matrix),
+  };
   const key = `forward ${nameOf(variant)} ${transposeWeight}`;
   const kernel = cached(key, () => forwardKernel(variant, transposeWeight));
   const { x, weight, out, expertOfBlock, sourceOfRow } = buffers;
@@ -312,13 +370,21 @@ export function groupedMatmul<T>(
  */
 export function groupedWeightGradient<T>(
   buffers: Record<"x" | "dy" | "out" | "expertOffset" | "expertCount" | "trainableExperts", T> & { sourceOfRow?: T },
-  { slots, n, k, gatherTopK }: { slots: number; n: number; k: number; gatherTopK?: number },
+  dims: { slots: number; n: number; k: number; gatherTopK?: number; products?: Products },
   target: KernelTarget,
 ): Command<T>[] {
+  const { slots, n, k, gatherTopK, products = "f32" } = dims;
   if (slots === 0) return [];
+  const matrix = products === "matrix" && target === "hardware" && matrixFits(n, k);
   const tile = target === "hardware" ? { m: 64, n: 64 } : { m: 8, n: 8 };
   const vector = target === "software" && n % 4 === 0 && k % 4 === 0;
-  const variant: Variant = { target, tile, vector, gather: gatherTopK !== undefined };
+  const variant: Variant = {
+    target,
+    tile,
+    vector,
+    gather: gatherTopK !== undefined,
+    products: taken(products, matrix),
+  };
   const kernel = cached(`gradient ${nameOf(variant)}`, () => gradientKernel(variant));
   const { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow } = buffers;
   const rows = { expertOffset, expertCount, trainableExperts, ...gathered(gatherTopK, sourceOfRow) };

@@ -18,18 +18,28 @@
 // switched off change nothing.
 // Hardware: 64×64 per workgroup, 4×4 per thread; 128×128 and 8×8 where the output is large enough to fill a GPU so.
 
-import type { KernelTarget } from "./capabilities.ts";
+import type { KernelTarget, Products } from "./capabilities.ts";
 import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import {
   type Layout,
   registerStores,
   registerTile,
+  type TileProducts,
   threadsOf,
   type WorkgroupShape,
   workgroupStores,
   workgroupTile,
   workgroupTileMemory,
 } from "./matmul_tiles.ts";
+import {
+  MATRIX_ENABLES,
+  type MatrixTileShape,
+  matrixFits,
+  matrixStores,
+  matrixThreads,
+  matrixTile,
+  matrixTileMemory,
+} from "./matrix_tiles.ts";
 
 export interface MatmulDims {
   /** out [m,n]. */
@@ -51,6 +61,8 @@ export interface MatmulDims {
   aOffset?: number;
   bOffset?: number;
   outOffset?: number;
+  /** Default: f32. */
+  products?: Products;
 }
 
 const PARAMS = {
@@ -89,7 +101,15 @@ const storeAt = (i: string, j: string, value: string): string => `store(row + ${
 
 const SOFTWARE_THREADS = 16;
 
-function softwareKernel(layouts: Layouts, tile: { m: number; n: number }, vector: boolean): MatmulKernel {
+/** Of a kernel's name, where its operands are rounded. */
+const suffix = (products: TileProducts): string => (products === "f16" ? "_f16" : "");
+
+function softwareKernel(
+  layouts: Layouts,
+  tile: { m: number; n: number },
+  vector: boolean,
+  products: TileProducts,
+): MatmulKernel {
   const element = vector ? "vec4f" : "f32";
   const units = (x: string): string => (vector ? `(${x} / 4)` : x);
   // An "inner" operand clamps its row, an "outer" one its column, to the last that exists.
@@ -109,9 +129,10 @@ function softwareKernel(layouts: Layouts, tile: { m: number; n: number }, vector
     vector,
     "0u",
     "params.k",
+    products,
   );
   return defineKernel({
-    name: `matmul_${nameOf(layouts)}_${tile.m}x${tile.n}${vector ? "_vec4" : ""}`,
+    name: `matmul_${nameOf(layouts)}_${tile.m}x${tile.n}${vector ? "_vec4" : ""}${suffix(products)}`,
     params: PARAMS,
     buffers: { a: read(element), b: read(element), out: write(element) },
     wgsl: /* wgsl */ `${LINEAR_INDEX}${store(vector)}
@@ -128,7 +149,20 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   });
 }
 
-function hardwareKernel(layouts: Layouts, shape: WorkgroupShape): MatmulKernel {
+/** How a workgroup computes its tile. */
+interface WorkgroupLoop {
+  readonly name: string;
+  readonly tile: { readonly m: number; readonly n: number };
+  readonly threads: number;
+  readonly element: "f32" | "vec4f";
+  readonly enables?: string;
+  readonly memory: string;
+  readonly sum: string;
+  readonly stores: string;
+}
+
+/** Operands of both workgroup loops: what lies where. */
+const operandsOf = (layouts: Layouts) => {
   const operand = (array: "a" | "b", layout: Layout, first: string, size: string) => ({
     array,
     layout,
@@ -138,36 +172,65 @@ function hardwareKernel(layouts: Layouts, shape: WorkgroupShape): MatmulKernel {
         ? `params.${array}_offset + (${first} + ${i}) * params.k + ${k}`
         : `params.${array}_offset + ${k} * ${size} + ${first} + ${i}`,
   });
-  return defineKernel({
-    name: `matmul_${nameOf(layouts)}_shared${shape.m}x${shape.n}`,
+  return [operand("a", layouts[0], "row", "params.m"), operand("b", layouts[1], "column", "params.n")] as const;
+};
+
+function sharedLoop(layouts: Layouts, shape: WorkgroupShape, products: TileProducts): WorkgroupLoop {
+  const [a, b] = operandsOf(layouts);
+  return {
+    name: `shared${shape.m}x${shape.n}${suffix(products)}`,
+    tile: shape,
+    threads: threadsOf(shape),
+    element: "f32",
+    memory: workgroupTileMemory(shape),
+    sum: workgroupTile(a, b, shape, "k_begin", "k_end", products),
+    stores: workgroupStores(shape, storeAt),
+  };
+}
+
+function matrixLoop(layouts: Layouts, shape: MatrixTileShape): WorkgroupLoop {
+  const [a, b] = operandsOf(layouts);
+  return {
+    name: `matrix${shape.m}x${shape.n}`,
+    tile: shape,
+    threads: matrixThreads(shape),
+    element: "vec4f",
+    enables: MATRIX_ENABLES,
+    memory: matrixTileMemory(layouts, shape),
+    sum: matrixTile(a, b, shape, "k_begin", "k_end"),
+    stores: matrixStores(shape, storeAt),
+  };
+}
+
+const hardwareKernel = (layouts: Layouts, loop: WorkgroupLoop): MatmulKernel =>
+  defineKernel({
+    name: `matmul_${nameOf(layouts)}_${loop.name}`,
     params: PARAMS,
-    buffers: { a: read("f32"), b: read("f32"), out: write("f32") },
+    buffers: { a: read(loop.element), b: read(loop.element), out: write("f32") },
+    enables: loop.enables,
     wgsl: /* wgsl */ `${LINEAR_INDEX}
 var<private> first: u32; // element of out where the stretch's sums begin
-${store(false, "first")}${workgroupTileMemory(shape)}
-@compute @workgroup_size(${threadsOf(shape)})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+${store(false, "first")}${loop.memory}
+@compute @workgroup_size(${loop.threads})
+fn main(
+  @builtin(workgroup_id) wid: vec3u,
+  @builtin(num_workgroups) num: vec3u,
+  @builtin(local_invocation_index) lid: u32,${loop.enables ? "\n  @builtin(subgroup_id) subgroup: u32," : ""}
+) {
   let index = linear_index(wid, num);
-  let tile_columns = (params.n + ${shape.n - 1}) / ${shape.n};
-  let tiles = (params.m + ${shape.m - 1}) / ${shape.m} * tile_columns;
+  let tile_columns = (params.n + ${loop.tile.n - 1}) / ${loop.tile.n};
+  let tiles = (params.m + ${loop.tile.m - 1}) / ${loop.tile.m} * tile_columns;
   let stretch = index / tiles;
-  let row = index % tiles / tile_columns * ${shape.m};
-  let column = index % tile_columns * ${shape.n};
+  let row = index % tiles / tile_columns * ${loop.tile.m};
+  let column = index % tile_columns * ${loop.tile.n};
   let k_begin = stretch * params.k_split;
   if (stretch > 0 && k_begin >= params.k) { return; }
   let k_end = min(k_begin + params.k_split, params.k);
   first = params.out_offset + stretch * params.m * params.n;
-  ${workgroupTile(
-    operand("a", layouts[0], "row", "params.m"),
-    operand("b", layouts[1], "column", "params.n"),
-    shape,
-    "k_begin",
-    "k_end",
-  )}
-  ${workgroupStores(shape, storeAt)}
+  ${loop.sum}
+  ${loop.stores}
 }`,
   });
-}
 
 /** The end of a product whose k was split: adds the stretches up and finishes each element as `store` does. */
 const stretchesKernel = defineKernel({
@@ -188,9 +251,19 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 }`,
 });
 
-const SMALL: WorkgroupShape = { m: 64, n: 64, slab: 16, perThread: 4 };
-const LARGE: WorkgroupShape = { m: 128, n: 128, slab: 8, perThread: 8 };
-/** From this many 128×128 tiles on, the large tile keeps a GPU's processors busy. */
+interface Tiles<Shape> {
+  readonly small: Shape;
+  readonly large: Shape;
+}
+const F32_TILES: Tiles<WorkgroupShape> = {
+  small: { m: 64, n: 64, slab: 16, perThread: 4 },
+  large: { m: 128, n: 128, slab: 8, perThread: 8 },
+};
+const MATRIX_TILES: Tiles<MatrixTileShape> = {
+  small: { m: 64, n: 64, slab: 32, own: 32 },
+  large: { m: 128, n: 128, slab: 32, own: 64 },
+};
+/** From this many large tiles on, they keep a GPU's processors busy. */
 const LARGE_FROM_TILES = 128;
 
 const kernels = new Map<string, MatmulKernel>();
@@ -215,30 +288,44 @@ function softwareTile(m: number, n: number): { m: number; n: number } {
   return m <= 4 ? { m: 4, n: 8 } : { m: 8, n: 8 };
 }
 
-type MatmulSize = Pick<MatmulDims, "m" | "n" | "k">;
+/** Matrix units are for what can be read eight at a time; the rest is rounded like them. */
+function productsOf(dims: MatmulDims): Products {
+  const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, products = "f32" } = dims;
+  if (products !== "matrix") return products;
+  return matrixFits(transposeA ? m : k, transposeB ? k : n, aOffset, bOffset) ? "matrix" : "f16";
+}
 
-const hardwareShape = ({ m, n }: MatmulSize): WorkgroupShape =>
-  tilesOf(LARGE, m, n) >= LARGE_FROM_TILES ? LARGE : SMALL;
+/** How a product runs on hardware: tile, and in how many stretches of k of what length. */
+interface Splitting {
+  readonly large: boolean;
+  readonly stretches: number;
+  readonly length: number;
+}
 
-/** The tile of a product whose k may be split, and in how many stretches of what length. */
-function splitting({ m, n, k }: MatmulSize): { shape: WorkgroupShape; stretches: number; length: number } {
-  const shape = m >= LARGE.m && n >= LARGE.n ? LARGE : SMALL;
+function splitting(dims: MatmulDims, maySplit: boolean): Splitting {
+  const { m, n, k } = dims;
+  const tiles = productsOf(dims) === "matrix" ? MATRIX_TILES : F32_TILES;
+  const whole = { large: tilesOf(tiles.large, m, n) >= LARGE_FROM_TILES, stretches: 1, length: k };
+  if (!maySplit) return whole;
+  const large = m >= tiles.large.m && n >= tiles.large.n;
+  const shape = large ? tiles.large : tiles.small;
   const wanted = Math.min(Math.floor(FILLING_WORKGROUPS / tilesOf(shape, m, n)), Math.floor(k / SHORTEST_STRETCH));
-  if (wanted <= 1) return { shape: hardwareShape({ m, n, k }), stretches: 1, length: k };
+  if (wanted <= 1) return whole;
   const length = Math.ceil(k / wanted / shape.slab) * shape.slab;
-  return { shape, stretches: Math.ceil(k / length), length };
+  return { large, stretches: Math.ceil(k / length), length };
 }
 
 /** f32 elements of scratch with which `matmul` may split k; 0 where it would not. */
-export function matmulScratch(size: MatmulSize, target: KernelTarget): number {
+export function matmulScratch(dims: MatmulDims, target: KernelTarget): number {
   if (target === "software") return 0;
-  const { stretches } = splitting(size);
-  return stretches > 1 ? stretches * size.m * size.n : 0;
+  const { stretches } = splitting(dims, true);
+  return stretches > 1 ? stretches * dims.m * dims.n : 0;
 }
 
 /**
  * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), all f32, row-major. `scratch` [matmulScratch] allows to split k.
- * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum).
+ * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum), and with f16 or matrix products 2^-10 · Σ|ab| more;
+ * there an operand beyond 65504 is infinite.
  */
 export function matmul<T>(
   buffers: Record<"a" | "b" | "out", T> & { scratch?: T },
@@ -250,30 +337,33 @@ export function matmul<T>(
   if (m * n === 0) return [];
   const { a, b, out, scratch } = buffers;
   const layouts: Layouts = [transposeA ? "outer" : "inner", transposeB ? "inner" : "outer"];
+  const products = productsOf(dims);
   const from = { m, n, k, a_offset: aOffset, b_offset: bOffset };
   const finish = { out_offset: outOffset, alpha, accumulate: Number(accumulate), relu: Number(relu) };
-  const hardware = (shape: WorkgroupShape) =>
-    cached(`${nameOf(layouts)} ${shape.m}`, () => hardwareKernel(layouts, shape));
-  if (target === "hardware" && scratch !== undefined && matmulScratch(dims, target) > 0) {
-    const { shape, stretches, length } = splitting(dims);
-    const partial = { ...from, k_split: length, out_offset: 0, alpha: 1, accumulate: 0, relu: 0 };
+  if (target === "hardware") {
+    const { large, stretches, length } = splitting(dims, scratch !== undefined);
+    const size = large ? "large" : "small";
+    const loop = () =>
+      products === "matrix" ? matrixLoop(layouts, MATRIX_TILES[size]) : sharedLoop(layouts, F32_TILES[size], products);
+    const kernel = cached(`${nameOf(layouts)} ${products} ${size}`, () => hardwareKernel(layouts, loop()));
+    const shape = (products === "matrix" ? MATRIX_TILES : F32_TILES)[size];
     const groups = spread(tilesOf(shape, m, n) * stretches);
+    if (stretches === 1) return [call(kernel, { ...from, ...finish, k_split: k }, { a, b, out }, groups)];
+    const partial = { ...from, k_split: length, out_offset: 0, alpha: 1, accumulate: 0, relu: 0 };
+    const summed = { scratch: scratch!, out };
     return [
-      call(hardware(shape), partial, { a, b, out: scratch }, groups),
-      call(stretchesKernel, { count: m * n, stretches, ...finish }, { scratch, out }, spread(Math.ceil((m * n) / 64))),
+      call(kernel, partial, { a, b, out: scratch! }, groups),
+      call(stretchesKernel, { count: m * n, stretches, ...finish }, summed, spread(Math.ceil((m * n) / 64))),
     ];
   }
-  const params = { ...from, ...finish, k_split: k };
-  if (target === "hardware") {
-    const shape = hardwareShape(dims);
-    return [call(hardware(shape), params, { a, b, out }, spread(tilesOf(shape, m, n)))];
-  }
+  const rounded = products === "f32" ? "f32" : "f16";
   const tile = softwareTile(m, n);
   const multiples = [n, aOffset, bOffset, outOffset, transposeA ? m : k, transposeB ? k : n];
   const vector = multiples.every((x) => x % 4 === 0);
-  const kernel = cached(`${nameOf(layouts)} ${tile.m}x${tile.n} ${vector}`, () =>
-    softwareKernel(layouts, tile, vector),
+  const kernel = cached(`${nameOf(layouts)} ${tile.m}x${tile.n} ${vector} ${rounded}`, () =>
+    softwareKernel(layouts, tile, vector, rounded),
   );
+  const params = { ...from, ...finish, k_split: k };
   return [call(kernel, params, { a, b, out }, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
 }
 

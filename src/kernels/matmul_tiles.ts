@@ -9,7 +9,12 @@
 // `workgroupTile` is the hardware loop: the workgroup stages a slab of both operands in workgroup memory.
 // Both sum over k in ascending order, one accumulator per result, so a result does not depend on its tile.
 
+import type { Products } from "./capabilities.ts";
+
 export type Layout = "inner" | "outer";
+
+/** What these loops can do with operands; matrix units have a loop of their own, matrix_tiles.ts. */
+export type TileProducts = Exclude<Products, "matrix">;
 
 const COMPONENT = ["x", "y", "z", "w"] as const;
 
@@ -37,20 +42,25 @@ interface Loads {
   readonly at: (i: number, q: number) => string;
 }
 
-function operandLoads(operand: RegisterOperand, vector: boolean, steps: number): Loads {
+/** WGSL: `value`, rounded to f16 where a product takes its operands so. */
+const taken = (value: string, products: TileProducts): string =>
+  products === "f16" ? `quantizeToF16(${value})` : value;
+
+function operandLoads(operand: RegisterOperand, vector: boolean, steps: number, products: TileProducts): Loads {
   const { array: x, layout, tile, base, stride, entry, row = (k) => k } = operand;
+  const load = (at: string) => taken(`${x}[${at}]`, products);
   const setup: string[] = [];
   const loads: string[] = [];
   if (layout === "inner") {
     for (let i = 0; i < tile; i++) setup.push(`let ${x}_start${i} = ${base} + ${entry(i)} * ${stride};`);
-    for (let i = 0; i < tile; i++) loads.push(`let ${x}${i} = ${x}[${x}_start${i} + ${vector ? "k / 4" : "k"}];`);
+    for (let i = 0; i < tile; i++) loads.push(`let ${x}${i} = ${load(`${x}_start${i} + ${vector ? "k / 4" : "k"}`)};`);
     return { setup, loads, at: (i, q) => (vector ? `${x}${i}.${COMPONENT[q]}` : `${x}${i}`) };
   }
   const width = vector ? 4 : 1;
   for (let i = 0; i < tile / width; i++) setup.push(`let ${x}_start${i} = ${base} + ${entry(i)};`);
   for (let q = 0; q < steps; q++) {
     loads.push(`let ${x}_row${q} = ${row(q ? `(k + ${q})` : "k")} * ${stride};`);
-    for (let i = 0; i < tile / width; i++) loads.push(`let ${x}${q}_${i} = ${x}[${x}_start${i} + ${x}_row${q}];`);
+    for (let i = 0; i < tile / width; i++) loads.push(`let ${x}${q}_${i} = ${load(`${x}_start${i} + ${x}_row${q}`)};`);
   }
   return { setup, loads, at: (i, q) => (vector ? `${x}${q}_${i >> 2}.${COMPONENT[i & 3]}` : `${x}${q}_${i}`) };
 }
@@ -66,10 +76,11 @@ export function registerTile(
   vector: boolean,
   kBegin: string,
   kEnd: string,
+  products: TileProducts,
 ): string {
   const steps = vector && (a.layout === "inner" || b.layout === "inner") ? 4 : 1;
-  const fromA = operandLoads(a, vector, steps);
-  const fromB = operandLoads(b, vector, steps);
+  const fromA = operandLoads(a, vector, steps, products);
+  const fromB = operandLoads(b, vector, steps, products);
   const sums: string[] = [];
   const body = [...fromA.loads, ...fromB.loads];
   for (let j = 0; j < b.tile / 4; j++)
@@ -150,6 +161,7 @@ export function workgroupTile(
   s: WorkgroupShape,
   kBegin: string,
   kEnd: string,
+  products: TileProducts,
 ): string {
   const stage = (operand: WorkgroupOperand, tile: number): string => {
     const [i, k] = operand.layout === "inner" ? [`t / ${s.slab}`, `t % ${s.slab}`] : [`t % ${tile}`, `t / ${tile}`];
@@ -158,7 +170,7 @@ export function workgroupTile(
       let slab_k = ${k};
       let k = slab + slab_k;
       var value = 0.0;
-      if (k < ${kEnd} && ${operand.inside("i")}) { value = ${operand.array}[${operand.element("i", "k")}]; }
+      if (k < ${kEnd} && ${operand.inside("i")}) { value = ${taken(`${operand.array}[${operand.element("i", "k")}]`, products)}; }
       tile_${operand.array}[slab_k * ${tile + 1} + i] = value;
     }`;
   };

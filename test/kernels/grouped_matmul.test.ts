@@ -8,6 +8,7 @@ import {
   PADDING_ROW,
 } from "../../src/kernels/grouped_matmul.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
+import { layOut } from "./grouped_rows.ts";
 import { randomValues, runTwice, SENTINEL, unwritten } from "./run_twice.ts";
 
 const CASES: { why: string; counts: number[]; rowTile: number; topK: number; n: number; k: number }[] = [
@@ -25,28 +26,6 @@ const CASES: { why: string; counts: number[]; rowTile: number; topK: number; n: 
   { why: "one expert, one row, one column", counts: [1], rowTile: 4, topK: 1, n: 1, k: 1 },
   { why: "no token at all", counts: [0, 0], rowTile: 8, topK: 1, n: 8, k: 8 },
 ];
-
-/** Rows as the dispatch writes them, assignments scattered over the experts, and `unused` blocks behind them. */
-function layOut({ counts, rowTile, topK }: { counts: number[]; rowTile: number; topK: number }, unused = 2) {
-  const total = counts.reduce((a, b) => a + b, 0);
-  const tokens = Math.max(1, Math.ceil(total / topK));
-  const expertOffset = new Uint32Array(counts.length + 1);
-  counts.forEach((c, e) => {
-    expertOffset[e + 1] = expertOffset[e] + Math.ceil(c / rowTile) * rowTile;
-  });
-  const usedRows = expertOffset[counts.length];
-  const maxRows = usedRows + unused * rowTile;
-  const sourceOfRow = new Uint32Array(maxRows).fill(PADDING_ROW);
-  const expertOfBlock = new Uint32Array(maxRows / rowTile).fill(counts.length);
-  // A stride coprime with the number of assignments visits each once, out of order.
-  const stride = [7, 5, 3, 1].find((s) => total % s !== 0) ?? 1;
-  let next = 0;
-  counts.forEach((c, e) => {
-    for (let r = 0; r < c; r++) sourceOfRow[expertOffset[e] + r] = (next++ * stride) % total;
-    expertOfBlock.fill(e, expertOffset[e] / rowTile, expertOffset[e + 1] / rowTile);
-  });
-  return { tokens, maxRows, usedRows, expertOffset, expertCount: Uint32Array.from(counts), sourceOfRow, expertOfBlock };
-}
 
 /** A k-term f32 sum in order: c·sqrt(k)·2^-24·Σ|ab| with c = 2 and two more roundings. */
 const tolerance = (terms: number, magnitude: number): number => (2 * Math.sqrt(terms) + 2) * 2 ** -24 * magnitude;

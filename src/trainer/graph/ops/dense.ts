@@ -53,8 +53,8 @@ export function linear(
         }),
       );
       gradients.add(weight, true, (out, accumulate) => {
-        const size = { m: n, n: k, k: m };
-        const room = matmulScratch(size, g.target);
+        const dims = { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate };
+        const room = matmulScratch(dims, g.target);
         const scratch = room > 0 ? g.activation("linear_scratch", [room]) : undefined;
         g.add({
           name: "linear_weight_gradient",
@@ -63,8 +63,7 @@ export function linear(
           scratch: scratch && [scratch],
           parameter: weight.parameter,
           flops,
-          lower: (target) =>
-            matmul({ a: dy, b: x, out, scratch }, { ...size, transposeA: true, transposeB: false, accumulate }, target),
+          lower: (target) => matmul({ a: dy, b: x, out, scratch }, dims, target),
         });
       });
     },

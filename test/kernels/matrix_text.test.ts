@@ -1,0 +1,61 @@
+// The text of every kernel for matrix units is valid WGSL, whatever this machine's adapter: Dawn's null backend checks it.
+
+import { test } from "uvu";
+import * as assert from "uvu/assert";
+import { groupedMatmul, groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
+import type { Command } from "../../src/kernels/kernel.ts";
+import { matmul } from "../../src/kernels/matmul.ts";
+
+const BOTH = [false, true];
+
+function* commands(): Generator<Command<number>> {
+  for (const [m, n] of [
+    [64, 64],
+    [2048, 2048],
+  ])
+    for (const transposeA of BOTH)
+      for (const transposeB of BOTH)
+        yield* matmul({ a: 1, b: 2, out: 3 }, { m, n, k: 64, transposeA, transposeB, products: "matrix" }, "hardware");
+  for (const gatherTopK of [undefined, 2]) {
+    const rows = { expertOfBlock: 4, sourceOfRow: 5 };
+    const options = { n: 64, k: 64, gatherTopK, products: "matrix" } as const;
+    for (const rowTile of [64, 128])
+      for (const transposeWeight of BOTH)
+        yield* groupedMatmul(
+          { x: 1, weight: 2, out: 3, ...rows },
+          { maxRows: 1024, rowTile, transposeWeight, ...options },
+          "hardware",
+        );
+    const experts = { expertOffset: 4, expertCount: 5, trainableExperts: 6 };
+    yield* groupedWeightGradient(
+      { x: 1, dy: 2, out: 3, ...experts, sourceOfRow: 5 },
+      { slots: 2, ...options },
+      "hardware",
+    );
+  }
+}
+
+test("kernels for matrix units are valid WGSL", async () => {
+  const { create } = await import("webgpu");
+  const gpu = create(["backend=null", "enable-dawn-features=allow_unsafe_apis"]);
+  const adapter = (await gpu.requestAdapter())!;
+  const requiredFeatures = ["shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"] as GPUFeatureName[];
+  const device = await adapter.requestDevice({ requiredFeatures });
+  let count = 0;
+  for (const c of commands()) {
+    if (!("kernel" in c)) continue;
+    assert.match(c.kernel.name, /matrix/);
+    const module = device.createShaderModule({ code: c.kernel.wgsl });
+    const { messages } = await module.getCompilationInfo();
+    assert.equal(
+      messages.map((m) => `${m.lineNum}: ${m.message}`),
+      [],
+      c.kernel.name,
+    );
+    count++;
+  }
+  assert.is(count, 18);
+  assert.ok(gpu, "Dawn crashes when the object that made it is collected");
+});
+
+test.run();
