@@ -93,7 +93,11 @@ test("exit codes tell scripts what went wrong, and every problem is printed with
       /^thaw: INVALID_ARGUMENT\n {2}spec.steps: must be at least 1\n {2}spec.model: models\/x is unknown\n$/,
     ],
     [["runs", "get", "none"], 4, /^thaw: NOT_FOUND: the message of NOT_FOUND\n$/],
-    [["runs", "get", "broken"], 1, /^thaw: INTERNAL: internal error\n$/],
+    [
+      ["runs", "get", "broken"],
+      1,
+      /^thaw: INTERNAL: internal error\n {2}the server's log has more under request_id=\S+\n$/,
+    ],
     [["runs", "pause", "a"], 5, /^thaw: FAILED_PRECONDITION: /],
     [["runs", "create", "--model", "m"], 7, /64 runs are queued\n {2}try again in 2 s/],
     [
