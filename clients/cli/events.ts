@@ -5,7 +5,7 @@ import type { EvaluationResult } from "../../proto/gen/thaw/v1/evaluation_pb.ts"
 import type { DataReport, RunEvent, StepMetrics } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { RunState, RunStateSchema } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { problemsOfStatus } from "../typescript/index.ts";
-import { bytes, count, duration, enumName, figure, percent, time, wireDuration } from "./format.ts";
+import { bytes, count, duration, enumName, figure, id, percent, time, wireDuration } from "./format.ts";
 import { planText, trainableText } from "./plan.ts";
 
 /** Step durations that the time left is estimated from. */
@@ -113,7 +113,7 @@ export function dataText({
 }
 
 /**
- * `validation: loss 0.51  accuracy 71.2 %  exact match 70.1 %  (256 examples, 3.1 s)`; of data with a task its metrics,
+ * `validation of cb: loss 0.51  accuracy 71.2 %  exact match 70.1 %  (256 examples, 3.1 s)`; of data with a task its metrics,
  * the primary one first, in place of the two.
  */
 export function evaluationText(result: EvaluationResult): string {
@@ -122,6 +122,7 @@ export function evaluationText(result: EvaluationResult): string {
   const scores = primary
     ? [primary, ...others].map((name) => `${name} ${figure(metrics[name])}`).join("  ")
     : `accuracy ${percent(result.accuracy)}  exact match ${percent(result.exactMatch)}`;
+  const of = result.dataset ? ` of ${id(result.dataset)}` : "";
   const took = result.duration ? `, ${wireDuration(result.duration)}` : "";
-  return `${result.split}: loss ${figure(result.loss)}  ${scores}  (${count(result.examples)} examples${took})`;
+  return `${result.split}${of}: loss ${figure(result.loss)}  ${scores}  (${count(result.examples)} examples${took})`;
 }

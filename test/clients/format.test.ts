@@ -80,6 +80,25 @@ test("every kind of event is one line", () => {
       { case: "evaluation", value: { split: "test", accuracy: 0.5, exactMatch: 0.25 } as never },
       /test: .*50\.0 %.*25\.0 %/,
     ],
+    [
+      {
+        case: "evaluation",
+        value: {
+          split: "test",
+          dataset: "datasets/cb",
+          primaryMetric: "matthews",
+          metrics: { accuracy: 0.75, matthews: -0.5 },
+        } as never,
+      },
+      /evaluation test of cb: loss .* {2}matthews -0\.5 {2}accuracy 0\.75 {2}\(/,
+    ],
+    [
+      {
+        case: "preparation",
+        value: { dataset: "datasets/d", split: "train", done: 10n, total: 2490n, truncatedInputs: 1n } as never,
+      },
+      /tokenised 10 of 2,490 examples of datasets\/d train, 1 inputs and 0 targets cut$/,
+    ],
     [{ case: "checkpoint", value: { name: "runs/a/checkpoints/b", sizeBytes: 1024n } as never }, /b \(1\.0 KiB\)$/],
     [{ case: "warning", value: { reason: "SLOW", message: "very" } as never }, /warning SLOW: very$/],
     [
