@@ -1,12 +1,13 @@
 // What a run of several files trains on: examples of all of them in one order, text and tokens alike.
 
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { openModelDirectory } from "../../src/trainer/model/open.ts";
 import { openTrainingData } from "../../src/trainer/run/data.ts";
+import { InputError } from "../../src/trainer/types.ts";
 import { tinyByteModel, tinyData, tinyRun } from "../support/tiny_model.ts";
 
 const test = suite("mixed data");
@@ -36,6 +37,28 @@ test("each batch of a round's size holds every file's share; a resumed run goes 
     }
     const again = await openTrainingData(source, config);
     assert.equal([...again.training.batches.batchAt(13).inputIds], [...training.batches.batchAt(13).inputIds]);
+  } finally {
+    await rm(folder, { recursive: true });
+    await rm(model, { recursive: true });
+  }
+});
+
+test("what is wrong with a file is said with its name", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "thaw-mixed-"));
+  const model = await tinyByteModel();
+  try {
+    await mkdir(join(folder, "b"));
+    const bad = join(folder, "b", "validation.jsonl");
+    await writeFile(bad, '{"input": "a", "target": "b"}\n{"input_ids": [400], "target_ids": [272]}\n');
+    const config = { ...tinyRun(model, await tinyData()), evaluationFiles: [bad] };
+    const source = await openModelDirectory(model);
+    await source.checkpoint.close();
+    const error = await openTrainingData(source, config).catch((e) => e);
+    assert.instance(error, InputError);
+    assert.equal(error.message.split("\n"), [
+      "b/validation: line 2: input has token id 400; the model's vocabulary has 272",
+      "b/validation: line 2: target has token id 272; the model's vocabulary has 272",
+    ]);
   } finally {
     await rm(folder, { recursive: true });
     await rm(model, { recursive: true });

@@ -2,6 +2,7 @@
 // when the file has changed. A file is JSON Lines of examples, or plain text where its name ends in .txt.
 
 import { stat } from "node:fs/promises";
+import { basename, dirname } from "node:path";
 import {
   type EncodedDataset,
   type EncodedExample,
@@ -13,7 +14,7 @@ import type { MixedSource } from "../data/mixture.ts";
 import { corruptedExamples, corruptionOf, encodeWindows, windowTokens } from "../data/plain_text.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { inputError } from "../formats/problems.ts";
-import type { RunConfig } from "../types.ts";
+import { InputError, type RunConfig } from "../types.ts";
 
 /** Corruptions of a text that are told apart; a longer training repeats them. */
 const MOST_VARIANTS = 8;
@@ -32,12 +33,12 @@ export type ScoredData = Pick<EncodedDataset, "examples" | "truncatedInputs" | "
 export interface TrainedData extends ScoredData, MixedSource {}
 
 export interface EncodedFiles {
-  /** A file as it is scored. @throws InputError with line numbers */
+  /** A file as it is scored. @throws InputError with the file and line numbers */
   scored(file: string): Promise<ScoredData>;
   /**
    * A file as it is trained on.
    * @param draws examples that a run may take of it, at most
-   * @throws InputError with line numbers
+   * @throws InputError with the file and line numbers
    */
   trained(file: string, draws: number, seed: number): Promise<TrainedData>;
 }
@@ -46,6 +47,12 @@ export interface EncodedFiles {
 export type OnEncoding = (file: string, progress: EncodingProgress) => void;
 
 type Encoded = { readonly dataset: EncodedDataset } | { readonly windows: readonly Uint32Array[] };
+
+/** The problems with the file they are in, by its folder and its name: a run has several, in several splits. */
+function placed({ problems }: InputError, file: string): InputError {
+  const place = `${basename(dirname(file))}/${basename(file).replace(/\.\w+$/, "")}`;
+  return new InputError(problems.map(({ field, message }) => ({ field, message: `${place}: ${message}` })));
+}
 
 export const isPlainText = (file: string): boolean => file.endsWith(".txt");
 
@@ -72,7 +79,9 @@ export function encodedFiles(
     const version = `${size} ${mtimeMs}`;
     const found = known.get(file);
     if (found?.version === version) return found.encoded;
-    const encoded = await encode(file);
+    const encoded = await encode(file).catch((error) => {
+      throw error instanceof InputError ? placed(error, file) : error;
+    });
     known.set(file, { version, encoded });
     return encoded;
   }
