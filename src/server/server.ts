@@ -17,6 +17,7 @@ import { superviseWorker } from "./gpu/supervisor.ts";
 import type { Log } from "./log.ts";
 import { loggedCalls, observed } from "./observe/calls.ts";
 import { createMetrics } from "./observe/metrics.ts";
+import { createTensorBoard } from "./observe/tensorboard.ts";
 import type { Registry } from "./registry/registry.ts";
 import { openRegistry } from "./registry/sqlite.ts";
 import { createRouteHub } from "./routing/hub.ts";
@@ -67,7 +68,12 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
 
   const gpu = superviseWorker(parts.startWorker ?? childWorker(settings.adapter, log), log);
   const metrics = createMetrics();
-  const runLog = createRunLog(registry, log, metrics.written);
+  const { tensorBoardDirectory } = settings;
+  const board = tensorBoardDirectory === undefined ? undefined : createTensorBoard(tensorBoardDirectory, log);
+  const runLog = createRunLog(registry, log, (run, event) => {
+    metrics.written(run, event);
+    board?.written(run, event);
+  });
   const checkpoints = runCheckpoints(registry, layout, gpu, runLog, log);
   const isOpen = (name: string): boolean => runs.target(name.replace(/^runs\//, "")) !== undefined;
   const routes = createRouteHub(gpu, settings.limits, isOpen, log);
@@ -105,6 +111,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
       runLog.stop();
       routes.stop();
       await gpu.stop();
+      await board?.stop();
     },
     close() {
       registry.close();

@@ -36,6 +36,8 @@ export interface Settings {
   readonly log: Pick<LogOptions, "level" | "format">;
   /** Undefined: no metrics. 0: any free port. */
   readonly metricsPort: number | undefined;
+  /** Undefined: no event files. */
+  readonly tensorBoardDirectory: string | undefined;
 }
 
 const MIB = 2 ** 20;
@@ -66,6 +68,7 @@ const TABLE = {
   "log-level": oneOf("info", LEVELS, "LEVEL", `least of ${LEVELS.join(", ")} that is logged [info]`),
   "log-format": oneOf("text", FORMATS, "FORM", "`text` for people or `json`, an object a line [text]"),
   "metrics-port": whole(undefined, [0, 65535], "PORT", "Prometheus metrics on 127.0.0.1:PORT/metrics [none]"),
+  "tensorboard-dir": path(undefined, "DIR", "TensorBoard event files of every run, a folder each [none]"),
   insecure: onOff("listen beyond this machine without encryption and without a token"),
 } as const;
 
@@ -142,6 +145,7 @@ export function readSettings(args: readonly string[], env: Environment): Setting
     },
     log: { level: values["log-level"], format: values["log-format"] },
     metricsPort: values["metrics-port"],
+    tensorBoardDirectory: values["tensorboard-dir"],
   };
 }
 
