@@ -65,7 +65,7 @@ async function shutDown(front: Front, server: ThawServer, log: Log): Promise<voi
     log("error", `stopping: ${error}`);
   }
   await front.stop(DRAIN_MS);
-  server.close();
+  await server.close();
 }
 
 if (import.meta.main ?? process.argv[1]?.endsWith("src/server/main.ts")) {

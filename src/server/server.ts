@@ -55,7 +55,7 @@ export interface ThawServer {
   /** Ends watches and subscriptions with UNAVAILABLE, checkpoints the run on the GPU, ends the GPU process. */
   stop(): Promise<void>;
   /** Closes the registry: when no call is left. */
-  close(): void;
+  close(): Promise<void>;
 }
 
 /** @throws Error when the data directory cannot be used, or another server uses it */
@@ -66,7 +66,12 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
   const registry = openRegistry(layout.registry);
   await sweepLeftovers(registry, layout);
 
-  const gpu = superviseWorker(parts.startWorker ?? childWorker(settings.adapter, log), log);
+  const { otlpEndpoint } = settings;
+  const tracing = otlpEndpoint
+    ? (await import("./observe/tracing.ts")).openTracing(otlpEndpoint, PACKAGE.version)
+    : undefined;
+  const startWorker = parts.startWorker ?? childWorker(settings.adapter, log);
+  const gpu = superviseWorker(startWorker, log, tracing?.gpuRequests);
   const metrics = createMetrics();
   const { tensorBoardDirectory } = settings;
   const board = tensorBoardDirectory === undefined ? undefined : createTensorBoard(tensorBoardDirectory, log);
@@ -88,7 +93,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
   await runs.start();
 
   const handlers = new Map<string, object>();
-  const observers = [loggedCalls(log), metrics.calls];
+  const observers = [loggedCalls(log), metrics.calls, ...(tracing ? [tracing.calls] : [])];
   const add = <S extends DescService>(service: S, own: Handlers<S>): void =>
     void handlers.set(service.typeName, observed(service, own, observers));
   add(RunService, runService(core));
@@ -113,7 +118,8 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
       await gpu.stop();
       await board?.stop();
     },
-    close() {
+    async close() {
+      await tracing?.stop();
       registry.close();
       unlock();
     },

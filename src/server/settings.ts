@@ -5,7 +5,7 @@ import { homedir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { FORMATS, LEVELS, type LogOptions } from "./log.ts";
-import { oneOf, onOff, path, paths, type Setting, text, type Values, whole } from "./settings/kinds.ts";
+import { oneOf, onOff, path, paths, type Setting, text, url, type Values, whole } from "./settings/kinds.ts";
 import { type Environment, givenSettings, keyOf, variableOf } from "./settings/sources.ts";
 
 export interface Limits {
@@ -38,6 +38,8 @@ export interface Settings {
   readonly metricsPort: number | undefined;
   /** Undefined: no event files. */
   readonly tensorBoardDirectory: string | undefined;
+  /** An OTLP/HTTP collector's; undefined: no traces. */
+  readonly otlpEndpoint: string | undefined;
 }
 
 const MIB = 2 ** 20;
@@ -69,6 +71,7 @@ const TABLE = {
   "log-format": oneOf("text", FORMATS, "FORM", "`text` for people or `json`, an object a line [text]"),
   "metrics-port": whole(undefined, [0, 65535], "PORT", "Prometheus metrics on 127.0.0.1:PORT/metrics [none]"),
   "tensorboard-dir": path(undefined, "DIR", "TensorBoard event files of every run, a folder each [none]"),
+  "otlp-endpoint": url(undefined, "URL", "OTLP/HTTP collector that gets a trace of every call [none]"),
   insecure: onOff("listen beyond this machine without encryption and without a token"),
 } as const;
 
@@ -146,6 +149,7 @@ export function readSettings(args: readonly string[], env: Environment): Setting
     log: { level: values["log-level"], format: values["log-format"] },
     metricsPort: values["metrics-port"],
     tensorBoardDirectory: values["tensorboard-dir"],
+    otlpEndpoint: values["otlp-endpoint"],
   };
 }
 

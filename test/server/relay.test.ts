@@ -94,7 +94,7 @@ test("every kind of call goes through; a killed front comes back on its port and
     front.draining();
     await server.stop();
     await front.stop(500);
-    server.close();
+    await server.close();
     await rm(data, { recursive: true });
   }
 });

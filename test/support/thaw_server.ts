@@ -133,7 +133,7 @@ export async function testServer(options: TestServerOptions = {}): Promise<TestS
     await server.stop();
     await front.stop(500);
     thaw.close();
-    server.close();
+    await server.close();
   };
   return {
     thaw,

@@ -28,6 +28,9 @@ const SHUTDOWN_MS = 10_000;
 
 export type WorkerRequest = NonNullable<MessageInitShape<typeof ToWorkerSchema>["request"]>;
 
+/** Hears of every request when it is sent to the GPU process; what it returns hears of its end. */
+export type BeginRequest = (kind: string) => (failure: unknown) => void;
+
 export interface Gpu {
   /** The process that is up. */
   readonly hello: Hello | undefined;
@@ -66,7 +69,7 @@ const LEVELS: Readonly<Record<number, Level>> = {
   [LogLevel.ERROR]: "error",
 };
 
-export function superviseWorker(start: StartWorker, log: Log): Gpu {
+export function superviseWorker(start: StartWorker, log: Log, begin: BeginRequest = () => () => {}): Gpu {
   let current: Current | undefined;
   let stopping = false;
   let failures = 0;
@@ -170,6 +173,7 @@ export function superviseWorker(start: StartWorker, log: Log): Gpu {
   async function* stream(request: WorkerRequest, signal?: AbortSignal): AsyncGenerator<Reply> {
     const own = await ready(signal);
     const id = ++lastId;
+    const end = begin(request.case ?? "");
     const replies: Reply[] = [];
     let failure: Error | undefined;
     let changed = (): void => {};
@@ -205,6 +209,7 @@ export function superviseWorker(start: StartWorker, log: Log): Gpu {
       }
     } finally {
       own.pending.delete(id);
+      end(failure);
       signal?.removeEventListener("abort", giveUp);
       if (!complete && current === own) giveUp();
     }

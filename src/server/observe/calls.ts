@@ -96,7 +96,7 @@ const streaming = (handler: Handler, observers: readonly CallObserver[]): Handle
 
 /** The run that a request or a response is about. */
 function runOf(message: unknown): string | undefined {
-  for (const key of ["run", "name", "source", "checkpoint"]) {
+  for (const key of ["run", "name", "parent", "source"]) {
     const value = (message as Readonly<Record<string, unknown>> | undefined)?.[key];
     const name = typeof value === "object" ? (value as { readonly name?: unknown } | null)?.name : value;
     const run = typeof name === "string" ? runIn(name) : undefined;

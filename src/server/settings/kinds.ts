@@ -92,6 +92,21 @@ export function paths(value: string, help: string): Setting<readonly string[]> {
   };
 }
 
+/** An http or https URL; without a password, which would show in the list of processes. */
+export function url<T extends string | undefined>(fallback: T, value: string, help: string): Setting<T | string> {
+  return {
+    value,
+    list: false,
+    fallback,
+    help,
+    read(given) {
+      const address = URL.canParse(last(given)) ? new URL(last(given)) : undefined;
+      const valid = address && /^https?:$/.test(address.protocol) && address.password === "";
+      return valid ? { value: last(given) } : { must: "be an http or https URL without a password" };
+    },
+  };
+}
+
 /** Off unless given. */
 export function onOff(help: string): Setting<boolean> {
   return {
