@@ -87,6 +87,20 @@ export async function runStudy(
   }
 }
 
+/** What the folder `out` holds of this study's cells: results, and the newest failure of each cell without one. */
+export async function readOutcome(study: Study, out: string): Promise<StudyOutcome> {
+  const results = await openLines<CellResult>(join(out, "results.jsonl"));
+  const failed = await openLines<CellFailure>(join(out, "failures.jsonl"));
+  await closeAll(results, failed);
+  const found = new Map(results.read.map((result) => [result.cell, result]));
+  const failures = new Map(failed.read.map((failure) => [failure.cell, failure]));
+  const cells = planCells(study);
+  return {
+    results: cells.flatMap(({ id }) => found.get(id) ?? []),
+    failures: cells.flatMap(({ id }) => (found.has(id) ? [] : (failures.get(id) ?? []))),
+  };
+}
+
 const closeAll = (...files: readonly Pick<Lines<unknown>, "close">[]) => Promise.all(files.map((file) => file.close()));
 
 /** Works on the items in order, so many at a time. The first error aborts the others and is thrown when all have ended. */

@@ -10,7 +10,7 @@ import { cellLabels } from "../../study/labels.ts";
 import { planCells } from "../../study/plan.ts";
 import { renderStudyReport } from "../../study/report.ts";
 import type { StudyDescription } from "../../study/results.ts";
-import { runStudy, type StudyProgress } from "../../study/runner.ts";
+import { readOutcome, runStudy, type StudyOutcome, type StudyProgress } from "../../study/runner.ts";
 import { AXES } from "../../study/schema.ts";
 import { type OwnServer, startServer } from "../../study/server.ts";
 import { connectThaw } from "../../typescript/index.ts";
@@ -23,6 +23,7 @@ interface StudyFlags {
   readonly out?: string;
   readonly models?: string;
   readonly plan?: boolean;
+  readonly report?: boolean;
 }
 
 export function addStudy(program: Command): void {
@@ -32,6 +33,7 @@ export function addStudy(program: Command): void {
     .option("--out <dir>", "results.jsonl, failures.jsonl and report.html go here; default: study-{name}")
     .option("--models <dir>", "models folder of the server started when no --server is given")
     .option("--plan", "print the cells and train nothing")
+    .option("--report", "write the report of the cells that have a result, and train nothing")
     .action(async (file: string, flags: StudyFlags, command: Command) => {
       const { server, json = false } = command.optsWithGlobals<{ server: string; json?: boolean }>();
       const given = program.getOptionValueSource("server") !== "default" || process.env.THAW_SERVER;
@@ -52,6 +54,7 @@ async function study(path: string, flags: StudyFlags, server: string | undefined
     return EXIT.OK;
   }
   const out = resolve(flags.out ?? `study-${read.name}`);
+  if (flags.report) return await report(read, out, await readOutcome(read, out));
   const leave = new AbortController();
   const interrupt = () => leave.abort(new Error("interrupted"));
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, interrupt);
@@ -95,17 +98,22 @@ async function carryOut(study: Study, out: string, address: string, signal: Abor
     },
   };
   try {
-    const { results, failures } = await runStudy(thaw, study, out, progress, signal);
-    await writeFile(join(out, "report.html"), renderStudyReport(description(study), results, failures));
+    const outcome = await runStudy(thaw, study, out, progress, signal);
+    const { failures } = outcome;
     if (failures.length > 0)
       say(`without a result: ${failures.length} of the cells; ${join(out, "failures.jsonl")} says why`);
-    print(join(out, "results.jsonl"));
-    print(join(out, "report.html"));
-    return failures.length === 0 ? EXIT.OK : EXIT.FAILED;
+    return await report(study, out, outcome);
   } finally {
     live?.end();
     thaw.close();
   }
+}
+
+async function report(study: Study, out: string, { results, failures }: StudyOutcome): Promise<number> {
+  await writeFile(join(out, "report.html"), renderStudyReport(description(study), results, failures));
+  print(join(out, "results.jsonl"));
+  print(join(out, "report.html"));
+  return failures.length === 0 ? EXIT.OK : EXIT.FAILED;
 }
 
 const lossText = (loss: number | undefined): string => (loss === undefined ? "" : `loss ${loss.toFixed(3)}`);
