@@ -528,7 +528,7 @@ export type EvaluateRequest = Message<"thaw.v1.EvaluateRequest"> & {
   split: string;
 
   /**
-   * At most so many examples, from the split's beginning; 0 means all. Default: 256.
+   * As in EvaluationPolicy. Default: 256.
    *
    * @generated from field: optional int64 max_examples = 4;
    */

@@ -359,7 +359,8 @@ export type EvaluationPolicy = Message<"thaw.v1.EvaluationPolicy"> & {
   everySteps: bigint;
 
   /**
-   * At most so many examples of each split, from its beginning; 0 means all. Default: 256.
+   * At most so many examples of each split, from its beginning, a group of them not cut in two where a task has groups; 0 means
+   * all. Default: 256.
    *
    * @generated from field: optional int64 max_examples = 2;
    */
