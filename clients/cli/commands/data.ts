@@ -8,6 +8,7 @@ import {
   DatasetFormat,
   DatasetFormatSchema,
   DatasetSchema,
+  type DatasetTask,
 } from "../../../proto/gen/thaw/v1/dataset_pb.ts";
 import {
   DeleteDatasetResponseSchema,
@@ -91,8 +92,7 @@ async function upload(
   const header = { datasetId: flags.id, displayName: flags.name, format, task };
   const dataset = await uploadDataset(session.thaw, header, splits);
   show(session, DatasetSchema, dataset, ({ name, task, sizeBytes }) => {
-    const scored = task ? `, ${task.name}: ${task.metrics.join(", ")}` : "";
-    return `${name}  ${splitsText(dataset)}, ${bytes(sizeBytes)}${scored}`;
+    return `${name}  ${splitsText(dataset)}, ${bytes(sizeBytes)}${task ? `, ${taskText(task)}` : ""}`;
   });
   return undefined;
 }
@@ -139,6 +139,9 @@ function rank(split: string): number {
 const splitsText = ({ splits }: Dataset): string =>
   splits.map(({ name, examples }) => `${name} ${count(examples)}`).join(", ");
 
+/** `superglue/cb: f1_macro, accuracy`. */
+const taskText = ({ name, metrics }: DatasetTask): string => `${name}: ${metrics.join(", ")}`;
+
 async function list(session: Session) {
   const response = await allPages(ListDatasetsResponseSchema, "datasets", (page) =>
     session.thaw.datasets.listDatasets(page),
@@ -161,8 +164,8 @@ async function list(session: Session) {
 
 async function describe(session: Session, dataset: string) {
   const response = await session.thaw.datasets.describeDataset({ name: resource("datasets", dataset) });
-  show(session, DescribeDatasetResponseSchema, response, ({ splits }) =>
-    table(
+  show(session, DescribeDatasetResponseSchema, response, ({ dataset, splits }) => {
+    const shown = table(
       [
         { title: "SPLIT" },
         { title: "EXAMPLES", figures: true },
@@ -185,8 +188,9 @@ async function describe(session: Session, dataset: string) {
           .join(", "),
       ]),
       "no splits",
-    ),
-  );
+    );
+    return dataset?.task ? `${taskText(dataset.task)}\n${shown}` : shown;
+  });
   return undefined;
 }
 
