@@ -216,7 +216,7 @@ export interface RunConfig {
   readonly steps: number;
   /** Rows of a batch. */
   readonly batchSize: number;
-  /** With packed batches, rows of `maxInputTokens` and `maxTargetTokens`. Default: `padded`. */
+  /** With packed batches, rows of up to `maxInputTokens` and `maxTargetTokens`. Default: `padded`. */
   readonly batching?: Batching;
   /** Batches whose gradients make one optimizer step. Default: 1. */
   readonly accumulationSteps?: number;

@@ -9,7 +9,7 @@ import { packStepScalars } from "../../src/kernels/step_scalars.ts";
 import { type Batch, collateRows, NO_EXAMPLE } from "../../src/trainer/data/batches.ts";
 import type { EncodedExample } from "../../src/trainer/data/dataset.ts";
 import { shuffledOrder } from "../../src/trainer/data/order.ts";
-import { packedBatches, packRows, tokenCounts } from "../../src/trainer/data/packing.ts";
+import { packedBatches, packedLengths, packRows, tokenCounts } from "../../src/trainer/data/packing.ts";
 import { openRun } from "../../src/trainer/engine.ts";
 import type { Tensor } from "../../src/trainer/graph/graph.ts";
 import { elements } from "../../src/trainer/graph/graph.ts";
@@ -54,6 +54,20 @@ test("packed rows hold every example once, within both lengths, and leave little
   );
   // 40 examples of 3 target tokens on average need at least 15 rows of 8.
   assert.ok(rows.length <= 18, `${rows.length} rows`);
+});
+
+test("rows are no longer than what fills them first lets them be, and hold the longest example", () => {
+  const of = (input: number, target: number): EncodedExample => ({
+    inputIds: new Uint32Array(input).fill(2),
+    labels: new Int32Array(target).fill(2),
+  });
+  const longest = { input: 20, target: 6 };
+  const lengths = (all: EncodedExample[], limits: { input: number; target: number }) =>
+    packedLengths(all, shuffledOrder(all.length, 1), longest, limits);
+  // Three inputs of 20 fill a row of 64: nine target tokens.
+  assert.equal(lengths([of(20, 3)], { input: 64, target: 32 }), { input: 60, target: 9 });
+  assert.equal(lengths([of(20, 3)], { input: 64, target: 6 }), { input: 40, target: 6 });
+  assert.equal(lengths([of(2, 1)], { input: 64, target: 6 }), { input: 20, target: 6 });
 });
 
 test("a packed batch says which tokens belong together, and every example decodes from its own start", () => {

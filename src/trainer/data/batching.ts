@@ -1,7 +1,7 @@
 // A run's training batches by its choice of batching, and what they turned out to be.
 //
 //   padded     one example a row, every row as long as the longest example
-//   packed     several examples a row; rows are as long as an example may be (packing.ts)
+//   packed     several examples a row; rows are as long as an example may be, where they fill so far (packing.ts)
 //   bucketed   one example a row, batches of a few shapes (bucketing.ts)
 
 import type { Batching, DataStatistics, Problem, RunConfig } from "../types.ts";
@@ -9,7 +9,7 @@ import { type BatchShape, type Lengths, NO_EXAMPLE } from "./batches.ts";
 import { bucketedBatches, chooseBuckets } from "./bucketing.ts";
 import type { EncodedExample } from "./dataset.ts";
 import { type ExampleOrder, paddedBatches, type TrainingBatches } from "./order.ts";
-import { packedBatches } from "./packing.ts";
+import { packedBatches, packedLengths } from "./packing.ts";
 
 export interface BatchingOptions extends Pick<BatchShape, "size" | "padTokenId" | "decoderStartTokenId"> {
   readonly batching: Batching;
@@ -27,12 +27,16 @@ const LENGTH_STEP = 4;
 /** Batches that shares are measured over, at most; an epoch of them where that is less. */
 const MEASURED_BATCHES = 64;
 
+function padded({ input, target }: Lengths, limits: Lengths): Lengths {
+  const up = (tokens: number, limit: number) => Math.min(limit, Math.ceil(tokens / LENGTH_STEP) * LENGTH_STEP);
+  return { input: up(input, limits.input), target: up(target, limits.target) };
+}
+
 /** Lengths that hold every example, within the limits. */
 export function lengthsOf(examples: readonly EncodedExample[], limits: Lengths): Lengths {
-  const padded = (tokens: number, limit: number) => Math.min(limit, Math.ceil(tokens / LENGTH_STEP) * LENGTH_STEP);
   const input = examples.reduce((n, e) => Math.max(n, e.inputIds.length), 1);
   const target = examples.reduce((n, e) => Math.max(n, e.labels.length), 1);
-  return { input: padded(input, limits.input), target: padded(target, limits.target) };
+  return padded({ input, target }, limits);
 }
 
 /** Batches of `examples`, at least one, in `order`. */
@@ -47,8 +51,10 @@ export function trainingData(
   switch (batching) {
     case "padded":
       return measured(paddedBatches(examples, order, shape(longest)), [longest], examples.length);
-    case "packed":
-      return measured(packedBatches(examples, order, shape(limits)), [limits], examples.length);
+    case "packed": {
+      const lengths = padded(packedLengths(examples, order, longest, limits), limits);
+      return measured(packedBatches(examples, order, shape(lengths)), [lengths], examples.length);
+    }
     case "bucketed": {
       const buckets = chooseBuckets(examples, longest);
       return measured(bucketedBatches(examples, order, buckets, fixed, seed), buckets, examples.length);

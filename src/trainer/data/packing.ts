@@ -7,7 +7,7 @@
 // second. Inside a block an example moves by no more than the open rows hold; blocks do not end with an epoch, so an
 // example may come a few rows before the last ones of the epoch before it.
 
-import { type BatchShape, collateRows } from "./batches.ts";
+import { type BatchShape, collateRows, type Lengths } from "./batches.ts";
 import type { EncodedExample } from "./dataset.ts";
 import type { ExampleOrder, TrainingBatches } from "./order.ts";
 
@@ -51,6 +51,34 @@ export function packRows(
   return rows;
 }
 
+const blockOf = (order: ExampleOrder, block: number): number[] =>
+  Array.from({ length: BLOCK }, (_, i) => order(block * BLOCK + i));
+
+/**
+ * Lengths of packed rows: what the rows of the first block use of `limits`, at least `longest`, the longest example.
+ * Where inputs fill rows first, longer targets would only be padding, and the other way round.
+ */
+export function packedLengths(
+  examples: readonly EncodedExample[],
+  order: ExampleOrder,
+  longest: Lengths,
+  limits: Lengths,
+): Lengths {
+  const counts = tokenCounts(examples);
+  const shape = { inputLength: limits.input, targetLength: limits.target };
+  const rows = packRows(counts, blockOf(order, 0), shape);
+  const used = (tokens: Uint32Array, least: number) =>
+    rows.reduce(
+      (most, ids) =>
+        Math.max(
+          most,
+          ids.reduce((n, id) => n + tokens[id], 0),
+        ),
+      least,
+    );
+  return { input: used(counts.inputs, longest.input), target: used(counts.targets, longest.target) };
+}
+
 /** Batches of `shape.size` packed rows; every example must fit a row. */
 export function packedBatches(
   examples: readonly EncodedExample[],
@@ -64,8 +92,7 @@ export function packedBatches(
 
   function rowsOf(block: number): number[][] {
     if (cached.block !== block) {
-      const ids = Array.from({ length: BLOCK }, (_, i) => order(block * BLOCK + i));
-      cached = { block, rows: packRows(counts, ids, shape) };
+      cached = { block, rows: packRows(counts, blockOf(order, block), shape) };
       firstRow[block + 1] = firstRow[block] + cached.rows.length;
     }
     return cached.rows;

@@ -1058,9 +1058,9 @@ export const Batching = {
   PADDED: 1,
 
   /**
-   * As many examples a row as fit. Rows hold `max_input_tokens` and `max_target_tokens`, and `batch_size` counts rows, so a
-   * batch has more examples than with the others. A row is full when its input or its target is: rows fill best where the
-   * two are in the proportion of the data. No example attends to another. Not with the routing group sequence, nor with
+   * As many examples a row as fit. Rows hold up to `max_input_tokens` and `max_target_tokens`, and `batch_size` counts rows,
+   * so a batch has more examples than with the others. A row is full when its input or its target is; the other side is then
+   * made no longer than it has to be. No example attends to another. Not with the routing group sequence, nor with
    * `route_padding`.
    *
    * @generated from enum value: BATCHING_PACKED = 2;
