@@ -61,13 +61,18 @@ test("rows are no longer than what fills them first lets them be, and hold the l
     inputIds: new Uint32Array(input).fill(2),
     labels: new Int32Array(target).fill(2),
   });
-  const longest = { input: 20, target: 6 };
+  const longest = { input: 20, target: 4 };
   const lengths = (all: EncodedExample[], limits: { input: number; target: number }) =>
     packedLengths(all, shuffledOrder(all.length, 1), longest, limits);
-  // Three inputs of 20 fill a row of 64: nine target tokens.
-  assert.equal(lengths([of(20, 3)], { input: 64, target: 32 }), { input: 60, target: 9 });
+  // Three inputs of 20 fill a row of 64, and nine target tokens need twelve positions.
+  assert.equal(lengths([of(20, 3)], { input: 64, target: 32 }), { input: 64, target: 12 });
   assert.equal(lengths([of(20, 3)], { input: 64, target: 6 }), { input: 40, target: 6 });
   assert.equal(lengths([of(2, 1)], { input: 64, target: 6 }), { input: 20, target: 6 });
+  assert.equal(lengths([of(20, 4)], { input: 60, target: 12 }), { input: 60, target: 12 });
+  // One long list of targets among many short ones does not make every row long.
+  const mixed = [...Array.from({ length: 40 }, () => of(12, 2)), ...Array.from({ length: 10 }, () => of(1, 4))];
+  const { input, target } = lengths(mixed, { input: 64, target: 128 });
+  assert.ok(input === 64 && target >= 12 && target <= 20, `${target}`);
 });
 
 test("a packed batch says which tokens belong together, and every example decodes from its own start", () => {

@@ -34,6 +34,9 @@ export interface Batch {
   readonly targetTokens: number;
 }
 
+/** Lengths are multiples of this where they can be, so that nearly equal data shares programs. */
+export const LENGTH_STEP = 4;
+
 /** Lengths of a batch's rows. */
 export interface Lengths {
   readonly input: number;

@@ -5,7 +5,7 @@
 //   bucketed   one example a row, batches of a few shapes (bucketing.ts)
 
 import type { Batching, DataStatistics, Problem, RunConfig } from "../types.ts";
-import { type BatchShape, type Lengths, NO_EXAMPLE } from "./batches.ts";
+import { type BatchShape, LENGTH_STEP, type Lengths, NO_EXAMPLE } from "./batches.ts";
 import { bucketedBatches, chooseBuckets } from "./bucketing.ts";
 import type { EncodedExample } from "./dataset.ts";
 import { type ExampleOrder, paddedBatches, type TrainingBatches } from "./order.ts";
@@ -22,21 +22,15 @@ export interface TrainingData extends Pick<DataStatistics, "padding" | "shapes">
   readonly batches: TrainingBatches;
 }
 
-/** Lengths are padded to a multiple of this, so that nearly equal data shares programs. */
-const LENGTH_STEP = 4;
 /** Batches that shares are measured over, at most; an epoch of them where that is less. */
 const MEASURED_BATCHES = 64;
 
-function padded({ input, target }: Lengths, limits: Lengths): Lengths {
-  const up = (tokens: number, limit: number) => Math.min(limit, Math.ceil(tokens / LENGTH_STEP) * LENGTH_STEP);
-  return { input: up(input, limits.input), target: up(target, limits.target) };
-}
-
 /** Lengths that hold every example, within the limits. */
 export function lengthsOf(examples: readonly EncodedExample[], limits: Lengths): Lengths {
+  const padded = (tokens: number, limit: number) => Math.min(limit, Math.ceil(tokens / LENGTH_STEP) * LENGTH_STEP);
   const input = examples.reduce((n, e) => Math.max(n, e.inputIds.length), 1);
   const target = examples.reduce((n, e) => Math.max(n, e.labels.length), 1);
-  return padded({ input, target }, limits);
+  return { input: padded(input, limits.input), target: padded(target, limits.target) };
 }
 
 /** Batches of `examples`, at least one, in `order`. */
@@ -52,7 +46,7 @@ export function trainingData(
     case "padded":
       return measured(paddedBatches(examples, order, shape(longest)), [longest], examples.length);
     case "packed": {
-      const lengths = padded(packedLengths(examples, order, longest, limits), limits);
+      const lengths = packedLengths(examples, order, longest, limits);
       return measured(packedBatches(examples, order, shape(lengths)), [lengths], examples.length);
     }
     case "bucketed": {

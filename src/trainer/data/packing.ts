@@ -7,7 +7,7 @@
 // second. Inside a block an example moves by no more than the open rows hold; blocks do not end with an epoch, so an
 // example may come a few rows before the last ones of the epoch before it.
 
-import { type BatchShape, collateRows, type Lengths } from "./batches.ts";
+import { type BatchShape, collateRows, LENGTH_STEP, type Lengths } from "./batches.ts";
 import type { EncodedExample } from "./dataset.ts";
 import type { ExampleOrder, TrainingBatches } from "./order.ts";
 
@@ -54,9 +54,12 @@ export function packRows(
 const blockOf = (order: ExampleOrder, block: number): number[] =>
   Array.from({ length: BLOCK }, (_, i) => order(block * BLOCK + i));
 
+/** Lengths of a side that are tried. */
+const TRIED = 24;
+
 /**
- * Lengths of packed rows: what the rows of the first block use of `limits`, at least `longest`, the longest example.
- * Where inputs fill rows first, longer targets would only be padding, and the other way round.
+ * Lengths of packed rows within `limits`, holding `longest`, the longest example. One side has its limit; the other is
+ * shorter where that packs the first block into fewer positions: what fills rows first leaves the rest of them to padding.
  */
 export function packedLengths(
   examples: readonly EncodedExample[],
@@ -65,18 +68,21 @@ export function packedLengths(
   limits: Lengths,
 ): Lengths {
   const counts = tokenCounts(examples);
-  const shape = { inputLength: limits.input, targetLength: limits.target };
-  const rows = packRows(counts, blockOf(order, 0), shape);
-  const used = (tokens: Uint32Array, least: number) =>
-    rows.reduce(
-      (most, ids) =>
-        Math.max(
-          most,
-          ids.reduce((n, id) => n + tokens[id], 0),
-        ),
-      least,
-    );
-  return { input: used(counts.inputs, longest.input), target: used(counts.targets, longest.target) };
+  const ids = blockOf(order, 0);
+  const positions = ({ input, target }: Lengths) =>
+    (input + target) * packRows(counts, ids, { inputLength: input, targetLength: target }).length;
+  const between = (least: number, limit: number) => {
+    const step = Math.ceil((limit - least) / TRIED / LENGTH_STEP) * LENGTH_STEP;
+    return Array.from({ length: step && Math.ceil((limit - least) / step) }, (_, i) => least + i * step);
+  };
+  const tried = [
+    ...between(longest.target, limits.target).map((target) => ({ ...limits, target })),
+    ...between(longest.input, limits.input).map((input) => ({ ...limits, input })),
+  ];
+  return tried
+    .map((lengths) => ({ lengths, cost: positions(lengths) }))
+    .reduce((best, other) => (other.cost < best.cost ? other : best), { lengths: limits, cost: positions(limits) })
+    .lengths;
 }
 
 /** Batches of `shape.size` packed rows; every example must fit a row. */
