@@ -5,7 +5,7 @@
 
 import type Database from "libsql";
 
-const MIGRATIONS: readonly string[] = [
+export const MIGRATIONS: readonly string[] = [
   `
   CREATE TABLE runs (
     position INTEGER PRIMARY KEY AUTOINCREMENT, -- order of creation
@@ -75,6 +75,11 @@ export function migrate(db: Database.Database): void {
     );
   }
   for (let next = version; next < MIGRATIONS.length; next++) {
-    db.exec(`BEGIN IMMEDIATE; ${MIGRATIONS[next]} PRAGMA user_version = ${next + 1}; COMMIT`);
+    try {
+      db.exec(`BEGIN IMMEDIATE; ${MIGRATIONS[next]} PRAGMA user_version = ${next + 1}; COMMIT`);
+    } catch (error) {
+      if (db.inTransaction) db.exec("ROLLBACK");
+      throw error;
+    }
   }
 }
