@@ -1,7 +1,7 @@
 // `serve`: from flags and environment to a server that answers, and back down again when it is told to stop.
 //
-//   SIGINT or SIGTERM   health says NOT_SERVING, watches end with UNAVAILABLE, the run on the GPU is checkpointed and goes
-//                       back into the queue, calls end, the GPU process ends
+//   SIGINT or SIGTERM   health says NOT_SERVING, the run on the GPU is checkpointed and goes back into the queue, watches
+//                       end with UNAVAILABLE, the GPU process ends, calls end; each of it within a bounded time
 //   a second one        ends everything at once; the next start goes on from the last checkpoint
 
 import process from "node:process";

@@ -52,7 +52,10 @@ export interface ThawServer {
   readonly metrics: { readonly contentType: string; scrape(): Promise<string> };
   /** The adapter's line, once a GPU process is up; undefined until then. */
   readonly adapterLine: string | undefined;
-  /** Ends watches and subscriptions with UNAVAILABLE, checkpoints the run on the GPU, ends the GPU process. */
+  /**
+   * Checkpoints the run on the GPU, ends watches and subscriptions with UNAVAILABLE, ends the GPU process. One that takes
+   * longer than `stopSeconds` is killed, and the run goes on from its last checkpoint when the server starts again.
+   */
   stop(): Promise<void>;
   /** Closes the registry: when no call is left. */
   close(): Promise<void>;
@@ -112,11 +115,19 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
       return gpu.hello?.adapter?.line;
     },
     async stop() {
-      await runs.stop();
-      runLog.stop();
-      routes.stop();
-      await gpu.stop();
-      await board?.stop();
+      const timer = setTimeout(() => {
+        log("warning", `the GPU process has not come to a stop in ${settings.stopSeconds} s; it is killed`);
+        gpu.kill();
+      }, settings.stopSeconds * 1000);
+      try {
+        await runs.stop();
+      } finally {
+        clearTimeout(timer);
+        runLog.stop();
+        routes.stop();
+        await gpu.stop();
+        await board?.stop();
+      }
     },
     async close() {
       await tracing?.stop();

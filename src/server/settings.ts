@@ -33,6 +33,8 @@ export interface Settings {
   /** Undefined: hardware where there is some. */
   readonly adapter: "hardware" | "software" | undefined;
   readonly limits: Limits;
+  /** How long the run on the GPU may take to be checkpointed when the server stops. */
+  readonly stopSeconds: number;
   readonly log: Pick<LogOptions, "level" | "format">;
   /** Undefined: no metrics. 0: any free port. */
   readonly metricsPort: number | undefined;
@@ -67,6 +69,7 @@ const TABLE = {
   "max-upload-bytes": whole(16 * GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of one dataset or model upload"),
   "max-assignment-subscribers": whole(256, [0, MOST], "N", "subscribers of one run's assignments"),
   "assignment-buffer-messages": whole(64, [1, MOST], "N", "messages buffered per subscriber before some are dropped"),
+  "stop-seconds": whole(60, [1, 3600], "N", "how long a stop waits for the run on the GPU to be checkpointed"),
   "log-level": oneOf("info", LEVELS, "LEVEL", `least of ${LEVELS.join(", ")} that is logged [info]`),
   "log-format": oneOf("text", FORMATS, "FORM", "`text` for people or `json`, an object a line [text]"),
   "metrics-port": whole(undefined, [0, 65535], "PORT", "Prometheus metrics on 127.0.0.1:PORT/metrics [none]"),
@@ -146,6 +149,7 @@ export function readSettings(args: readonly string[], env: Environment): Setting
       maxAssignmentSubscribers: values["max-assignment-subscribers"],
       assignmentBufferMessages: values["assignment-buffer-messages"],
     },
+    stopSeconds: values["stop-seconds"],
     log: { level: values["log-level"], format: values["log-format"] },
     metricsPort: values["metrics-port"],
     tensorBoardDirectory: values["tensorboard-dir"],

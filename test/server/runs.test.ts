@@ -442,4 +442,26 @@ scenario(
   },
 );
 
+scenario(
+  "a stop waits for a hung GPU process no longer than it may, and the run goes on from its last checkpoint",
+  {
+    engine: () => ({ beforeStep: (step) => (step === 4 ? new Promise(() => {}) : undefined) }),
+    flags: ["--stop-seconds", "1"],
+  },
+  async (server) => {
+    await server.thaw.runs.createRun({ runId: "r", spec: { ...SPEC, checkpoints: { everySteps: 2n } } });
+    await eventsUntil(server.thaw, "runs/r", (event) => describeEvent(event) === "step 3");
+    const begun = Date.now();
+    const next = await server.restart();
+    assert.ok(Date.now() - begun < 10_000, "1 s, and what the rest of a stop takes");
+    const stopped = await eventsUntil(next.thaw, "runs/r", (event) => describeEvent(event) === "SERVER_STOPPED");
+    const warning = stopped.at(-1)!;
+    assert.is(warning.step, 2n);
+    assert.match(warning.event.case === "warning" ? warning.event.value.message : "", /from step 2, and later steps/);
+    const again = await eventsUntil(next.thaw, "runs/r", (event) => event.event.case === "metrics", warning.revision);
+    assert.is(again.at(-1)?.step, 3n);
+    return next;
+  },
+);
+
 test.run();

@@ -48,7 +48,9 @@ export interface Gpu {
   onUpdate: (update: RunUpdate) => void;
   /** Called when a process ended that had come up. */
   onGone: (how: string) => void;
-  /** Ends the process and starts no other. */
+  /** Ends the process at once and starts no other; what was asked of it fails with WorkerGone. */
+  kill(): void;
+  /** Lets the process close everything and end, and starts no other. */
   stop(): Promise<void>;
 }
 
@@ -229,6 +231,12 @@ export function superviseWorker(start: StartWorker, log: Log, begin: BeginReques
     stream,
     onUpdate: () => {},
     onGone: () => {},
+    kill() {
+      stopping = true;
+      clearTimeout(restart);
+      wake();
+      current?.connection.kill();
+    },
     async stop() {
       stopping = true;
       clearTimeout(restart);

@@ -49,6 +49,8 @@ interface Subscriber {
   wake(): void;
 }
 
+const STOPPING = () => refusal(status.UNAVAILABLE, "STOPPING", "the server is stopping", {}, 5);
+
 /** @param isOpen whether the run is on the GPU process now */
 export function createRouteHub(
   gpu: Gpu,
@@ -75,6 +77,7 @@ export function createRouteHub(
 
   const hub: RouteHub = {
     async subscribe(run, request) {
+      if (stopping) throw STOPPING();
       const all = subscribers.get(run) ?? new Set();
       const limit = limits.maxAssignmentSubscribers;
       if (all.size >= limit) {
@@ -93,7 +96,7 @@ export function createRouteHub(
             await untilAborted(changed, signal);
           }
           const next = own.buffer.shift();
-          if (!next && stopping) throw refusal(status.UNAVAILABLE, "STOPPING", "the server is stopping", {}, 5);
+          if (!next && stopping) throw STOPPING();
           return next && { ...next, dropped: own.dropped };
         },
         close() {

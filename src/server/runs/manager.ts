@@ -271,7 +271,11 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
           else on.release();
           await on.over;
           if (hasEnded(on.run.state)) return;
-          const message = "the server was stopped; the run goes on when it starts again";
+          const newest = await checkpoints.newest(idIn("runs", on.run.name)!);
+          const step = newest?.checkpoint.step ?? on.run.startStep;
+          const again = step === on.run.step ? "" : ` from step ${step}, and later steps are repeated`;
+          const message = `the server was stopped; the run goes on when it starts again${again}`;
+          on.run.step = step;
           runLog.append(on, { case: "warning", value: { reason: "SERVER_STOPPED", message } });
           changeState(runLog, on, wanted === "pause" ? PAUSED : QUEUED);
         });
