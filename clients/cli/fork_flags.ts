@@ -22,6 +22,7 @@ const PATHS: Record<Exclude<keyof RunFlags, keyof (PlanFlags & RoutingFlags) | R
   steps: "steps",
   batchSize: "batch_size",
   batching: "batching",
+  precision: "precision",
   accumulationSteps: "accumulation_steps",
   maxInputTokens: "max_input_tokens",
   maxTargetTokens: "max_target_tokens",

@@ -23,6 +23,8 @@ import {
   type NonFinitePolicy,
   NonFinitePolicySchema,
   OverfittingWatchSchema,
+  type Precision,
+  PrecisionSchema,
   type RunSpec,
   RunSpecSchema,
 } from "../../proto/gen/thaw/v1/run_pb.ts";
@@ -45,6 +47,7 @@ export interface RunFlags extends PlanFlags, OptimizerFlags, RoutingFlags {
   readonly steps?: bigint;
   readonly batchSize?: bigint;
   readonly batching?: Batching;
+  readonly precision?: Precision;
   readonly accumulationSteps?: bigint;
   readonly maxInputTokens?: bigint;
   readonly maxTargetTokens?: bigint;
@@ -83,6 +86,7 @@ export function runFlags(command: Command): Command {
     .option("--steps <n>", "optimizer steps", integer)
     .option("--batch-size <n>", "examples per batch", integer)
     .option("--batching <how>", "padded, packed (the batch size counts rows), bucketed", enumValue(BatchingSchema))
+    .option("--precision <how>", "f32, mixed (products of f16 operands, loss scaling)", enumValue(PrecisionSchema))
     .option("--accumulation-steps <n>", "batches per optimizer step", integer)
     .option("--max-input-tokens <n>", "tokens an input is cut to", integer)
     .option("--max-target-tokens <n>", "tokens a target is cut to", integer)
@@ -131,6 +135,7 @@ export async function createRunRequest(flags: RunFlags) {
     steps: flags.steps,
     batchSize: flags.batchSize,
     batching: flags.batching,
+    precision: flags.precision,
     accumulationSteps: flags.accumulationSteps,
     maxInputTokens: flags.maxInputTokens,
     maxTargetTokens: flags.maxTargetTokens,

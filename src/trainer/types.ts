@@ -231,6 +231,11 @@ export interface RunConfig {
   /** Dropout of the experts' hidden activation. Default: `dropout`. */
   readonly expertDropout?: number;
   /**
+   * `mixed`: linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where there are
+   * some, under dynamic loss scaling; all else is f32. Default: `f32`.
+   */
+  readonly precision?: "f32" | "mixed";
+  /**
    * Steps' worth of batches to pass over before the first step, from the beginning of the data or from where a checkpoint
    * left off; checkpoints remember it. Default: 0.
    */
@@ -249,6 +254,8 @@ export interface StepMetrics {
   /** Cross-entropy against the smoothed targets; absent without label smoothing. */
   readonly smoothedLoss?: number;
   readonly gradientNorm: number;
+  /** In mixed precision: what the gradient of the loss was multiplied with, and whether it overflowed, so that the step changed nothing. */
+  readonly lossScale?: { readonly scale: number; readonly overflowed: boolean };
   readonly learningRate: number;
   readonly tokens: number;
   readonly stepSeconds: number;

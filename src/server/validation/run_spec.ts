@@ -9,6 +9,7 @@ import {
   type Mixture,
   NonFinitePolicySchema,
   type OptimizerOptions,
+  PrecisionSchema,
   type RunSpec,
   ScheduleKindSchema,
 } from "../../../proto/gen/thaw/v1/run_pb.ts";
@@ -58,6 +59,7 @@ export function checkRunSpec(problems: Problems, spec: RunSpec | undefined, fiel
   fraction(problems, `${field}.expert_dropout`, spec.expertDropout);
   knownEnum(problems, `${field}.non_finite`, NonFinitePolicySchema, spec.nonFinite);
   knownEnum(problems, `${field}.batching`, BatchingSchema, spec.batching);
+  knownEnum(problems, `${field}.precision`, PrecisionSchema, spec.precision);
   const { evaluation, checkpoints } = spec;
   if (evaluation) {
     checkRange(problems, `${field}.evaluation.every_steps`, evaluation.everySteps, 0, MAX_STEPS);

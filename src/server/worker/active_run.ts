@@ -213,8 +213,9 @@ const isMultiple = (step: number, every: number): boolean => every > 0 && step %
 const evaluationDue = (policy: RunPolicy, step: number): boolean => isMultiple(step, policy.evaluateEverySteps);
 const evaluations = (policy: RunPolicy): Task[] => [...policy.evaluateSplits];
 
-/** What of a step is not finite, in words; empty when everything is. */
-function nonFinite({ loss, totalLoss, gradientNorm }: StepMetrics): string {
+/** What of a step is not finite, in words; empty when everything is, or when only the scaled gradient overflowed. */
+function nonFinite({ loss, totalLoss, gradientNorm, lossScale }: StepMetrics): string {
+  if (lossScale?.overflowed) return "";
   return Object.entries({ loss, "total loss": totalLoss, "gradient norm": gradientNorm })
     .filter(([, value]) => !Number.isFinite(value))
     .map(([name, value]) => `the ${name} is ${value}`)

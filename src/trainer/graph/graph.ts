@@ -8,7 +8,7 @@
 // activation when any of its float inputs does. An operation emits a backward node only for an input that requires a
 // gradient, so whatever the plan freezes is never written down: no dispatch, no saved activation, no buffer.
 
-import type { KernelTarget } from "../../kernels/capabilities.ts";
+import type { KernelTarget, Products } from "../../kernels/capabilities.ts";
 import { type Command, DTYPE_BYTES, type DType } from "../../kernels/kernel.ts";
 import type { ParameterSpec } from "../model/parameters.ts";
 
@@ -94,11 +94,14 @@ export class Graph {
   readonly parameters = new Map<string, Tensor>();
   /** Kernel variants are chosen for this target; sizes that depend on tiles ask it too. */
   readonly target: KernelTarget;
+  /** How matrix products take their operands. */
+  readonly products: Products;
   phase: Phase = "forward";
   #nextUse = 1;
 
-  constructor(target: KernelTarget) {
+  constructor(target: KernelTarget, products: Products = "f32") {
     this.target = target;
+    this.products = products;
   }
 
   /** A number that tells the random streams of two operations apart. */

@@ -1,7 +1,7 @@
 // What a model family gives the trainer: its parameters, and its programs as graphs. A run knows nothing else of a
 // model; adding a family adds a folder beside `switch/` and a line in `open.ts`.
 
-import type { KernelTarget } from "../../kernels/capabilities.ts";
+import type { KernelTarget, Products } from "../../kernels/capabilities.ts";
 import type { Graph, Tensor } from "../graph/graph.ts";
 import type { LossRows } from "../graph/ops/loss.ts";
 import type { OptimizerNodes } from "../graph/ops/optimizer.ts";
@@ -28,6 +28,8 @@ export interface BuildOptions {
   readonly lossGradient: boolean;
   /** Batches whose gradients are summed before an optimizer step; coefficients of means over a batch are divided by it. */
   readonly accumulationSteps: number;
+  /** How matrix products take their operands. Default: f32. */
+  readonly products?: Products;
 }
 
 /** The capacity rule in force. */
@@ -78,6 +80,8 @@ export interface TrainingGraph {
   /** Gradients by parameter name, summed over batches where several make a step. */
   readonly gradients: ReadonlyMap<string, Tensor>;
   readonly optimizer: OptimizerNodes;
+  /** [3] f32 as kernels/loss_scale.ts keeps it; only in mixed precision. */
+  readonly lossScale?: Tensor;
   /** Output of each stack, [tokens, dModel]. */
   readonly hidden: Readonly<Partial<Record<Stack, Tensor>>>;
 }

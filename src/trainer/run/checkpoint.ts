@@ -32,6 +32,8 @@ interface TrainingState {
   /** Steps' worth of batches passed over: step n trains on batches of the data's step n + this. Absent: 0. */
   readonly passedOver?: number;
   readonly plan: TrainablePlan;
+  /** State of the loss scale (kernels/loss_scale.ts); absent in f32. */
+  readonly lossScale?: readonly number[];
   /** Parameter → the entries with state. */
   readonly state: Readonly<Record<string, readonly EntryRecord[]>>;
 }
@@ -83,7 +85,7 @@ export async function writeModel(source: OpenModel, memory: DeviceMemory, direct
 /** Adds what training needs to go on to a directory that holds the model already. Returns bytes of optimizer state. */
 export async function writeTrainingState(
   directory: string,
-  position: Pick<TrainingState, "step" | "passedOver" | "plan">,
+  position: Pick<TrainingState, "step" | "passedOver" | "plan" | "lossScale">,
   optimizer: OptimizerState,
 ): Promise<number> {
   const state: Record<string, EntryRecord[]> = {};
@@ -108,7 +110,10 @@ export async function writeTrainingState(
 /** What {@link writeTrainingState} wrote; all state comes back as kept, for the run to put where it belongs. */
 export async function readTrainingState(
   directory: string,
-): Promise<{ step: number; passedOver: number; plan: TrainablePlan; state: HostState }> {
+): Promise<
+  Required<Pick<TrainingState, "step" | "passedOver" | "plan">> &
+    Pick<TrainingState, "lossScale"> & { state: HostState }
+> {
   let training: TrainingState;
   try {
     training = JSON.parse(await readFile(join(directory, "training.json"), "utf8"));
@@ -130,8 +135,8 @@ export async function readTrainingState(
       }
       state.set(name, held);
     }
-    const { step, passedOver = 0, plan } = training;
-    return { step, passedOver, plan, state };
+    const { step, passedOver = 0, plan, lossScale } = training;
+    return { step, passedOver, plan, lossScale, state };
   } finally {
     await file.close();
   }

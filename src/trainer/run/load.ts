@@ -1,5 +1,7 @@
-// A model's values from its checkpoint to the device.
+// A model's values from its checkpoint to the device, and the state of a run that is no tensor of its own.
 
+import { FIRST_LOSS_SCALE, LOSS_SCALE_STATE } from "../../kernels/loss_scale.ts";
+import { LOSS_SCALE } from "../graph/ops/loss_scale.ts";
 import { type OpenModel, readParameter } from "../model/open.ts";
 import type { DeviceMemory } from "./device_memory.ts";
 
@@ -22,4 +24,16 @@ export async function loadSelectionBiases({ model, checkpoint }: OpenModel, memo
     await checkpoint.readInto(key, values);
     memory.device.upload(buffer, values);
   }
+}
+
+/** Gives a run of mixed precision the loss scale of its checkpoint, or the first one. */
+export function loadLossScale(memory: DeviceMemory, saved: readonly number[] = [FIRST_LOSS_SCALE, 0, 0]): void {
+  const buffer = memory.inputs.get(LOSS_SCALE);
+  if (buffer) memory.device.upload(buffer, Float32Array.from(saved));
+}
+
+/** The loss scale to save; undefined in f32. */
+export async function readLossScale(memory: DeviceMemory): Promise<number[] | undefined> {
+  const buffer = memory.inputs.get(LOSS_SCALE);
+  return buffer && [...new Float32Array(await memory.device.read(buffer, LOSS_SCALE_STATE * 4))];
 }

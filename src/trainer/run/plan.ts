@@ -3,7 +3,7 @@
 
 import { totalmem } from "node:os";
 import type { Capabilities } from "../../kernels/capabilities.ts";
-import { kernelTarget } from "../../kernels/capabilities.ts";
+import { kernelTarget, mixedProducts } from "../../kernels/capabilities.ts";
 import type { Lengths } from "../data/batches.ts";
 import { packingProblems } from "../data/batching.ts";
 import type { Tensor } from "../graph/graph.ts";
@@ -57,7 +57,15 @@ export interface PlanRequest {
   readonly capabilities: Capabilities;
   readonly config: Pick<
     RunConfig,
-    "batchSize" | "batching" | "routing" | "losses" | "dropout" | "expertDropout" | "optimizer" | "accumulationSteps"
+    | "batchSize"
+    | "batching"
+    | "routing"
+    | "losses"
+    | "dropout"
+    | "expertDropout"
+    | "optimizer"
+    | "accumulationSteps"
+    | "precision"
   >;
   /** Absent: inference only. */
   readonly training?: {
@@ -80,10 +88,16 @@ const layerRoutes = ({ routing }: SparseLayer): Tensor[] => [routing.chosenIds, 
 
 type BuildConfig = Pick<
   RunConfig,
-  "batchSize" | "batching" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps"
+  "batchSize" | "batching" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps" | "precision"
 >;
 
-function buildOptions(c: BuildConfig, lengths: Lengths, train: boolean, lossGradient: boolean): BuildOptions {
+function buildOptions(
+  c: BuildConfig,
+  capabilities: Capabilities,
+  lengths: Lengths,
+  train: boolean,
+  lossGradient: boolean,
+): BuildOptions {
   const accumulationSteps = train ? (c.accumulationSteps ?? 1) : 1;
   return {
     batch: c.batchSize,
@@ -103,6 +117,7 @@ function buildOptions(c: BuildConfig, lengths: Lengths, train: boolean, lossGrad
     },
     lossGradient,
     accumulationSteps,
+    products: c.precision === "mixed" ? mixedProducts(capabilities) : "f32",
   };
 }
 
@@ -137,7 +152,7 @@ export interface DecoderRequest {
 export function planDecoderWithin(request: DecoderRequest, memoryLimitBytes?: number): DecoderPlan {
   const { model, capabilities, config, lengths, beams, readLogits, runBytes } = request;
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
-  const options = buildOptions(config, lengths, false, false);
+  const options = buildOptions(config, capabilities, lengths, false, false);
   const graphs = model.decodingGraphs(kernelTarget(capabilities), options, beams);
   const prefix = planGraph(graphs.prefix, alignment);
   const step = planGraph(graphs.step, alignment);
@@ -161,14 +176,15 @@ export function planPrograms(request: PlanRequest): RunPlan {
   const target = kernelTarget(capabilities);
   const routerLosses = training !== undefined && routerLossesOn(model, training.trainable, training.plan);
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
-  const options = (lengths: Lengths, train: boolean) => buildOptions(config, lengths, train, train && routerLosses);
+  const options = (lengths: Lengths, train: boolean) =>
+    buildOptions(config, capabilities, lengths, train, train && routerLosses);
   const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []) =>
     planGraph(built, alignment, extra);
 
   const train = (training?.shapes ?? []).map((shape) => {
     const { algorithm } = config.optimizer;
     const built = model.trainingGraph(target, training!.trainable, options(shape, true), algorithm);
-    const extra = [built.optimizer.norm, built.pooledLosses].filter((t) => t !== undefined);
+    const extra = [built.optimizer.norm, built.pooledLosses, built.lossScale].filter((t) => t !== undefined);
     return { ...planned(built, extra), shape };
   });
   const encoder = planned(model.encoderGraph(target, options(request.inference, false)));

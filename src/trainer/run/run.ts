@@ -32,7 +32,7 @@ import { DeviceMemory } from "./device_memory.ts";
 import { type EncodedFiles, encodedFiles, type ScoredData } from "./encoded_files.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
-import { loadParameters, loadSelectionBiases } from "./load.ts";
+import { loadLossScale, loadParameters, loadSelectionBiases, readLossScale } from "./load.ts";
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
 import type { OpenOptions, RunSettings, TrainingInput } from "./options.ts";
 import { longest, planDecoderWithin, planWithin, type RunPlan } from "./plan.ts";
@@ -106,6 +106,7 @@ export class Run implements TrainingRun {
       await loadParameters(source, this.#memory);
       await this.#install(plan, "keep");
       await loadSelectionBiases(source, this.#memory);
+      loadLossScale(this.#memory, resumed?.lossScale);
     } catch (error) {
       // Nobody said how much memory there is; what had been allocated when it ran out is the best figure there is.
       if (error instanceof OutOfMemoryError) throw new MemoryError(plan.bytes.total, this.device.allocatedBytes, 0);
@@ -218,7 +219,8 @@ export class Run implements TrainingRun {
     const { plan } = this.#trainingOrThrow();
     await this.#steps.quiet();
     const model = await writeModel(this.source, this.#memory, directory);
-    const position = { step: this.#step, passedOver: this.#passedOver, plan };
+    const lossScale = await readLossScale(this.#memory);
+    const position = { step: this.#step, passedOver: this.#passedOver, plan, lossScale };
     const state = await writeTrainingState(directory, position, this.#optimizer);
     return { bytes: model + state };
   }

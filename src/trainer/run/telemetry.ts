@@ -47,10 +47,19 @@ export function stepMetrics(
     totalLoss: loss + routers * share + terms[0] + vocabularyZCoefficient * terms[1],
     ...(labelSmoothing > 0 && { smoothedLoss: loss + terms[0] }),
     ...(vocabularyZCoefficient > 0 && { vocabularyZLoss: terms[1] }),
+    ...lossScaleOf(last, loss),
     gradientNorm: last.results.f32(last.built.optimizer.norm)[0],
     tokens: total(({ batch }) => tokensIn(batch.inputSegments) + tokensIn(batch.decoderMask)),
     layers: mergeLayerMetrics(layers),
   };
+}
+
+/** An infinite gradient is an overflow as long as the scale can fall; without a finite loss it is none. */
+function lossScaleOf({ built, results }: StepPart, loss: number): Pick<StepMetrics, "lossScale"> {
+  if (!built.lossScale) return {};
+  const [, , scale] = results.f32(built.lossScale);
+  const finite = results.f32(built.optimizer.norm)[2] !== 0;
+  return { lossScale: { scale, overflowed: !finite && scale > 1 && Number.isFinite(loss) } };
 }
 
 const tokensIn = (segments: Uint32Array): number => segments.reduce((n, segment) => n + Number(segment !== 0), 0);

@@ -15,6 +15,7 @@ import {
   type RouterLossPolicy,
   type RouteSource,
   type RoutingOptions,
+  type RunConfig,
   type Stack,
 } from "../../../trainer/types.ts";
 
@@ -108,6 +109,11 @@ export const batching: EnumCodec<Batching, run.Batching> = codec({
   padded: run.Batching.PADDED,
   packed: run.Batching.PACKED,
   bucketed: run.Batching.BUCKETED,
+});
+
+export const precision: EnumCodec<NonNullable<RunConfig["precision"]>, run.Precision> = codec({
+  f32: run.Precision.F32,
+  mixed: run.Precision.MIXED,
 });
 
 export const fCounts: EnumCodec<NonNullable<LossOptions["fCounts"]>, run.FCounts> = codec({

@@ -16,6 +16,8 @@ export function metricsToProto(m: StepMetrics): event.StepMetrics {
     vocabularyZLoss: m.vocabularyZLoss,
     smoothedLoss: m.smoothedLoss,
     gradientNorm: m.gradientNorm,
+    lossScale: m.lossScale?.scale,
+    overflowed: m.lossScale?.overflowed ?? false,
     learningRate: m.learningRate,
     tokens: count(m.tokens),
     tokensPerSecond: m.stepSeconds > 0 ? m.tokens / m.stepSeconds : 0,

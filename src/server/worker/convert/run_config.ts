@@ -100,7 +100,7 @@ export function trainingOptions(
   spec: FilledRunSpec,
 ): Pick<
   RunConfig,
-  "optimizer" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps" | "batching"
+  "optimizer" | "routing" | "losses" | "dropout" | "expertDropout" | "accumulationSteps" | "batching" | "precision"
 > {
   return {
     optimizer: optimizerOptions(spec),
@@ -110,6 +110,7 @@ export function trainingOptions(
     expertDropout: spec.expertDropout,
     accumulationSteps: Number(spec.accumulationSteps),
     batching: enums.batching.fromProto(spec.batching, "spec.batching"),
+    precision: enums.precision.fromProto(spec.precision, "spec.precision"),
   };
 }
 

@@ -33,6 +33,7 @@ import {
   NonFinitePolicy,
   type OptimizerOptions,
   OptimizerOptionsSchema,
+  Precision,
   type RunSpec,
   RunSpecSchema,
   ScheduleKind,
@@ -80,6 +81,7 @@ export function fillRunSpec(spec: RunSpec, splits: readonly string[]): FilledRun
   filled.expertDropout ??= filled.dropout;
   filled.nonFinite ||= NonFinitePolicy.STOP;
   filled.batching ||= Batching.PADDED;
+  filled.precision ||= Precision.F32;
   filled.evaluation = create(EvaluationPolicySchema, {
     everySteps: evaluation?.everySteps,
     maxExamples: evaluation?.maxExamples ?? 256n,

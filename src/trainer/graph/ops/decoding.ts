@@ -48,7 +48,7 @@ export function nextTokens(
     lower: (target) => [
       ...matmul(
         { a: hidden, b: weight, out: logits },
-        { m: rows, n: vocabulary, k: width, transposeA: false, transposeB: true, alpha },
+        { m: rows, n: vocabulary, k: width, transposeA: false, transposeB: true, alpha, products: g.products },
         target,
       ),
       ...argmaxRows({ logits, out: predicted }, { rows, vocabulary, rowOffset: 0 }),

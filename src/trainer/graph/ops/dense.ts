@@ -27,6 +27,7 @@ export function linear(
   const n = weight.shape[0];
   const y = options.into ?? g.activation(name, [m, n], [x, weight]);
   const flops = 2 * m * n * k;
+  const { products } = g;
   const relu = options.relu ?? false;
   g.add({
     name: "linear",
@@ -34,7 +35,7 @@ export function linear(
     writes: [y],
     flops,
     lower: (target) =>
-      matmul({ a: x, b: weight, out: y }, { m, n, k, transposeA: false, transposeB: true, relu }, target),
+      matmul({ a: x, b: weight, out: y }, { m, n, k, transposeA: false, transposeB: true, relu, products }, target),
     backward: (gradients) => {
       let dy = gradients.of(y)!;
       if (relu) dy = reluBackward(g, y, dy);
@@ -47,13 +48,13 @@ export function linear(
           lower: (target) =>
             matmul(
               { a: dy, b: weight, out },
-              { m, n: k, k: n, transposeA: false, transposeB: false, accumulate },
+              { m, n: k, k: n, transposeA: false, transposeB: false, accumulate, products },
               target,
             ),
         }),
       );
       gradients.add(weight, true, (out, accumulate) => {
-        const dims = { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate };
+        const dims = { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate, products };
         const room = matmulScratch(dims, g.target);
         const scratch = room > 0 ? g.activation("linear_scratch", [room]) : undefined;
         g.add({

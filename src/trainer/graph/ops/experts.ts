@@ -26,6 +26,7 @@ export function expertLinear(
   const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
   const out = g.activation(name, [maxRows, n], [x, weight]);
   const flops = 2 * r.assignments * n * k;
+  const { products } = g;
   g.add({
     name: "expert_linear",
     reads: [x, weight, expertOfBlock, sourceOfRow],
@@ -34,7 +35,7 @@ export function expertLinear(
     lower: (target) =>
       groupedMatmul(
         { x, weight, out, expertOfBlock, sourceOfRow },
-        { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu },
+        { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu, products },
         target,
       ),
     backward: (gradients) => {
@@ -50,7 +51,7 @@ export function expertLinear(
           lower: (target) =>
             groupedMatmul(
               { x: dy, weight, out: rows, expertOfBlock },
-              { maxRows, rowTile, n: k, k: n, transposeWeight: false },
+              { maxRows, rowTile, n: k, k: n, transposeWeight: false, products },
               target,
             ),
         });
@@ -75,7 +76,7 @@ export function expertLinear(
           lower: (target) =>
             groupedWeightGradient(
               { x, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow },
-              { slots: slots.length, n, k, gatherTopK },
+              { slots: slots.length, n, k, gatherTopK, products },
               target,
             ),
         });

@@ -46,6 +46,7 @@ export function linearCrossEntropy(
   const dWeight = train && weight.requiresGradient ? gradientTensor(g, weight) : undefined;
   const gradient = dHidden !== undefined || dWeight !== undefined;
   const product = 2 * rows * vocabulary * width;
+  const { products } = g;
 
   g.add({
     name: "linear_cross_entropy",
@@ -69,6 +70,7 @@ export function linearCrossEntropy(
               transposeB: true,
               alpha,
               aOffset: start * width,
+              products,
             },
             target,
           ),
@@ -89,6 +91,7 @@ export function linearCrossEntropy(
                 transposeB: false,
                 alpha,
                 outOffset: start * width,
+                products,
               },
               target,
             ),
@@ -106,6 +109,7 @@ export function linearCrossEntropy(
                 alpha,
                 bOffset: start * width,
                 accumulate: start > 0,
+                products,
               },
               target,
             ),

@@ -49,7 +49,7 @@ export function decodingGraphs(
   const rows = batch * beams;
   const inner = config.heads * config.headDim;
   const begin = () => {
-    const graph = new Graph(target);
+    const graph = new Graph(target, options.products);
     declareParameters(graph, specs, NOTHING);
     const caches = Array.from({ length: config.decoderLayers }, (_, layer): LayerCaches => {
       const cache = (name: string, shape: readonly number[]) => graph.input(`cache.${layer}.${name}`, shape, "f32");

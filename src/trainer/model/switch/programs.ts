@@ -10,6 +10,7 @@ import type { Segments } from "../../graph/ops/attention.ts";
 import { countCoActivation } from "../../graph/ops/co_activation.ts";
 import type { TokenLookup } from "../../graph/ops/dense.ts";
 import { linearCrossEntropy } from "../../graph/ops/loss.ts";
+import { learnLossScale, scaleLoss } from "../../graph/ops/loss_scale.ts";
 import { optimizerNodes } from "../../graph/ops/optimizer.ts";
 import { poolRouterLosses } from "../../graph/ops/router_losses.ts";
 import { countLoad, type LearningBias, learnBias } from "../../graph/ops/selection_bias.ts";
@@ -97,7 +98,7 @@ function begin(
   trainable: TrainableSet,
   options: BuildOptions,
 ) {
-  const graph = new Graph(target);
+  const graph = new Graph(target, options.products);
   declareParameters(graph, specs, trainable);
   const tensors = inputs(graph, config, options);
   const build: SwitchBuild = { graph, config, options, step: tensors.step, sparse: [] };
@@ -116,6 +117,7 @@ export function trainingGraph(
   algorithm: OptimizerAlgorithm,
 ): TrainingGraph {
   const { graph, tensors: t, build } = begin(target, config, specs, trainable, options);
+  const lossScale = graph.products === "f32" ? undefined : scaleLoss(graph, t.step);
   const encoded = encode(build, t.input, inputSegments(t, options.packed), t.inputRouted);
   const decoded = decode(build, t.decoder, encoded, decoderSegments(graph, t, options), t.decoderRouted);
   const head = vocabularyHead(build);
@@ -133,9 +135,10 @@ export function trainingGraph(
   const own = differentiate(graph);
   const gradients = options.accumulationSteps > 1 ? accumulateGradients(graph, own) : own;
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
+  if (lossScale) learnLossScale(graph, lossScale, optimizer.norm);
   for (const bias of biases) learnBias(graph, bias, optimizer.norm, options.routing.selectionBias!.updateRate);
   const hidden = { encoder: encoded, decoder: decoded };
-  return { graph, loss, sparse, pooledLosses, gradients, optimizer, hidden };
+  return { graph, loss, sparse, pooledLosses, gradients, optimizer, lossScale, hidden };
 }
 
 /** The sparse layers, and in them which experts are chosen together. */
