@@ -5,6 +5,7 @@ import { Command, CommanderError } from "commander";
 import { DEFAULT_ADDRESS } from "../typescript/index.ts";
 import { addCheckpoints } from "./commands/checkpoints.ts";
 import { addData } from "./commands/data.ts";
+import { addDoctor } from "./commands/doctor.ts";
 import { addGroups } from "./commands/groups.ts";
 import { addModels } from "./commands/models.ts";
 import { addRoutes } from "./commands/routes.ts";
@@ -22,7 +23,18 @@ const program = new Command("thaw")
   .showHelpAfterError("(--help shows what there is)")
   .exitOverride();
 
-for (const add of [addServe, addRuns, addGroups, addRoutes, addModels, addCheckpoints, addData, addStudy, addSystem])
+for (const add of [
+  addServe,
+  addDoctor,
+  addRuns,
+  addGroups,
+  addRoutes,
+  addModels,
+  addCheckpoints,
+  addData,
+  addStudy,
+  addSystem,
+])
   add(program);
 
 // A reader that goes away, as in `thaw runs list | head`, is no error.

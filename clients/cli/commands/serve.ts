@@ -17,7 +17,7 @@ export function addServe(program: Command): void {
     .helpOption(false)
     .allowUnknownOption()
     .action(async (options: readonly string[]) => {
-      process.exitCode = await runServer(options);
+      process.exitCode = await runProgram(SERVER, options);
     });
 }
 
@@ -25,18 +25,24 @@ export function addServe(program: Command): void {
  * Starts the server in a process group of its own: a terminal's Ctrl-C reaches only this process. The server stops when its
  * standard input ends, which it does however this process ends.
  */
-export function spawnServer(options: readonly string[], output: "inherit" | "pipe"): ChildProcess {
+export const spawnServer = (options: readonly string[], output: "inherit" | "pipe"): ChildProcess =>
+  spawnProgram(SERVER, options, output);
+
+function spawnProgram(file: string, options: readonly string[], output: "inherit" | "pipe"): ChildProcess {
   const runtime = "Deno" in globalThis ? ["run", "-A"] : ["--import", import.meta.resolve("tsx")];
-  return spawn(process.execPath, [...runtime, SERVER, ...options], {
+  return spawn(process.execPath, [...runtime, file, ...options], {
     detached: true,
     stdio: ["pipe", output, output],
     env: { ...process.env, THAW_LAUNCHER_PIPE: "1" },
   });
 }
 
-/** @returns the server's exit code, by the shell's convention where a signal ended it */
-function runServer(options: readonly string[]): Promise<number> {
-  const child = spawnServer(options, "inherit");
+/**
+ * Runs a file of the server's to its end.
+ * @returns its exit code, by the shell's convention where a signal ended it
+ */
+export function runProgram(file: string, options: readonly string[]): Promise<number> {
+  const child = spawnProgram(file, options, "inherit");
   // Each signal is passed on once.
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => child.kill(signal));
   return new Promise((resolve, reject) => {

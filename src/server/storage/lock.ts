@@ -12,13 +12,14 @@ const WAIT_MS = 5000;
 
 /**
  * Takes the data directory for this process, making it where it is missing. Returns what gives it back.
+ * @param waitMs how long another server may take to give it back
  * @throws Error when another server has it
  */
-export function lockDataDirectory(root: string): () => void {
+export function lockDataDirectory(root: string, waitMs = WAIT_MS): () => void {
   mkdirSync(root, { recursive: true, mode: 0o700 });
   const db = new Database(join(root, "server.lock"));
   try {
-    db.exec(`PRAGMA busy_timeout = ${WAIT_MS}; BEGIN EXCLUSIVE`);
+    db.exec(`PRAGMA busy_timeout = ${waitMs}; BEGIN EXCLUSIVE`);
   } catch (error) {
     db.close();
     if (!/locked|busy/i.test((error as Error).message)) throw error;

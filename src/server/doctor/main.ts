@@ -1,0 +1,34 @@
+// `thaw doctor`: whether a server with these settings would start and train here, and what to do where it would not. It
+// takes the options of `thaw serve`, changes nothing, and ends with 1 when something failed.
+
+import process from "node:process";
+import { childWorker } from "../gpu/connection.ts";
+import { type Settings, settingsOfProcess, UsageError } from "../settings.ts";
+import { adapterFindings } from "./adapter.ts";
+import { type Finding, fail, findingText, ok } from "./findings.ts";
+import { machineFindings } from "./machine.ts";
+import { placeFindings } from "./places.ts";
+
+async function examine(args: readonly string[], tell: (finding: Finding) => void): Promise<void> {
+  machineFindings().forEach(tell);
+  let settings: Settings;
+  try {
+    settings = settingsOfProcess(args);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    for (const problem of error.message.split("\n")) tell(fail("settings", problem, "thaw serve --help lists them"));
+    return;
+  }
+  tell(ok("settings", "as they should be; thaw serve --print-config shows them"));
+  (await placeFindings(settings)).forEach(tell);
+  const said: string[] = [];
+  const start = childWorker(settings.adapter, (_, message) => void said.push(message));
+  (await adapterFindings(start, settings.adapter, () => said)).forEach(tell);
+}
+
+let failed = false;
+await examine(process.argv.slice(2), (finding) => {
+  failed ||= finding.level === "fail";
+  process.stdout.write(findingText(finding));
+});
+process.exit(failed ? 1 : 0);
