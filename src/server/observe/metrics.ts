@@ -33,8 +33,6 @@ export interface Metrics {
   /** Everything, in Prometheus' text format. */
   scrape(measured: Measured): Promise<string>;
   readonly contentType: string;
-  /** Names of all metrics, without those of the runtime. */
-  readonly names: readonly string[];
 }
 
 /** 1 ms to about 17 min, each bound twice the last. */
@@ -100,7 +98,6 @@ export function createMetrics(): Metrics {
   );
   const free = gauge("thaw_data_free_bytes", "Free bytes where the data directory is");
   const info = gauge("thaw_info", "Always 1; the version is the label", ["version"]);
-  const names = series.getMetricsAsArray().map(({ name }) => name);
   if (!("Deno" in globalThis)) collectDefaultMetrics({ register: series });
 
   const ofRun = [step, loss, learningRate, gradientNorm, speed, imbalance];
@@ -161,6 +158,5 @@ export function createMetrics(): Metrics {
       return series.metrics();
     },
     contentType: series.contentType,
-    names,
   };
 }
