@@ -2,7 +2,6 @@
 
 import process from "node:process";
 import { Command, CommanderError } from "commander";
-import { DEFAULT_ADDRESS } from "../typescript/index.ts";
 import { addCheckpoints } from "./commands/checkpoints.ts";
 import { addData } from "./commands/data.ts";
 import { addDoctor } from "./commands/doctor.ts";
@@ -13,15 +12,17 @@ import { addRuns } from "./commands/runs.ts";
 import { addServe } from "./commands/serve.ts";
 import { addStudy } from "./commands/study.ts";
 import { addSystem } from "./commands/system.ts";
+import { addTokens } from "./commands/tokens.ts";
+import { addConnectionFlags } from "./connection.ts";
 import { EXIT } from "./exit_codes.ts";
 import { reportError } from "./session.ts";
 
 const program = new Command("thaw")
   .description("Fine-tune sparse Mixture-of-Experts transformers by parameter group")
-  .option("--server <address>", "host:port of the server; also THAW_SERVER", process.env.THAW_SERVER || DEFAULT_ADDRESS)
   .option("--json", "print protobuf JSON; streams print one JSON object a line")
   .showHelpAfterError("(--help shows what there is)")
   .exitOverride();
+addConnectionFlags(program);
 
 for (const add of [
   addServe,
@@ -34,6 +35,7 @@ for (const add of [
   addData,
   addStudy,
   addSystem,
+  addTokens,
 ])
   add(program);
 

@@ -5,11 +5,11 @@ import process from "node:process";
 import { createRegistry, type DescMessage, type MessageShape, toJson } from "@bufbuild/protobuf";
 import type { Command } from "commander";
 import { file_google_rpc_error_details } from "../../proto/gen/google/rpc/error_details_pb.ts";
-import { connectThaw, DEFAULT_ADDRESS, problemsOf, RpcError, type Thaw } from "../typescript/index.ts";
+import { DEFAULT_ADDRESS, problemsOf, RpcError, type Thaw } from "../typescript/index.ts";
+import { connectTo, serverOf, UsageError } from "./connection.ts";
 import { EXIT, exitCode } from "./exit_codes.ts";
 
-/** A mistake in what was typed, found before anything was sent. */
-export class UsageError extends Error {}
+export { UsageError };
 
 export interface Session {
   readonly thaw: Thaw;
@@ -23,11 +23,6 @@ export interface Session {
 
 type Action<A extends unknown[]> = (session: Session, ...args: A) => Promise<number | undefined>;
 
-interface GlobalOptions {
-  readonly server: string;
-  readonly json?: boolean;
-}
-
 /**
  * Makes a commander action of a function over a session. Commander passes the arguments, then the options, then the
  * command. The function returns the exit code where it is not 0.
@@ -35,16 +30,18 @@ interface GlobalOptions {
 export function withSession<A extends unknown[]>(action: Action<A>): (...args: [...A, Command]) => Promise<void> {
   return async (...all) => {
     const command = all.at(-1) as Command;
-    const { server, json = false } = command.optsWithGlobals<GlobalOptions>();
-    const thaw = connectThaw(server);
+    const { json = false } = command.optsWithGlobals<{ readonly json?: boolean }>();
+    const server = serverOf(command);
     const serverFlag = server === DEFAULT_ADDRESS ? "" : ` --server ${server}`;
+    let thaw: Thaw | undefined;
     try {
+      thaw = connectTo(command);
       const session: Session = { thaw, json, terminal: Boolean(process.stdout.isTTY), serverFlag };
       process.exitCode = (await action(session, ...(all.slice(0, -1) as A))) ?? EXIT.OK;
     } catch (error) {
       process.exitCode = reportError(error, json, server);
     } finally {
-      thaw.close();
+      thaw?.close();
     }
   };
 }

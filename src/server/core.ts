@@ -9,6 +9,7 @@ import type { Checkpoints } from "./runs/checkpoints.ts";
 import type { RunLog } from "./runs/log.ts";
 import type { Runs } from "./runs/manager.ts";
 import type { Settings } from "./settings.ts";
+import type { Intake } from "./storage/intake.ts";
 import type { Layout } from "./storage/layout.ts";
 
 export interface Core {
@@ -21,6 +22,7 @@ export interface Core {
   readonly checkpoints: Checkpoints;
   readonly routes: RouteHub;
   readonly answers: Answers;
+  readonly intake: Intake;
   readonly log: Log;
   /** When the server started, in milliseconds since 1970. */
   readonly startTime: number;

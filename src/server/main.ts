@@ -7,6 +7,7 @@
 import process from "node:process";
 import { type Front, startFront } from "./front/front.ts";
 import { startRelayedFront } from "./front/relay.ts";
+import { readTls } from "./front/tls.ts";
 import { createLog, type Log } from "./log.ts";
 import { serveMetrics } from "./observe/endpoint.ts";
 import { startServer, type ThawServer } from "./server.ts";
@@ -21,8 +22,11 @@ const ADAPTER_MS = 20_000;
 export async function serve(settings: Settings): Promise<void> {
   const models = settings.modelRoots.map((root) => [root, "<models>"] as const);
   const log = createLog({ ...settings.log, hidden: [[settings.dataDirectory, "<data>"], ...models] });
+  const { host, tls, tokens } = settings;
+  if (tls) readTls(tls); // What is wrong with it is said before anything starts.
   if (settings.insecure) {
-    log("warning", `--insecure: ${settings.host} is open to everyone who reaches it, without encryption`);
+    const who = tokens ? "whoever has a token" : tls?.clientAuthority ? "whoever has a certificate" : "everyone";
+    log("warning", `--insecure: ${host} is open to ${who}, ${tls ? "with" : "without"} encryption`);
   }
   const server = await startServer(settings, { log });
   // See relay.ts: under Deno a client may abort the process it is connected to.
@@ -51,8 +55,8 @@ export async function serve(settings: Settings): Promise<void> {
   while (!server.adapterLine && Date.now() < deadline && signals === 0) {
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
-  const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
-  process.stdout.write(`thaw serves on ${host}:${front.port}, ${server.adapterLine ?? "no GPU process yet"}\n`);
+  const shown = host.includes(":") ? `[${host}]` : host;
+  process.stdout.write(`thaw serves on ${shown}:${front.port}, ${server.adapterLine ?? "no GPU process yet"}\n`);
   await stopped;
 }
 

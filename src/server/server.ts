@@ -33,6 +33,7 @@ import { routingService } from "./services/routing_service.ts";
 import { runService } from "./services/run_service.ts";
 import { PACKAGE, systemService } from "./services/system_service.ts";
 import type { Settings } from "./settings.ts";
+import { openIntake } from "./storage/intake.ts";
 import { type Layout, openLayout, sweep } from "./storage/layout.ts";
 import { lockDataDirectory } from "./storage/lock.ts";
 
@@ -78,7 +79,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
   const metrics = createMetrics();
   const { tensorBoardDirectory } = settings;
   const board = tensorBoardDirectory === undefined ? undefined : createTensorBoard(tensorBoardDirectory, log);
-  const runLog = createRunLog(registry, log, (run, event) => {
+  const runLog = createRunLog(registry, log, settings.limits, (run, event) => {
     metrics.written(run, event);
     board?.written(run, event);
   });
@@ -91,8 +92,9 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
     settings.limits,
   );
   const answers = createAnswers(registry);
-  const startTime = Date.now();
-  const core: Core = { settings, registry, layout, gpu, runs, runLog, checkpoints, routes, answers, log, startTime };
+  const intake = openIntake(layout, settings.limits);
+  const stored = { registry, layout, answers, intake, checkpoints };
+  const core: Core = { settings, ...stored, gpu, runs, runLog, routes, log, startTime: Date.now() };
   await runs.start();
 
   const handlers = new Map<string, object>();

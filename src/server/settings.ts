@@ -4,6 +4,7 @@
 import { homedir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
+import type { TlsFiles } from "./front/tls.ts";
 import { FORMATS, LEVELS, type LogOptions } from "./log.ts";
 import { oneOf, onOff, path, paths, type Setting, text, url, type Values, whole } from "./settings/kinds.ts";
 import { type Environment, givenSettings, keyOf, variableOf } from "./settings/sources.ts";
@@ -11,11 +12,21 @@ import { type Environment, givenSettings, keyOf, variableOf } from "./settings/s
 export interface Limits {
   /** Largest message received. */
   readonly maxMessageBytes: number;
+  /** Largest metadata of a call. */
+  readonly maxMetadataBytes: number;
   /** Streams per connection. */
   readonly maxConcurrentStreams: number;
+  /** Calls in progress on all connections, streams included. */
+  readonly maxOpenCalls: number;
   readonly maxQueuedRuns: number;
   /** Bytes of one dataset or model upload. */
   readonly maxUploadBytes: number;
+  /** Uploads in progress. */
+  readonly maxUploads: number;
+  /** Bytes of the data directory's disk that uploads leave free. */
+  readonly minFreeDiskBytes: number;
+  /** Watches of one run. */
+  readonly maxWatchers: number;
   /** Subscribers of one run's assignments. */
   readonly maxAssignmentSubscribers: number;
   /** Messages buffered per subscriber before some are dropped. */
@@ -29,7 +40,12 @@ export interface Settings {
   readonly dataDirectory: string;
   /** Folders that LoadModel may read from. */
   readonly modelRoots: readonly string[];
+  /** Beyond loopback, without encryption or without a token. */
   readonly insecure: boolean;
+  /** Undefined: no encryption. */
+  readonly tls: TlsFiles | undefined;
+  /** Whether callers need a token. */
+  readonly tokens: boolean;
   /** Undefined: hardware where there is some. */
   readonly adapter: "hardware" | "software" | undefined;
   readonly limits: Limits;
@@ -63,10 +79,20 @@ const TABLE = {
     "KIND",
     "`hardware` or `software` [hardware where there is some]",
   ),
+  "tls-cert": path(undefined, "FILE", "the server's certificate chain, PEM; encrypts the port"),
+  "tls-key": path(undefined, "FILE", "its private key, PEM"),
+  "tls-client-ca": path(undefined, "FILE", "let in only clients with a certificate of these authorities, PEM"),
+  tokens: oneOf(undefined, ["on", "off"], "on|off", "whether callers need a token [on beyond loopback]"),
   "max-message-bytes": whole(16 * MIB, [64 * 1024, MOST], "N", "largest message received"),
+  // Node's HTTP/2 itself takes 64 KiB.
+  "max-metadata-bytes": whole(16 * 1024, [1024, 60 * 1024], "N", "largest metadata of a call"),
   "max-concurrent-streams": whole(256, [1, MOST], "N", "streams per connection"),
+  "max-open-calls": whole(4096, [1, MOST], "N", "calls in progress on all connections"),
   "max-queued-runs": whole(64, [0, MOST], "N", "runs waiting for a GPU"),
   "max-upload-bytes": whole(16 * GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of one dataset or model upload"),
+  "max-uploads": whole(16, [0, MOST], "N", "uploads in progress"),
+  "min-free-disk-bytes": whole(GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of disk that uploads leave free"),
+  "max-watchers": whole(1024, [0, MOST], "N", "watches of one run"),
   "max-assignment-subscribers": whole(256, [0, MOST], "N", "subscribers of one run's assignments"),
   "assignment-buffer-messages": whole(64, [1, MOST], "N", "messages buffered per subscriber before some are dropped"),
   "stop-seconds": whole(60, [1, 3600], "N", "how long a stop waits for the run on the GPU to be checkpointed"),
@@ -75,7 +101,7 @@ const TABLE = {
   "metrics-port": whole(undefined, [0, 65535], "PORT", "Prometheus metrics on 127.0.0.1:PORT/metrics [none]"),
   "tensorboard-dir": path(undefined, "DIR", "TensorBoard event files of every run, a folder each [none]"),
   "otlp-endpoint": url(undefined, "URL", "OTLP/HTTP collector that gets a trace of every call [none]"),
-  insecure: onOff("listen beyond this machine without encryption and without a token"),
+  insecure: onOff("allow an address beyond this machine without encryption or tokens"),
 } as const;
 
 const ENTRIES: readonly (readonly [string, Setting<unknown>])[] = Object.entries(TABLE);
@@ -100,6 +126,27 @@ export const HELP = [
 
 const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|::1)$/;
 
+const isLoopback = (host: string): boolean => LOOPBACK.test(host);
+
+/** Whether callers need a token. */
+const wantsTokens = ({ host, tokens, insecure }: Values<typeof TABLE>): boolean =>
+  tokens === undefined ? !isLoopback(host) && !insecure : tokens === "on";
+
+/** What other machines reach is encrypted and asks who is there, unless `--insecure` says otherwise. */
+function checkReachable(read: Values<typeof TABLE>, place: string | undefined, problems: string[]): void {
+  const certificate = read["tls-cert"];
+  const clientAuthority = read["tls-client-ca"];
+  const encrypted = certificate ?? read["tls-key"] ?? clientAuthority;
+  if (encrypted && !certificate) problems.push("--tls-cert is missing; encryption needs a certificate and its key");
+  if (encrypted && !read["tls-key"]) problems.push("--tls-key is missing; encryption needs a certificate and its key");
+  if (isLoopback(read.host) || read.insecure) return;
+  const reachable = `${place} ${read.host} is reachable from other machines`;
+  if (!encrypted) problems.push(`${reachable}: encrypt with --tls-cert and --tls-key, or say --insecure`);
+  if (!wantsTokens(read) && !clientAuthority) {
+    problems.push(`${reachable}: --tokens off needs --tls-client-ca, or --insecure`);
+  }
+}
+
 interface Resolved {
   readonly values: Values<typeof TABLE>;
   /** For people, by name: where the value is from. */
@@ -118,12 +165,7 @@ function resolveSettings(args: readonly string[], env: Environment): Resolved {
     else problems.push(`${source?.place} is "${source?.texts.at(-1)}"; it must ${result.must}`);
   }
   const read = values as Values<typeof TABLE>;
-  if (!LOOPBACK.test(read.host) && !read.insecure) {
-    problems.push(
-      `${given.get("host")?.place} ${read.host} is reachable from other machines, without encryption and without a ` +
-        "token; say --insecure if that is what you want (TLS and tokens are not there yet)",
-    );
-  }
+  checkReachable(read, given.get("host")?.place, problems);
   if (problems.length > 0) throw new UsageError(problems.join("\n"));
   return { values: read, places: new Map([...given].map(([name, { place }]) => [name, place])) };
 }
@@ -140,12 +182,21 @@ export function readSettings(args: readonly string[], env: Environment): Setting
     dataDirectory: values["data-dir"],
     modelRoots: values.models,
     insecure: values.insecure,
+    tls: values["tls-cert"]
+      ? { certificate: values["tls-cert"], key: values["tls-key"]!, clientAuthority: values["tls-client-ca"] }
+      : undefined,
+    tokens: wantsTokens(values),
     adapter: values.adapter,
     limits: {
       maxMessageBytes: values["max-message-bytes"],
+      maxMetadataBytes: values["max-metadata-bytes"],
       maxConcurrentStreams: values["max-concurrent-streams"],
+      maxOpenCalls: values["max-open-calls"],
       maxQueuedRuns: values["max-queued-runs"],
       maxUploadBytes: values["max-upload-bytes"],
+      maxUploads: values["max-uploads"],
+      minFreeDiskBytes: values["min-free-disk-bytes"],
+      maxWatchers: values["max-watchers"],
       maxAssignmentSubscribers: values["max-assignment-subscribers"],
       assignmentBufferMessages: values["assignment-buffer-messages"],
     },

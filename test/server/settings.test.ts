@@ -44,12 +44,47 @@ test("a flag wins over the environment, the environment over the file, the file 
   for (const flag of ["--host", "--data-dir", "--models", "--insecure", "THAW_PORT"]) assert.ok(HELP.includes(flag));
 });
 
-test("loopback needs nothing, any other address --insecure", () => {
-  for (const host of ["127.0.0.1", "127.8.0.1", "localhost", "::1"])
-    assert.is(readSettings(["--host", host], {}).host, host);
-  for (const host of ["0.0.0.0", "::", "10.0.0.1", "127.0.0.1.example.com"]) {
-    assert.throws(() => readSettings(["--host", host], {}), /reachable from other machines/);
-    assert.is(readSettings(["--host", host, "--insecure"], {}).host, host);
+const PAIR = ["--tls-cert", "c.pem", "--tls-key", "k.pem"];
+const CLIENTS = ["--tls-client-ca", "ca.pem"];
+// What is said about an address, by what is given with it; tokens is what callers need when nothing is said.
+const reached: { given: readonly string[]; beyond: RegExp[]; tokens: { loopback: boolean; beyond: boolean } }[] = [
+  { given: [], beyond: [/--tls-cert and --tls-key/], tokens: { loopback: false, beyond: true } },
+  { given: PAIR, beyond: [], tokens: { loopback: false, beyond: true } },
+  { given: [...PAIR, ...CLIENTS], beyond: [], tokens: { loopback: false, beyond: true } },
+  { given: ["--insecure"], beyond: [], tokens: { loopback: false, beyond: false } },
+  { given: ["--insecure", "--tokens", "on"], beyond: [], tokens: { loopback: true, beyond: true } },
+  { given: ["--tokens", "on"], beyond: [/--tls-cert and --tls-key/], tokens: { loopback: true, beyond: true } },
+  { given: [...PAIR, "--tokens", "off"], beyond: [/--tls-client-ca/], tokens: { loopback: false, beyond: false } },
+  { given: [...PAIR, ...CLIENTS, "--tokens", "off"], beyond: [], tokens: { loopback: false, beyond: false } },
+  { given: ["--tokens", "off"], beyond: [/--tls-cert/, /client-ca/], tokens: { loopback: false, beyond: false } },
+];
+
+for (const { given, beyond, tokens } of reached) {
+  test(`loopback needs nothing; any other address encryption and tokens: ${given.join(" ") || "nothing given"}`, () => {
+    for (const host of ["127.0.0.1", "127.8.0.1", "localhost", "::1"]) {
+      const settings = readSettings(["--host", host, ...given], {});
+      assert.equal([settings.host, settings.tokens], [host, tokens.loopback]);
+    }
+    for (const host of ["0.0.0.0", "::", "10.0.0.1", "127.0.0.1.example.com"]) {
+      const told = mistakes(["--host", host, ...given]);
+      assert.is(told.length, beyond.length);
+      beyond.forEach((expected, i) => void assert.match(told[i], expected));
+      for (const line of told) assert.match(line, `--host ${host} is reachable from other machines`);
+      if (told.length === 0) assert.is(readSettings(["--host", host, ...given], {}).tokens, tokens.beyond);
+    }
+  });
+}
+
+test("encryption needs a certificate and its key", () => {
+  for (const [given, missing] of [
+    [["--tls-cert", "c"], ["--tls-key"]],
+    [["--tls-key", "k"], ["--tls-cert"]],
+    [CLIENTS, ["--tls-cert", "--tls-key"]],
+  ]) {
+    assert.equal(
+      mistakes(given).map((line) => line.split(" is missing")[0]),
+      missing,
+    );
   }
 });
 
@@ -62,7 +97,6 @@ test("everything wrong is said at once, with its place", () => {
     '"x"',
     "--adaptor",
     "--data-dir",
-
     "--insecure",
     "--max-message-bytes",
     "THAW_MAX_QUEUED_RUNS",

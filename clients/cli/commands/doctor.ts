@@ -3,7 +3,7 @@
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import type { Command } from "commander";
-import { runProgram } from "./serve.ts";
+import { argumentsAfter, runProgram } from "./serve.ts";
 
 const DOCTOR = fileURLToPath(new URL("../../../src/server/doctor/main.ts", import.meta.url));
 
@@ -14,7 +14,7 @@ export function addDoctor(program: Command): void {
     .argument("[options...]")
     .helpOption(false)
     .allowUnknownOption()
-    .action(async (options: readonly string[]) => {
-      process.exitCode = await runProgram(DOCTOR, options);
+    .action(async () => {
+      process.exitCode = await runProgram(DOCTOR, argumentsAfter("doctor"));
     });
 }

@@ -16,10 +16,13 @@ export function addServe(program: Command): void {
     .argument("[options...]")
     .helpOption(false)
     .allowUnknownOption()
-    .action(async (options: readonly string[]) => {
-      process.exitCode = await runProgram(SERVER, options);
+    .action(async () => {
+      process.exitCode = await runProgram(SERVER, argumentsAfter("serve"));
     });
 }
+
+/** What was typed after a command, as it was typed: some of a server's options are also options of the client. */
+export const argumentsAfter = (command: string): string[] => process.argv.slice(process.argv.indexOf(command) + 1);
 
 /**
  * Starts the server in a process group of its own: a terminal's Ctrl-C reaches only this process. The server stops when its

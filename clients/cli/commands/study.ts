@@ -13,7 +13,8 @@ import type { StudyDescription } from "../../study/results.ts";
 import { readOutcome, runStudy, type StudyOutcome, type StudyProgress } from "../../study/runner.ts";
 import { AXES } from "../../study/schema.ts";
 import { type OwnServer, startServer } from "../../study/server.ts";
-import { connectThaw } from "../../typescript/index.ts";
+import { connectThaw, type Thaw } from "../../typescript/index.ts";
+import { connectTo, serverOf } from "../connection.ts";
 import { EXIT } from "../exit_codes.ts";
 import { percent } from "../format.ts";
 import { liveLine } from "../live.ts";
@@ -35,17 +36,18 @@ export function addStudy(program: Command): void {
     .option("--plan", "print the cells and train nothing")
     .option("--report", "write the report of the cells that have a result, and train nothing")
     .action(async (file: string, flags: StudyFlags, command: Command) => {
-      const { server, json = false } = command.optsWithGlobals<{ server: string; json?: boolean }>();
+      const { json = false } = command.optsWithGlobals<{ json?: boolean }>();
       const given = program.getOptionValueSource("server") !== "default" || process.env.THAW_SERVER;
       try {
-        process.exitCode = await study(file, flags, given ? server : undefined);
+        process.exitCode = await study(file, flags, given ? () => connectTo(command) : undefined);
       } catch (error) {
-        process.exitCode = reportError(error, json, server);
+        process.exitCode = reportError(error, json, serverOf(command));
       }
     });
 }
 
-async function study(path: string, flags: StudyFlags, server: string | undefined): Promise<number> {
+/** @param connect to the server named; undefined: the study starts one of its own */
+async function study(path: string, flags: StudyFlags, connect: (() => Thaw) | undefined): Promise<number> {
   const read = await readFileOrSay(path);
   if (flags.plan) {
     const cells = planCells(read);
@@ -60,12 +62,12 @@ async function study(path: string, flags: StudyFlags, server: string | undefined
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, interrupt);
   let own: OwnServer | undefined;
   try {
-    if (server === undefined) {
+    if (!connect) {
       await mkdir(out, { recursive: true });
       own = await startServer(join(out, "server"), flags.models && resolve(flags.models), leave.signal);
       note(`a server of its own on ${own.address}, ${own.adapter}`);
     }
-    return await carryOut(read, out, server ?? own!.address, leave.signal);
+    return await carryOut(read, out, connect?.() ?? connectThaw(own!.address), leave.signal);
   } catch (error) {
     if (!leave.signal.aborted) throw error;
     note("Left; the same command goes on where it was.");
@@ -83,8 +85,7 @@ async function readFileOrSay(path: string): Promise<Study> {
   }
 }
 
-async function carryOut(study: Study, out: string, address: string, signal: AbortSignal): Promise<number> {
-  const thaw = connectThaw(address);
+async function carryOut(study: Study, out: string, thaw: Thaw, signal: AbortSignal): Promise<number> {
   const live = process.stdout.isTTY ? liveLine(process.stdout) : undefined;
   const say = (text: string) => (live ? live.print(text) : note(text));
   const label = cellLabels(planCells(study).map(({ settings }) => settings));

@@ -64,6 +64,17 @@ export const MIGRATIONS: readonly string[] = [
     created INTEGER NOT NULL                    -- seconds since 1970
   ) STRICT;
   `,
+  `
+  CREATE TABLE tokens (
+    id TEXT PRIMARY KEY,
+    role TEXT NOT NULL,
+    label TEXT NOT NULL,
+    digest BLOB NOT NULL,                       -- SHA-256 of the secret
+    create_time INTEGER NOT NULL,               -- milliseconds since 1970, as all three
+    expire_time INTEGER,
+    revoke_time INTEGER
+  ) STRICT;
+  `,
 ];
 
 /** Brings the schema to the newest version. @throws Error when a newer thaw wrote the file */

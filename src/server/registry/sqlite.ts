@@ -1,7 +1,7 @@
 // The registry in one SQLite file beside the data. WAL with synchronous=full: what an operation has returned is on disk.
 //
-// This file opens the database and gives the operation files (sqlite_runs.ts, sqlite_resources.ts) three verbs; it knows
-// no table of its own. libsql is used because the same synchronous API loads on Node 20 and on Deno.
+// This file opens the database and gives the operation files (sqlite_runs.ts, sqlite_resources.ts, tokens.ts) three verbs;
+// it knows no table of its own. libsql is used because the same synchronous API loads on Node 20 and on Deno.
 
 import Database from "libsql";
 import { migrate } from "./migrations.ts";
@@ -30,11 +30,11 @@ export const isUniqueViolation = (error: unknown): boolean =>
   error instanceof Error && /UNIQUE constraint failed/.test(error.message);
 
 /**
- * Opens, or creates, the registry.
+ * Opens, or creates, a database of the registry's schema.
  * @param path file name, or ":memory:"
  * @throws Error when the file was written by a newer thaw
  */
-export function openRegistry(path: string): Registry {
+export function openDatabase(path: string): { readonly sql: Sql; close(): void } {
   const db = new Database(path);
   try {
     db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000");
@@ -71,5 +71,11 @@ export function openRegistry(path: string): Registry {
       }
     },
   };
-  return { ...runOperations(sql), ...resourceOperations(sql), close: () => void db.close() };
+  return { sql, close: () => void db.close() };
+}
+
+/** Opens, or creates, the registry, as `openDatabase` does. */
+export function openRegistry(path: string): Registry {
+  const { sql, close } = openDatabase(path);
+  return { ...runOperations(sql), ...resourceOperations(sql), close };
 }

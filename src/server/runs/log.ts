@@ -14,6 +14,7 @@ import type { Run } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import type { Log } from "../log.ts";
 import type { LogEntry, Registry } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
+import type { Limits } from "../settings.ts";
 import { hasEnded, notFound } from "./states.ts";
 
 /** How long events gather: one flush to disk per tick, however fast the steps are. */
@@ -63,10 +64,13 @@ export function eventAt(step: bigint, event: EventInit): RunEvent {
 export function createRunLog(
   registry: Registry,
   log: Log,
+  limits: Pick<Limits, "maxWatchers">,
   onWritten: (run: string, event: RunEvent) => void = () => {},
 ): RunLog {
   const pending = new Map<string, { live: LiveRun; entries: LogEntry[] }>();
   const readers = new Map<string, Set<() => void>>();
+  /** Open watches by run. */
+  const watches = new Map<string, number>();
   let timer: ReturnType<typeof setTimeout> | undefined;
   let writing: Promise<void> = Promise.resolve();
   let stopping = false;
@@ -125,6 +129,65 @@ export function createRunLog(
     return { changed, end };
   }
 
+  /** Counts a watch; returns what ends it. @throws RpcError RESOURCE_EXHAUSTED when the run has too many */
+  function enter(id: string): () => void {
+    const { maxWatchers } = limits;
+    const open = watches.get(id) ?? 0;
+    if (open >= maxWatchers) {
+      const message = `runs/${id} has ${maxWatchers} watches already (--max-watchers)`;
+      throw refusal(status.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS", message, { limit: String(maxWatchers) }, 1);
+    }
+    watches.set(id, open + 1);
+    return () => {
+      const left = watches.get(id)! - 1;
+      if (left > 0) watches.set(id, left);
+      else watches.delete(id);
+    };
+  }
+
+  async function* follow(
+    id: string,
+    afterRevision: bigint,
+    progressMs: number | undefined,
+    signal: AbortSignal,
+  ): AsyncGenerator<WatchPart> {
+    const record = await registry.run(id);
+    if (!record) throw notFound(`runs/${id}`);
+    const oldest = await registry.oldestRevision(id);
+    if (afterRevision < oldest - 1 || afterRevision > record.run.revision) {
+      const message =
+        afterRevision > record.run.revision
+          ? `the newest revision is ${record.run.revision}`
+          : `revisions below ${oldest} were compacted`;
+      throw refusal(status.OUT_OF_RANGE, "REVISION_OUT_OF_RANGE", message, {
+        oldest_revision: String(oldest),
+        newest_revision: String(record.run.revision),
+      });
+    }
+    let sent = Number(afterRevision);
+    while (true) {
+      // Listening begins before reading, so that nothing falls between the two.
+      const next = nextChange(id, progressMs, signal);
+      try {
+        const events = await registry.events(id, sent, BATCH_EVENTS);
+        if (events.length > 0) {
+          sent = Number(events[events.length - 1].revision);
+          yield { case: "events", value: { events } };
+          continue;
+        }
+        const now = await registry.run(id);
+        if (!now) throw notFound(`runs/${id}`);
+        if (hasEnded(now.run.state) && now.run.revision === BigInt(sent)) return;
+        if (stopping) throw refusal(status.UNAVAILABLE, "STOPPING", "the server is stopping", {}, 5);
+        const changed = await next.changed;
+        signal.throwIfAborted();
+        if (!changed) yield { case: "progress", value: { revision: BigInt(sent) } };
+      } finally {
+        next.end();
+      }
+    }
+  }
+
   return {
     append(live, event, directory) {
       const entry = { event: eventAt(live.run.step, event), directory };
@@ -137,40 +200,11 @@ export function createRunLog(
     wake,
 
     async *watch(id, afterRevision, progressMs, signal) {
-      const record = await registry.run(id);
-      if (!record) throw notFound(`runs/${id}`);
-      const oldest = await registry.oldestRevision(id);
-      if (afterRevision < oldest - 1 || afterRevision > record.run.revision) {
-        const message =
-          afterRevision > record.run.revision
-            ? `the newest revision is ${record.run.revision}`
-            : `revisions below ${oldest} were compacted`;
-        throw refusal(status.OUT_OF_RANGE, "REVISION_OUT_OF_RANGE", message, {
-          oldest_revision: String(oldest),
-          newest_revision: String(record.run.revision),
-        });
-      }
-      let sent = Number(afterRevision);
-      while (true) {
-        // Listening begins before reading, so that nothing falls between the two.
-        const next = nextChange(id, progressMs, signal);
-        try {
-          const events = await registry.events(id, sent, BATCH_EVENTS);
-          if (events.length > 0) {
-            sent = Number(events[events.length - 1].revision);
-            yield { case: "events", value: { events } };
-            continue;
-          }
-          const now = await registry.run(id);
-          if (!now) throw notFound(`runs/${id}`);
-          if (hasEnded(now.run.state) && now.run.revision === BigInt(sent)) return;
-          if (stopping) throw refusal(status.UNAVAILABLE, "STOPPING", "the server is stopping", {}, 5);
-          const changed = await next.changed;
-          signal.throwIfAborted();
-          if (!changed) yield { case: "progress", value: { revision: BigInt(sent) } };
-        } finally {
-          next.end();
-        }
+      const leave = enter(id);
+      try {
+        yield* follow(id, afterRevision, progressMs, signal);
+      } finally {
+        leave();
       }
     },
 

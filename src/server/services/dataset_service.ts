@@ -31,8 +31,8 @@ import { NameTakenError } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import { notFound } from "../runs/states.ts";
-import { discard, publish, temporaryDirectory } from "../storage/layout.ts";
-import { type Receiver, receiver } from "../storage/upload.ts";
+import { discard, publish } from "../storage/layout.ts";
+import type { Receiver } from "../storage/upload.ts";
 import { knownEnum } from "../validation/plan.ts";
 import {
   check,
@@ -68,8 +68,7 @@ export function datasetService(core: Core): Handlers<typeof DatasetService> {
 
   return {
     async uploadDataset(requests) {
-      const directory = temporaryDirectory(layout);
-      const files = receiver(directory, settings.limits.maxUploadBytes);
+      const { directory, files, end } = core.intake.begin();
       try {
         const { header, task } = await receiveDataset(requests, files);
         const received = await files.finish();
@@ -103,8 +102,7 @@ export function datasetService(core: Core): Handlers<typeof DatasetService> {
           return response;
         });
       } finally {
-        await files.abandon();
-        await discard(directory);
+        await end();
       }
     },
 

@@ -24,8 +24,8 @@ import { refusal } from "../rpc/errors.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import { ALLOWED, notFound, requireState, wrongState } from "../runs/states.ts";
 import { download } from "../storage/download.ts";
-import { discard, modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
-import { receiver } from "../storage/upload.ts";
+import { discard, modelDirectory, splitFile } from "../storage/layout.ts";
+import type { Receiver } from "../storage/upload.ts";
 import { checkDecoding } from "../validation/decoding.ts";
 import {
   checkDisplayName,
@@ -56,7 +56,7 @@ const GENERATION_BATCH = 16;
 const isRelative = (path: string): boolean => path.length <= MAX_PATH && RELATIVE_PATH.test(path);
 
 export function modelService(core: Core): Handlers<typeof ModelService> {
-  const { registry, runs, answers, gpu, layout, settings } = core;
+  const { registry, runs, answers, gpu, layout } = core;
 
   async function find(name: string, field = "name") {
     const problems = collectProblems();
@@ -102,8 +102,7 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
     },
 
     async uploadModel(requests) {
-      const directory = temporaryDirectory(layout);
-      const files = receiver(directory, settings.limits.maxUploadBytes);
+      const { directory, files, end } = core.intake.begin();
       try {
         const header = await receiveModel(requests, files);
         const received = await files.finish();
@@ -116,8 +115,7 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
           return answer(await registerManaged(core, directory, init, (model) => remember?.(answer(model))));
         });
       } finally {
-        await files.abandon();
-        await discard(directory);
+        await end();
       }
     },
 
@@ -244,10 +242,7 @@ export async function findSplit(
 }
 
 /** Takes the files of an upload. @throws RpcError INVALID_ARGUMENT when they come in the wrong form */
-async function receiveModel(
-  requests: AsyncIterable<UploadModelRequest>,
-  files: ReturnType<typeof receiver>,
-): Promise<ModelHeader> {
+async function receiveModel(requests: AsyncIterable<UploadModelRequest>, files: Receiver): Promise<ModelHeader> {
   let header: MessageShape<typeof ModelHeaderSchema> | undefined;
   let announced = 0n;
   const paths = new Set<string>();

@@ -23,9 +23,11 @@ export interface Layout {
   readonly tmp: string;
 }
 
+export const registryFile = (root: string): string => join(root, "thaw.sqlite");
+
 export function openLayout(root: string): Layout {
   const layout = {
-    registry: join(root, "thaw.sqlite"),
+    registry: registryFile(root),
     models: join(root, "models"),
     datasets: join(root, "datasets"),
     checkpoints: join(root, "checkpoints"),

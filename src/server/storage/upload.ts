@@ -25,7 +25,8 @@ export interface Receiver {
   abandon(): Promise<void>;
 }
 
-export function receiver(directory: string, maxBytes: number): Receiver {
+/** @param reserve asked before so many bytes are written; it throws where there is no room for them */
+export function receiver(directory: string, maxBytes: number, reserve: (bytes: number) => Promise<void>): Receiver {
   const received: ReceivedFile[] = [];
   let total = 0;
   let now: { path: string; bytes: number; hash: ReturnType<typeof createHash>; file: FileHandle } | undefined;
@@ -48,9 +49,10 @@ export function receiver(directory: string, maxBytes: number): Receiver {
     async write(data) {
       total += data.length;
       if (total > maxBytes) {
-        const message = `an upload may have ${maxBytes} bytes`;
+        const message = `an upload may have ${maxBytes} bytes (--max-upload-bytes)`;
         throw refusal(status.RESOURCE_EXHAUSTED, "UPLOAD_TOO_LARGE", message, { limit: String(maxBytes) });
       }
+      await reserve(data.length);
       now!.bytes += data.length;
       now!.hash.update(data);
       try {

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/system.proto.
  */
 export const file_thaw_v1_system: GenFile = /*@__PURE__*/
-  fileDesc("ChR0aGF3L3YxL3N5c3RlbS5wcm90bxIHdGhhdy52MSJRCgtNYXRyaXhTaGFwZRIJCgFtGAEgASgFEgkKAW4YAiABKAUSCQoBaxgDIAEoBRIRCgljb21wb25lbnQYBCABKAkSDgoGcmVzdWx0GAUgASgJItUCCgdBZGFwdGVyEgwKBGxpbmUYASABKAkSFgoOaW1wbGVtZW50YXRpb24YAiABKAkSDgoGdmVuZG9yGAMgASgJEhQKDGFyY2hpdGVjdHVyZRgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRIQCghzb2Z0d2FyZRgGIAEoCBILCgNmMTYYByABKAgSEQoJc3ViZ3JvdXBzGAggASgIEhkKEXN1Ymdyb3VwX21pbl9zaXplGAkgASgFEhkKEXN1Ymdyb3VwX21heF9zaXplGAogASgFEisKDW1hdHJpeF9zaGFwZXMYCyADKAsyFC50aGF3LnYxLk1hdHJpeFNoYXBlEhcKD3RpbWVzdGFtcF9xdWVyeRgMIAEoCBIYChBtYXhfYnVmZmVyX2J5dGVzGA0gASgDEiEKGW1heF9zdG9yYWdlX2JpbmRpbmdfYnl0ZXMYDiABKAMiLwoJS2VybmVsVXNlEg4KBmtlcm5lbBgBIAEoCRISCgpkaXNwYXRjaGVzGAIgASgDInYKBldvcmtlchIhCgdhZGFwdGVyGAEgASgLMhAudGhhdy52MS5BZGFwdGVyEgsKA3J1bhgCIAEoCRIXCg9hbGxvY2F0ZWRfYnl0ZXMYAyABKAMSIwoHa2VybmVscxgEIAMoCzISLnRoYXcudjEuS2VybmVsVXNlIr4BCgZMaW1pdHMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYASABKAMSHgoWbWF4X2NvbmN1cnJlbnRfc3RyZWFtcxgCIAEoAxIXCg9tYXhfcXVldWVkX3J1bnMYAyABKAMSGAoQbWF4X3VwbG9hZF9ieXRlcxgEIAEoAxIiChptYXhfYXNzaWdubWVudF9zdWJzY3JpYmVycxgFIAEoAxIiChphc3NpZ25tZW50X2J1ZmZlcl9tZXNzYWdlcxgGIAEoA2IGcHJvdG8z");
+  fileDesc("ChR0aGF3L3YxL3N5c3RlbS5wcm90bxIHdGhhdy52MSJRCgtNYXRyaXhTaGFwZRIJCgFtGAEgASgFEgkKAW4YAiABKAUSCQoBaxgDIAEoBRIRCgljb21wb25lbnQYBCABKAkSDgoGcmVzdWx0GAUgASgJItUCCgdBZGFwdGVyEgwKBGxpbmUYASABKAkSFgoOaW1wbGVtZW50YXRpb24YAiABKAkSDgoGdmVuZG9yGAMgASgJEhQKDGFyY2hpdGVjdHVyZRgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRIQCghzb2Z0d2FyZRgGIAEoCBILCgNmMTYYByABKAgSEQoJc3ViZ3JvdXBzGAggASgIEhkKEXN1Ymdyb3VwX21pbl9zaXplGAkgASgFEhkKEXN1Ymdyb3VwX21heF9zaXplGAogASgFEisKDW1hdHJpeF9zaGFwZXMYCyADKAsyFC50aGF3LnYxLk1hdHJpeFNoYXBlEhcKD3RpbWVzdGFtcF9xdWVyeRgMIAEoCBIYChBtYXhfYnVmZmVyX2J5dGVzGA0gASgDEiEKGW1heF9zdG9yYWdlX2JpbmRpbmdfYnl0ZXMYDiABKAMiLwoJS2VybmVsVXNlEg4KBmtlcm5lbBgBIAEoCRISCgpkaXNwYXRjaGVzGAIgASgDInYKBldvcmtlchIhCgdhZGFwdGVyGAEgASgLMhAudGhhdy52MS5BZGFwdGVyEgsKA3J1bhgCIAEoCRIXCg9hbGxvY2F0ZWRfYnl0ZXMYAyABKAMSIwoHa2VybmVscxgEIAMoCzISLnRoYXcudjEuS2VybmVsVXNlIroCCgZMaW1pdHMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYASABKAMSHgoWbWF4X2NvbmN1cnJlbnRfc3RyZWFtcxgCIAEoAxIXCg9tYXhfcXVldWVkX3J1bnMYAyABKAMSGAoQbWF4X3VwbG9hZF9ieXRlcxgEIAEoAxIiChptYXhfYXNzaWdubWVudF9zdWJzY3JpYmVycxgFIAEoAxIiChphc3NpZ25tZW50X2J1ZmZlcl9tZXNzYWdlcxgGIAEoAxIaChJtYXhfbWV0YWRhdGFfYnl0ZXMYByABKAMSFgoObWF4X29wZW5fY2FsbHMYCCABKAMSEwoLbWF4X3VwbG9hZHMYCSABKAMSGwoTbWluX2ZyZWVfZGlza19ieXRlcxgKIAEoAxIUCgxtYXhfd2F0Y2hlcnMYCyABKANiBnByb3RvMw");
 
 /**
  * A shape that subgroup matrix instructions multiply: [m, k] · [k, n].
@@ -292,6 +292,41 @@ export type Limits = Message<"thaw.v1.Limits"> & {
    * @generated from field: int64 assignment_buffer_messages = 6;
    */
   assignmentBufferMessages: bigint;
+
+  /**
+   * Largest metadata of a call. Default: 16 KiB.
+   *
+   * @generated from field: int64 max_metadata_bytes = 7;
+   */
+  maxMetadataBytes: bigint;
+
+  /**
+   * Calls in progress on all connections, streams included. Default: 4096.
+   *
+   * @generated from field: int64 max_open_calls = 8;
+   */
+  maxOpenCalls: bigint;
+
+  /**
+   * Uploads in progress. Default: 16.
+   *
+   * @generated from field: int64 max_uploads = 9;
+   */
+  maxUploads: bigint;
+
+  /**
+   * Bytes of the server's disk that uploads leave free. Default: 1 GiB.
+   *
+   * @generated from field: int64 min_free_disk_bytes = 10;
+   */
+  minFreeDiskBytes: bigint;
+
+  /**
+   * Watches of one run. Default: 1024.
+   *
+   * @generated from field: int64 max_watchers = 11;
+   */
+  maxWatchers: bigint;
 };
 
 /**
