@@ -1,12 +1,14 @@
 // What an operator sees of calls and runs: entries of the log with their ids, and the figures that Prometheus scrapes.
 
+import { tmpdir } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { problemsOf } from "../../clients/typescript/index.ts";
-import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
+import { RunEventSchema } from "../../proto/gen/thaw/v1/event_pb.ts";
+import { Preset, Stack } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { AssignmentSliceSchema } from "../../proto/gen/thaw/v1/routing_pb.ts";
 import { RunService } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
@@ -78,6 +80,8 @@ test("a call's id comes back and is in the log with its run; strange ids are rep
     const [created] = of("CreateRun");
     assert.equal([created.level, created.fields.code, created.fields.run], ["info", "OK", "runs/r"]);
     assert.ok(Number(created.fields.ms) >= 0);
+    const uploaded = entries.find(({ message }) => message === "thaw.v1.DatasetService/UploadDataset");
+    assert.equal([uploaded?.level, uploaded?.fields.code], ["info", "OK"], "a stream that changes something");
     const [watched] = of("WatchRun");
     assert.equal([watched.level, watched.fields.run], ["debug", "runs/r"]);
   } finally {
@@ -182,6 +186,33 @@ test("a scrape has runs, steps, calls and watches", async () => {
   }
 });
 
+test("each layer of the run on the GPU has its imbalance, until another run is there", async () => {
+  const metrics = createMetrics();
+  const stepped = (step: bigint, layers: { stack: Stack; layer: number; load: number[] }[]) =>
+    create(RunEventSchema, { event: { case: "metrics", value: { step, layers } } });
+  const even = { stack: Stack.ENCODER, layer: 1, load: [0.5, 0.5] };
+  const uneven = { stack: Stack.DECODER, layer: 3, load: [0.75, 0.25] };
+  metrics.written("runs/a", stepped(1n, [even, uneven]));
+  const active = (name: string) => ({
+    registry: { countRuns: async () => new Map() },
+    runs: { active: { name, kernels: [], allocatedBytes: 1n } },
+    gpu: { hello: undefined, starts: 1 },
+    runLog: { watchers: 0 },
+    routes: { counts: { subscribers: 0, matched: 0, dropped: 0 } },
+    dataDirectory: tmpdir(),
+    version: "0",
+  });
+  const ofLayers = async (name: string) =>
+    [...samples(await metrics.scrape(active(name)))].filter(([series]) => series.startsWith("thaw_run_load"));
+  assert.equal(await ofLayers("runs/a"), [
+    ['thaw_run_load_imbalance{run="runs/a",stack="encoder",layer="1"}', 1],
+    ['thaw_run_load_imbalance{run="runs/a",stack="decoder",layer="3"}', 1.5],
+  ]);
+  assert.equal(await ofLayers("runs/b"), [], "it has not stepped yet");
+  metrics.written("runs/b", stepped(1n, [even]));
+  assert.equal(await ofLayers("runs/b"), [['thaw_run_load_imbalance{run="runs/b",stack="encoder",layer="1"}', 1]]);
+});
+
 test("subscriptions, what they matched and what they lost are counted beyond their end", async () => {
   const limits = { maxAssignmentSubscribers: 2, assignmentBufferMessages: 1 };
   const noGpu = { request: () => Promise.reject(new Error("the run is not open")) } as unknown as Gpu;
@@ -223,8 +254,8 @@ test("the endpoint answers GET /metrics on loopback and nothing else", async () 
     const bad = await fetch(`${at}/metrics`);
     assert.is(bad.status, 503);
     assert.not.match(await bad.text(), /secret/);
-    const taken = await serveMetrics(endpoint.port, contentType, async () => "").catch((error) => error.code);
-    assert.is(taken, "EADDRINUSE");
+    const taken = await serveMetrics(endpoint.port, contentType, async () => "").catch((error) => error.message);
+    assert.match(taken, /^metrics: 127\.0\.0\.1:\d+ cannot be listened on \(EADDRINUSE\)$/);
   } finally {
     await endpoint.stop();
   }

@@ -1,7 +1,7 @@
 // Every call to a service is seen here once, whatever its kind and whichever process its connection ends in: by the log, by
 // the metrics and by the tracer. What sees a call hears of its beginning and of its end; it changes nothing.
 
-import { type DescMethod, type DescService, type Message, ScalarType } from "@bufbuild/protobuf";
+import type { DescMessage, DescMethod, DescService, Message } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import { RpcError } from "../../../proto/rpc/status.ts";
 import { runIn } from "../ids.ts";
@@ -105,8 +105,11 @@ function runOf(message: unknown): string | undefined {
   return undefined;
 }
 
-/** Whether the method changes something: those have a `request_id`. */
-const mutates = (method: DescMethod): boolean => method.input.field.requestId?.scalar === ScalarType.STRING;
+/** Whether the method changes something: its request, or what it wraps, then has a `request_id`. */
+const mutates = ({ input }: DescMethod): boolean =>
+  hasRequestId(input) || input.fields.some((field) => field.fieldKind === "message" && hasRequestId(field.message));
+
+const hasRequestId = ({ field }: DescMessage): boolean => field.requestId !== undefined;
 
 /**
  * One entry per call: what changed something or was refused at `info`, what failed by a fault of ours at `error`, reads and
@@ -115,10 +118,11 @@ const mutates = (method: DescMethod): boolean => method.input.field.requestId?.s
 export function loggedCalls(log: Log): CallObserver {
   return ({ method, requestId }) => {
     const begun = performance.now();
+    const read = !mutates(method);
     return {
       end(code, run) {
         const fault = code === "INTERNAL" || code === "UNKNOWN";
-        const quiet = code === "CANCELLED" || (code === "OK" && !mutates(method));
+        const quiet = code === "CANCELLED" || (code === "OK" && read);
         const ms = Math.round(performance.now() - begun);
         const fields = { code, ms, request_id: requestId, run };
         log(fault ? "error" : quiet ? "debug" : "info", methodName(method), fields);

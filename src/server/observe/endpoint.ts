@@ -30,7 +30,9 @@ export async function serveMetrics(
     );
   });
   await new Promise<void>((resolve, reject) => {
-    server.once("error", reject);
+    server.once("error", (error: NodeJS.ErrnoException) => {
+      reject(new Error(`metrics: 127.0.0.1:${port} cannot be listened on (${error.code})`));
+    });
     server.listen(port, "127.0.0.1", resolve);
   });
   return {
