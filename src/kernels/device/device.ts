@@ -4,6 +4,7 @@
 // its error scope. A fault found later, when commands are submitted, is kept and thrown by the next `read`, which is
 // where its wrong numbers would have been seen.
 
+import { failpoint } from "../../failpoints.ts";
 import { type Capabilities, type KernelTarget, kernelTarget } from "../capabilities.ts";
 import type { Kernel } from "../kernel.ts";
 import { DeviceLostError, KernelError, OutOfMemoryError } from "./errors.ts";
@@ -85,6 +86,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     const { label, usage = STORAGE } = wanted;
     const bytes = Math.max(16, Math.ceil(wanted.bytes / 4) * 4);
     const limit = capabilities.limits.maxBufferSize;
+    failpoint("device.out_of_memory", () => new OutOfMemoryError(label, bytes, "a failpoint says so"));
     if (bytes > limit) throw new OutOfMemoryError(label, bytes, `the adapter allows ${limit} bytes in one buffer`);
     gpu.pushErrorScope("validation");
     gpu.pushErrorScope("out-of-memory");
@@ -130,6 +132,10 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
   }
 
   async function readMapped(staging: GPUBuffer, bytes: number): Promise<ArrayBuffer> {
+    failpoint("device.lost", () => {
+      gpu.destroy();
+      return new DeviceLostError("a failpoint lost the GPU device");
+    });
     try {
       await staging.mapAsync(MAP_MODE_READ, 0, bytes);
       if (fault) throw takeFault();

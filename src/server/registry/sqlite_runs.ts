@@ -8,6 +8,7 @@ import { RunEventSchema } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import { TrainableReportSchema } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import { RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
+import { failpoint } from "../../failpoints.ts";
 import { newId } from "../ids.ts";
 import { datasetsOf } from "../runs/datasets.ts";
 import {
@@ -182,6 +183,7 @@ export function runOperations(sql: Sql): RunOperations {
         const row = sql.get<{ revision: number }>("SELECT revision FROM runs WHERE id = ?", id);
         if (!row) return;
         entries.forEach((entry, index) => void append(id, row.revision + 1 + index, entry));
+        failpoint("log.in_transaction");
         sql.run(
           "UPDATE runs SET state = ?, revision = ?, record = ?, report = ? WHERE id = ?",
           run.state,

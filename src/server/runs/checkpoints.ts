@@ -5,6 +5,7 @@ import { basename, dirname, join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { type Checkpoint, CheckpointReason, CheckpointSchema } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
+import { failpoint } from "../../failpoints.ts";
 import type { Gpu } from "../gpu/supervisor.ts";
 import type { Log } from "../log.ts";
 import type { Registry } from "../registry/registry.ts";
@@ -41,7 +42,9 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
   async function index(live: LiveRun, written: string, step: bigint, sizeBytes: bigint, reason: CheckpointReason) {
     const run = idOf(live);
     const id = await freeName(run, step);
+    failpoint("checkpoint.before_publish");
     publish(written, directoryOf(run, id));
+    failpoint("checkpoint.published");
     const checkpoint = create(CheckpointSchema, {
       name: `runs/${run}/checkpoints/${id}`,
       step,
@@ -51,6 +54,7 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
     });
     runLog.append(live, { case: "checkpoint", value: checkpoint }, id);
     await runLog.flush();
+    failpoint("checkpoint.indexed");
     await retain(run, Number(live.run.spec?.checkpoints?.keepLast ?? 1n));
     return checkpoint;
   }
@@ -61,6 +65,7 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
     const best = kept.filter(({ item }) => item.checkpoint.reason === CheckpointReason.BEST);
     for (const { item } of [...byPolicy.slice(Math.max(keep, 1)), ...best.slice(1)]) {
       await registry.deleteCheckpoint(run, basename(item.checkpoint.name));
+      failpoint("checkpoint.before_discard");
       await discard(directoryOf(run, item.directory));
     }
   }

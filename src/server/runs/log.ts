@@ -11,6 +11,7 @@ import { status } from "@grpc/grpc-js";
 import { type RunEvent, RunEventSchema } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import type { Run } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { failpoint } from "../../failpoints.ts";
 import type { Log } from "../log.ts";
 import type { LogEntry, Registry } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
@@ -82,7 +83,9 @@ export function createRunLog(
   async function write(): Promise<void> {
     for (const [name, { live, entries }] of [...pending]) {
       const batch = entries.slice();
+      failpoint("log.before_write");
       await registry.appendEvents(live.run, live.report, batch);
+      failpoint("log.after_commit");
       entries.splice(0, batch.length);
       if (entries.length === 0) pending.delete(name);
       wake(name.replace(/^runs\//, ""));

@@ -8,6 +8,7 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import type { OpenRun, RunUpdateSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { failpoint } from "../../failpoints.ts";
 import {
   type Engine,
   type EvaluationResult,
@@ -95,6 +96,7 @@ export async function openActiveRun(
   }
 
   function launch(): void {
+    failpoint("worker.step");
     // Each waits for the one before, so they arrive, and leave the list, in order.
     const arrival = arrive(training.trainStep(), inFlight.at(-1));
     const step = arrival.then(() => {

@@ -4,6 +4,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { failpoint } from "../../failpoints.ts";
 
 const PARTIAL = ".partial-";
 
@@ -22,14 +23,17 @@ export async function newCheckpointDirectory(
   const complete = join(folder, name);
   await mkdir(partial);
   try {
+    failpoint("checkpoint.begun");
     await write(partial);
     await syncDirectory(partial);
+    failpoint("checkpoint.before_rename");
     await rename(partial, complete);
   } catch (error) {
     await rm(partial, { recursive: true, force: true });
     throw error;
   }
   await sync(folder);
+  failpoint("checkpoint.renamed");
   return complete;
 }
 

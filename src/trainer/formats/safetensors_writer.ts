@@ -2,6 +2,7 @@
 // each tensor's data is produced, written and forgotten, so a checkpoint is never in memory twice.
 
 import { type FileHandle, open } from "node:fs/promises";
+import { failpoint } from "../../failpoints.ts";
 import { ELEMENT_BYTES, type SafetensorsDType } from "./safetensors_header.ts";
 
 /** The typed array a dtype is written from, row-major; F16 and BF16 as their bits. */
@@ -80,6 +81,7 @@ export async function writeSafetensors(
     await writeFully(file, header);
     let total = header.byteLength;
     for (const tensor of list) {
+      failpoint("checkpoint.before_tensor");
       const data = typeof tensor.data === "function" ? await tensor.data() : tensor.data;
       if (data.byteLength !== byteLengthOf(tensor)) {
         throw new TypeError(
@@ -89,6 +91,7 @@ export async function writeSafetensors(
       await writeFully(file, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
       total += data.byteLength;
     }
+    failpoint("checkpoint.before_sync");
     await file.sync();
     return total;
   } finally {
