@@ -4,6 +4,8 @@
 //   npm test -- matmul server            files whose path contains one of the words
 //   npm test -- --runtime deno-dawn      kernels, trainer and clients under Deno, on Dawn
 //   npm test -- --runtime deno           the same on Deno's own WebGPU; --runtime may be repeated
+//   npm run test:faults                  the fault suite, test/faults/*.faults.ts, instead of the tests
+//   npm run test:faults -- --seeds 14    with fewer seeds than 50; --first-seed 7 begins with another
 //
 // A process each, because Dawn is one per process and may abort it. A file that does not load, crashes, hangs or reports
 // no tests counts as one failed test, so nothing passes by not running.
@@ -21,6 +23,8 @@ const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..");
 /** Files at a time: SwiftShader uses every core by itself, so more would only make each slower. */
 const AT_ONCE = 2;
 const TIMEOUT_SECONDS = 300;
+/** The fault suite's files run many seeds each. */
+const FAULTS_TIMEOUT_SECONDS = 900;
 
 const DENO = "Deno" in globalThis ? process.execPath : join(ROOT, "node_modules", ".bin", "deno");
 
@@ -50,9 +54,21 @@ interface Result {
 }
 
 const { values, positionals: filters } = parseArgs({
-  options: { runtime: { type: "string", multiple: true, default: ["node"] } },
+  options: {
+    runtime: { type: "string", multiple: true, default: ["node"] },
+    faults: { type: "boolean", default: false },
+    seeds: { type: "string", default: "50" },
+    "first-seed": { type: "string", default: "1" },
+  },
   allowPositionals: true,
 });
+const SUFFIX = values.faults ? ".faults.ts" : ".test.ts";
+const SEEDS = { THAW_FAULT_SEEDS: values.seeds, THAW_FAULT_SEED: values["first-seed"] };
+for (const text of Object.values(SEEDS)) {
+  if (/^[1-9]\d*$/.test(text)) continue;
+  console.error(`"${text}" is no number of seeds, and no seed`);
+  process.exit(2);
+}
 for (const name of values.runtime) {
   if (RUNTIMES[name]) continue;
   console.error(`--runtime is "${name}"; it can be ${Object.keys(RUNTIMES).join(", ")}`);
@@ -94,22 +110,23 @@ process.exit(failed > 0 || runs.length === 0 ? 1 : 0);
 function runFile(runtime: string, file: string): Promise<Result> {
   const started = performance.now();
   const [command, ...args] = RUNTIMES[runtime].command;
-  const env = { ...process.env, ...gpu.env, ...RUNTIMES[runtime].env, NO_COLOR: "1" };
+  const env = { ...process.env, ...gpu.env, ...RUNTIMES[runtime].env, ...(values.faults ? SEEDS : {}), NO_COLOR: "1" };
   const child = spawn(command, [...args, file], { cwd: ROOT, env, stdio: ["ignore", "pipe", "pipe"], detached: true });
   running.add(child);
+  const timeout = values.faults ? FAULTS_TIMEOUT_SECONDS : TIMEOUT_SECONDS;
   let output = "";
   let timedOut = false;
   for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
   const timer = setTimeout(() => {
     timedOut = true;
     killGroup(child);
-  }, TIMEOUT_SECONDS * 1000);
+  }, timeout * 1000);
   return new Promise((resolve) => {
     const end = (code: number | null, signal: string | null) => {
       clearTimeout(timer);
       running.delete(child);
       const exit = timedOut
-        ? `timed out after ${TIMEOUT_SECONDS} s`
+        ? `timed out after ${timeout} s`
         : (signal ?? (code === 0 ? undefined : `exit code ${code}`));
       resolve({ runtime, file, output, seconds: (performance.now() - started) / 1000, ...judge(output, exit) });
     };
@@ -142,7 +159,7 @@ function report({ runtime, file, passed, failed, fault, output, seconds }: Resul
 /** Paths from the root, sorted; with words, those that contain one of them. */
 function testFiles({ areas }: Runtime, words: readonly string[]): string[] {
   return (readdirSync(join(ROOT, "test"), { recursive: true }) as string[])
-    .filter((path) => path.endsWith(".test.ts") && areas.some((area) => path.startsWith(area)))
+    .filter((path) => path.endsWith(SUFFIX) && areas.some((area) => path.startsWith(area)))
     .map((path) => join("test", path))
     .filter((path) => words.length === 0 || words.some((word) => path.includes(word)))
     .sort();

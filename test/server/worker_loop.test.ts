@@ -1,6 +1,6 @@
 // The step loop against a trainer that computes nothing: order, policy, pausing, failing, giving up.
 
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
@@ -16,7 +16,14 @@ import { DeviceLostError } from "../../src/kernels/device/errors.ts";
 import { fillRunSpec } from "../../src/server/worker/convert/run_spec.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
 import { InputError, MemoryError } from "../../src/trainer/types.ts";
-import { type FakeEngine, type FakeEngineOptions, fakeEngine, fakeHost } from "../support/fake_engine.ts";
+import {
+  EVERYTHING,
+  type FakeEngine,
+  type FakeEngineOptions,
+  fakeEngine,
+  fakeHost,
+  writeFakeCheckpoint,
+} from "../support/fake_engine.ts";
 import { type WorkerClient, type WorkerRequest, workerClient } from "../support/worker_client.ts";
 
 const RUN = "runs/r";
@@ -176,8 +183,7 @@ for (const [what, known, expected] of [
     async ({ client, open, folder }) => {
       const checkpoint = join(folder, "step-2");
       await mkdir(checkpoint);
-      const plan = { selection: { preset: "all", add: [], remove: [] }, optimizerState: "keep", routerLosses: "keep" };
-      await writeFile(join(checkpoint, "training.json"), JSON.stringify({ step: 2, plan }));
+      await writeFakeCheckpoint(checkpoint, { step: 2, plan: EVERYTHING });
       const overfitting = { metric: EvaluationMetric.ACCURACY };
       await client.reply(
         open(
@@ -229,11 +235,11 @@ scenario(
 );
 
 scenario("a resumed run goes on under its checkpoint's plan", {}, async ({ engine, client, open, folder }) => {
-  const plan = { selection: { preset: "moe", add: [], remove: [] }, optimizerState: "drop", routerLosses: "keep" };
+  const plan = { ...EVERYTHING, selection: { preset: "moe" as const, add: [], remove: [] } };
   const checkpoint = join(folder, "step-2");
   await mkdir(checkpoint);
   await mkdir(join(folder, ".partial-step-4"));
-  await writeFile(join(checkpoint, "training.json"), JSON.stringify({ step: 2, plan }));
+  await writeFakeCheckpoint(checkpoint, { step: 2, plan });
   const policy = { evaluation: { everySteps: 2n }, checkpoints: { everySteps: 2n } };
   const opened = await client.reply(open(policy, { resumeDirectory: checkpoint }));
   if (opened.case !== "opened") return assert.unreachable();
@@ -415,9 +421,9 @@ scenario("a model routes as it is asked to, and is opened anew to route otherwis
 
 scenario("a directory is filled durably", {}, async ({ client, open, folder }) => {
   await client.reply(open({}, { paused: true }));
-  for (const [request, name] of [
-    ["saveCheckpoint", "training.json"],
-    ["exportModel", "config.json"],
+  for (const [request, names] of [
+    ["saveCheckpoint", ["optimizer.safetensors", "training.json"]],
+    ["exportModel", ["config.json"]],
   ] as const) {
     const directory = join(folder, request);
     await mkdir(directory);
@@ -427,7 +433,7 @@ scenario("a directory is filled durably", {}, async ({ client, open, folder }) =
         : client.send({ case: request, value: { target, directory } });
     const written = await client.reply(id);
     assert.ok(written.case === "written" && written.value.sizeBytes > 0n);
-    assert.equal(await readdir(directory), [name]);
+    assert.equal((await readdir(directory)).sort(), names);
   }
 });
 

@@ -4,6 +4,9 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { HostModels } from "../../src/server/worker/requests.ts";
+import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
+import { writeSafetensors } from "../../src/trainer/formats/safetensors_writer.ts";
+import { writeFileDurably } from "../../src/trainer/run/durable.ts";
 import type { OnEncoding } from "../../src/trainer/run/encoded_files.ts";
 import {
   type Engine,
@@ -22,8 +25,11 @@ import {
 } from "../../src/trainer/types.ts";
 
 export interface FakeEngineOptions {
-  /** Loss of a step, counted from 1, on a batch, counted in steps from 1 too. Default: 1 / step. */
-  readonly loss?: (step: number, batch: number) => number;
+  /**
+   * Loss of a step, counted from 1, on a batch, counted in steps from 1 too. `learnt` is a number that follows from all
+   * batches so far, in order, and travels in checkpoints. Default: 1 / step.
+   */
+  readonly loss?: (step: number, batch: number, learnt: number) => number;
   /** Share of examples right in an evaluation at a step. Default: 0.25. */
   readonly score?: (step: number) => number;
   /** Called while a run opens, to say how far its data is; it may wait. */
@@ -95,11 +101,22 @@ export const fakeHost: HostModels = {
   },
 };
 
-const EVERYTHING: TrainablePlan = {
+export const EVERYTHING: TrainablePlan = {
   selection: { preset: "all", add: [], remove: [] },
   optimizerState: "keep",
   routerLosses: "keep",
 };
+
+/** Writes what a run of the fake engine goes on from. */
+export async function writeFakeCheckpoint(
+  directory: string,
+  state: { readonly step: number; readonly passedOver?: number; readonly plan: TrainablePlan },
+  learnt = 0,
+): Promise<void> {
+  const tensor = { name: "learnt", dtype: "U32" as const, shape: [1], data: Uint32Array.of(learnt) };
+  await writeSafetensors(join(directory, "optimizer.safetensors"), [tensor]);
+  await writeFileDurably(join(directory, "training.json"), JSON.stringify({ format: 1, ...state }));
+}
 
 export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const calls: string[] = [];
@@ -107,8 +124,15 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
   const generations: GenerateOptions[] = [];
   let mostInFlight = 0;
 
-  function openRun(startStep: number, batchSize: number, startPlan: TrainablePlan, passedOver = 0): TrainingRun {
+  function openRun(
+    startStep: number,
+    batchSize: number,
+    startPlan: TrainablePlan,
+    passedOver = 0,
+    learntSoFar = 0,
+  ): TrainingRun {
     let step = startStep;
+    let learnt = learntSoFar;
     let plan = startPlan;
     let inFlight = 0;
     let busy = false;
@@ -160,7 +184,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
           inFlight--;
         }
         run.onRoutes?.(fakeRoutes("training", done - 1));
-        const loss = options.loss?.(done, done + passedOver) ?? 1 / done;
+        learnt = (Math.imul(learnt, 0x01000193) + done + passedOver) >>> 0;
+        const loss = options.loss?.(done, done + passedOver, learnt) ?? 1 / done;
         const common = { step: done, loss, totalLoss: loss, gradientNorm: 1, learningRate: 0.1 };
         return { ...common, tokens: 8, stepSeconds: 0.5, layers: [] };
       },
@@ -196,7 +221,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         }),
       saveCheckpoint: (directory) =>
         alone(`save at ${step}`, async () => {
-          await writeFile(join(directory, "training.json"), JSON.stringify({ format: 1, step, passedOver, plan }));
+          await writeFakeCheckpoint(directory, { step, passedOver, plan }, learnt);
           return { bytes: 64 };
         }),
       exportModel: (directory) =>
@@ -220,7 +245,10 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       await options.whileOpening?.(onEncoding);
       const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
       const passedOver = (saved?.passedOver ?? 0) + (config.passedOverSteps ?? 0);
-      return openRun(saved ? saved.step : 0, config.batchSize, saved ? saved.plan : config.trainable, passedOver);
+      if (!saved) return openRun(0, config.batchSize, config.trainable, passedOver);
+      const file = await openSafetensors(join(resumeFrom!, "optimizer.safetensors"));
+      const [learnt] = await file.read("learnt").finally(() => file.close());
+      return openRun(saved.step, config.batchSize, saved.plan, passedOver, Number(learnt));
     },
     async openModel(directory, batchSize, _maxInputTokens, _maxTargetTokens, routing) {
       calls.push(`openModel ${directory}${routing ? ` encoder ${routing.encoderChoice}` : ""}`);

@@ -56,20 +56,22 @@ export function childWorker(adapter: string | undefined, log: Log): StartWorker 
   return () => {
     const variables = adapter ? { ...process.env, THAW_ADAPTER: adapter } : process.env;
     const gpu = gpuEnvironment(variables);
-    const [command, ...args] = runtimeCommand(new URL("src/server/worker/main.ts", ROOT));
-    const child = spawn(command, args, {
-      cwd: fileURLToPath(ROOT),
-      env: { ...variables, ...gpu.env },
-      stdio: ["pipe", "pipe", "pipe"],
-    });
-    log("info", `GPU process ${child.pid} started, ${gpu.adapter} adapter: ${gpu.reason}`);
-    logStderr(child, "gpu", log);
-    child.stdin.on("error", () => {}); // It is gone; `ended` says how.
-    return {
-      send: (message) => void child.stdin.write(encodeFrame(ToWorkerSchema, message)),
-      messages: decodeFrames(FromWorkerSchema, child.stdout),
-      ended: ending(child),
-      kill: () => void child.kill("SIGKILL"),
-    };
+    const file = new URL("src/server/worker/main.ts", ROOT);
+    return workerProcess(file, { ...variables, ...gpu.env }, `${gpu.adapter} adapter: ${gpu.reason}`, log);
+  };
+}
+
+/** Starts a file of ours that speaks the worker protocol on its pipes. @param about for the log */
+export function workerProcess(file: URL, env: NodeJS.ProcessEnv, about: string, log: Log): WorkerConnection {
+  const [command, ...args] = runtimeCommand(file);
+  const child = spawn(command, args, { cwd: fileURLToPath(ROOT), env, stdio: ["pipe", "pipe", "pipe"] });
+  log("info", `GPU process ${child.pid} started, ${about}`);
+  logStderr(child, "gpu", log);
+  child.stdin.on("error", () => {}); // It is gone; `ended` says how.
+  return {
+    send: (message) => void child.stdin.write(encodeFrame(ToWorkerSchema, message)),
+    messages: decodeFrames(FromWorkerSchema, child.stdout),
+    ended: ending(child),
+    kill: () => void child.kill("SIGKILL"),
   };
 }
