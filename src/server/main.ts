@@ -29,13 +29,13 @@ export async function serve(settings: Settings): Promise<void> {
     log("warning", `--insecure: ${host} is open to ${who}, ${tls ? "with" : "without"} encryption`);
   }
   const server = await startServer(settings, { log });
-  const { contentType, scrape } = server.metrics;
+  const { contentType, refused, scrape } = server.metrics;
   const endpoint =
     settings.metricsPort === undefined ? undefined : await serveMetrics(settings.metricsPort, contentType, scrape);
   if (endpoint) log("info", `metrics on http://127.0.0.1:${endpoint.port}/metrics`);
   // See relay.ts: under Deno a client may abort the process it is connected to.
   const start = "Deno" in globalThis ? startRelayedFront : startFront;
-  const front = await start(settings, server.handlersFor, log);
+  const front = await start(settings, server.handlersFor, log, refused);
 
   let signals = 0;
   const stopped = new Promise<void>((resolve) => {

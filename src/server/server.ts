@@ -16,7 +16,7 @@ import { childWorker, type StartWorker } from "./gpu/connection.ts";
 import { superviseWorker } from "./gpu/supervisor.ts";
 import type { Log } from "./log.ts";
 import { loggedCalls, observed } from "./observe/calls.ts";
-import { createMetrics } from "./observe/metrics.ts";
+import { createMetrics, type Metrics } from "./observe/metrics.ts";
 import { createTensorBoard } from "./observe/tensorboard.ts";
 import type { Registry } from "./registry/registry.ts";
 import { openRegistry } from "./registry/sqlite.ts";
@@ -50,7 +50,7 @@ export interface ServerParts {
 export interface ThawServer {
   readonly handlersFor: HandlersFor;
   /** The server's figures in Prometheus' text format. */
-  readonly metrics: { readonly contentType: string; scrape(): Promise<string> };
+  readonly metrics: Pick<Metrics, "contentType" | "refused"> & { scrape(): Promise<string> };
   /** The adapter's line, once a GPU process is up; undefined until then. */
   readonly adapterLine: string | undefined;
   /**
@@ -112,7 +112,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
   const measured = { registry, runs, gpu, runLog, routes, dataDirectory, version: PACKAGE.version };
   return {
     handlersFor: <S extends DescService>(service: S) => handlers.get(service.typeName) as Handlers<S>,
-    metrics: { contentType: metrics.contentType, scrape: () => metrics.scrape(measured) },
+    metrics: { contentType: metrics.contentType, refused: metrics.refused, scrape: () => metrics.scrape(measured) },
     get adapterLine() {
       return gpu.hello?.adapter?.line;
     },

@@ -88,6 +88,19 @@ test("a registry of a newer thaw, one that is none, and a file in the folder's p
   assert.ok(helps([...newer, ...broken, ...file]));
 });
 
+test("certificates that are none fail, each with its file", async () => {
+  const none = join(folder, "none.pem");
+  const findings = await places(join(folder, "fresh"), "--tls-cert", none, "--tls-key", none);
+  const told = findings.filter(({ about }) => about === "encryption");
+  assert.equal(
+    told.map(({ level, found }) => [level, found.split(" ")[0]]),
+    [
+      ["fail", "--tls-cert"],
+      ["fail", "--tls-key"],
+    ],
+  );
+});
+
 test("old runtimes fail, few descriptors warn", () => {
   assert.equal(
     [

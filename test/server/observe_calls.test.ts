@@ -230,6 +230,17 @@ test("subscriptions, what they matched and what they lost are counted beyond the
   assert.equal(hub.counts, { subscribers: 0, matched: 3, dropped: 2 });
 });
 
+test("calls that are turned away are counted by code", async () => {
+  const server = await testServer({ flags: ["--tokens", "on"] });
+  try {
+    for (let i = 0; i < 2; i++) await refused(server.thaw.system.getSystem({}));
+    const now = samples(await server.scrape());
+    assert.is(now.get('thaw_rpc_refused_total{code="UNAUTHENTICATED"}'), 2);
+  } finally {
+    await server.stop();
+  }
+});
+
 test("imbalance is 1 for an even load and the number of experts for one that has it all", () => {
   assert.is(loadImbalance([0.25, 0.25, 0.25, 0.25]), 1);
   assert.is(loadImbalance([0, 1, 0, 0]), 4);

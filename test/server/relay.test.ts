@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { status } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { connectThaw, problemsOf, type RpcError } from "../../clients/typescript/index.ts";
@@ -47,7 +47,8 @@ test("every kind of call goes through; a killed front comes back on its port and
   const log = () => undefined;
   const workers = fakeWorkers(() => ({ beforeStep: () => delay(10) }));
   const server = await startServer(settings, { startWorker: workers.start, log });
-  const front = await startRelayedFront(settings, server.handlersFor, log);
+  const refusals: string[] = [];
+  const front = await startRelayedFront(settings, server.handlersFor, log, (code) => void refusals.push(code));
   const thaw = connectThaw(`127.0.0.1:${front.port}`);
   try {
     await withInputs(thaw); // client streams
@@ -55,6 +56,12 @@ test("every kind of call goes through; a killed front comes back on its port and
     await thaw.runs.createRun({ runId: "r", spec });
     const invalid = await thaw.runs.createRun({ runId: "-", spec }).catch((error: RpcError) => error);
     assert.is(problemsOf(invalid).fields[0]?.field, "run_id", "details come through");
+    const metadata = new Metadata();
+    metadata.set("x-much", "m".repeat(settings.limits.maxMetadataBytes));
+    const refused = await thaw.runs.getRun({ name: "runs/r" }, { metadata }).catch((error: RpcError) => error);
+    assert.is(problemsOf(refused).reason, "METADATA_TOO_LARGE");
+    for (let tries = 0; refusals.length === 0 && tries < 100; tries++) await delay(20);
+    assert.equal(refusals, ["RESOURCE_EXHAUSTED"], "what the gate turns away is told");
     let sent = false;
     async function* commands() {
       yield { command: { case: "watch" as const, value: { name: "runs/r" } } };

@@ -70,7 +70,7 @@ for (const [where, start] of fronts) {
       const settings = readSettings(asked === "yes" ? [...all, ...clientFlags] : all, {});
       const log = () => undefined;
       const thawServer = await startServer(settings, { startWorker: fakeWorkers(() => ({})).start, log });
-      const front = await start(settings, thawServer.handlersFor, log);
+      const front = await start(settings, thawServer.handlersFor, log, () => {});
       const store = openTokens(registryFile(data));
       try {
         const { token } = createToken(store, { role: "viewer", label: "", expireTime: undefined });

@@ -125,7 +125,7 @@ export async function testServer(options: TestServerOptions = {}): Promise<TestS
   const workers = fakeWorkers(options.engine ?? (() => ({})), options.trainer);
   const { log = () => undefined } = options;
   const server: ThawServer = await startServer(settings, { log, retryMs: 5, startWorker: workers.start });
-  const front: Front = await startFront(settings, server.handlersFor, log);
+  const front: Front = await startFront(settings, server.handlersFor, log, server.metrics.refused);
   const address = `127.0.0.1:${front.port}`;
   const thaw = connectThaw(address);
   const end = async (): Promise<void> => {

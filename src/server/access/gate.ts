@@ -29,11 +29,15 @@ interface OpenCall {
   end(error: RpcError): void;
 }
 
+/** Hears of every call that is turned away, by the name of its code. */
+export type RefusalListener = (code: string) => void;
+
 /** @param tokens undefined: the server wants none, and every caller may do everything */
 export function createGate(
   limits: Pick<Limits, "maxMetadataBytes" | "maxOpenCalls">,
   tokens: TokenStore | undefined,
   log: Log,
+  onRefused: RefusalListener,
 ): Gate {
   const open = new Set<OpenCall>();
   const tellRefused = refusals(log);
@@ -74,6 +78,7 @@ export function createGate(
               deliver(metadata);
             } catch (error) {
               end(error as RpcError);
+              onRefused(status[(error as RpcError).code]);
               tellRefused(path, error as RpcError, call.getPeer());
             }
           },

@@ -6,8 +6,9 @@ import { statfs } from "node:fs/promises";
 import { createServer } from "node:net";
 import { dirname, join } from "node:path";
 import Database from "libsql";
+import { readTls } from "../front/tls.ts";
 import { MIGRATIONS } from "../registry/migrations.ts";
-import type { Settings } from "../settings.ts";
+import { type Settings, UsageError } from "../settings.ts";
 import { lockDataDirectory } from "../storage/lock.ts";
 import { type Finding, fail, gib, ok, warn } from "./findings.ts";
 
@@ -24,6 +25,7 @@ export async function placeFindings(settings: Settings): Promise<Finding[]> {
     ...(folder.level === "fail" ? [] : [await disk(settings.dataDirectory), ...registry(settings.dataDirectory)]),
     ...lock,
     ...settings.modelRoots.map(modelRoot),
+    ...encryption(settings.tls),
     ...(await ports(settings, served)),
   ];
 }
@@ -97,6 +99,19 @@ function registry(path: string): Finding[] {
   return [
     ok("registry", version === MIGRATIONS.length ? found : `${found}, brought to ${MIGRATIONS.length} at the start`),
   ];
+}
+
+function encryption(files: Settings["tls"]): Finding[] {
+  if (!files) return [];
+  try {
+    readTls(files);
+    return [
+      ok("encryption", files.clientAuthority ? "certificate and key, clients need one too" : "certificate and key"),
+    ];
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    return error.message.split("\n").map((problem) => fail("encryption", problem, "no server starts with these files"));
+  }
 }
 
 function modelRoot(path: string): Finding {

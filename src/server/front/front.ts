@@ -14,7 +14,7 @@ import { RoutingService } from "../../../proto/gen/thaw/v1/routing_service_pb.ts
 import { RunService } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
 import { SystemService } from "../../../proto/gen/thaw/v1/system_service_pb.ts";
 import { channelOptions } from "../../../proto/rpc/definition.ts";
-import { createGate } from "../access/gate.ts";
+import { createGate, type RefusalListener } from "../access/gate.ts";
 import { requireRoles } from "../access/roles.ts";
 import type { Log } from "../log.ts";
 import { openTokens } from "../registry/tokens.ts";
@@ -62,12 +62,17 @@ export interface Front {
   stop(deadlineMs: number): Promise<void>;
 }
 
-export async function startFront(options: FrontOptions, handlersFor: HandlersFor, log: Log): Promise<Front> {
+export async function startFront(
+  options: FrontOptions,
+  handlersFor: HandlersFor,
+  log: Log,
+  onRefused: RefusalListener,
+): Promise<Front> {
   const { host, port, limits } = options;
   requireRoles(ALL_SERVICES);
   const credentials = options.tls ? readTls(options.tls) : ServerCredentials.createInsecure();
   const tokens = options.tokens ? openTokens(registryFile(options.dataDirectory)) : undefined;
-  const gate = createGate(limits, tokens, log);
+  const gate = createGate(limits, tokens, log, onRefused);
   const server = new Server({
     ...channelOptions(limits.maxMessageBytes),
     interceptors: [gate.interceptor],

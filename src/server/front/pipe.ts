@@ -21,6 +21,8 @@ export type Note =
   | { readonly kind: "end"; readonly call: number }
   /** Front: the caller is gone. */
   | { readonly kind: "cancel"; readonly call: number }
+  /** Front: the gate turned a call away. */
+  | { readonly kind: "refused"; readonly code: string }
   /** Front: it listens. */
   | { readonly kind: "listening"; readonly port: number }
   /** Server: answer NOT_SERVING. */

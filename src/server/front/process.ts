@@ -75,7 +75,7 @@ process.on("SIGINT", () => {}); // A terminal sends it to the whole group; the s
 process.on("SIGTERM", () => {});
 // The server process takes what is written here into its own log.
 const log: Log = (level, message) => void process.stderr.write(`${level}: ${message}\n`);
-const front = await startFront(options, handlersFor, log);
+const front = await startFront(options, handlersFor, log, (code) => say({ kind: "refused", code }));
 say({ kind: "listening", port: front.port });
 
 for await (const { note, payload } of decodeNotes(process.stdin)) {

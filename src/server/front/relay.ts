@@ -7,6 +7,7 @@ import { create, type DescMethod, fromBinary, type Message, type MessageInitShap
 import { Metadata, status } from "@grpc/grpc-js";
 import { StatusSchema } from "../../../proto/gen/google/rpc/status_pb.ts";
 import { publicError, RpcError, toStatus } from "../../../proto/rpc/status.ts";
+import type { RefusalListener } from "../access/gate.ts";
 import { ending, logStderr, runtimeCommand } from "../gpu/connection.ts";
 import type { Log } from "../log.ts";
 import { requestIdOf } from "../rpc/request_id.ts";
@@ -44,6 +45,7 @@ export async function startRelayedFront(
   options: FrontOptions,
   handlersFor: HandlersFor,
   log: Log,
+  onRefused: RefusalListener,
 ): Promise<RelayedFront> {
   let port = options.port;
   let child: ChildProcess | undefined;
@@ -102,6 +104,9 @@ export async function startRelayedFront(
         });
         return;
       }
+      case "refused":
+        onRefused(note.code);
+        return;
       case "message":
         calls.get(note.call)?.requests.push(payload);
         return;

@@ -5,6 +5,7 @@ import { statfs } from "node:fs/promises";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry as Series } from "prom-client";
 import type { RunEvent, StepMetrics } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
+import type { RefusalListener } from "../access/gate.ts";
 import type { Gpu } from "../gpu/supervisor.ts";
 import type { Registry } from "../registry/registry.ts";
 import type { RouteHub } from "../routing/hub.ts";
@@ -28,6 +29,8 @@ export interface Measured {
 
 export interface Metrics {
   readonly calls: CallObserver;
+  /** The gate turned a call away. */
+  readonly refused: RefusalListener;
   /** An event of a run is on disk. */
   written(run: string, event: RunEvent): void;
   /** Everything, in Prometheus' text format. */
@@ -62,6 +65,7 @@ export function createMetrics(): Metrics {
     registers,
   });
   const inProgress = gauge("thaw_rpc_in_progress", "Calls going on", ["method"]);
+  const refused = counter("thaw_rpc_refused_total", "Calls turned away before any work: no token, a limit", ["code"]);
   const runs = gauge("thaw_runs", "Runs by state; those QUEUED are the queue", ["state"]);
   const steps = new Histogram({
     name: "thaw_step_duration_seconds",
@@ -136,6 +140,7 @@ export function createMetrics(): Metrics {
         },
       };
     },
+    refused: (code) => refused.inc({ code }),
     written(run, { event }) {
       if (event.case === "metrics") stepped(run, event.value);
       if (event.case === "warning") warnings.inc({ reason: event.value.reason });

@@ -21,7 +21,7 @@ const startWorker = () => {
 };
 
 const server = await startServer(settings, { log, retryMs: 5, startWorker });
-const front = await startFront(settings, server.handlersFor, log);
+const front = await startFront(settings, server.handlersFor, log, server.metrics.refused);
 process.stdout.write(`serves on ${front.port}\n`);
 process.on("SIGTERM", async () => {
   front.draining();
