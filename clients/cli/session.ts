@@ -84,13 +84,22 @@ export function reportError(error: unknown, json: boolean, server: string): numb
     return exitCode(problems.code);
   }
   const total = Number(problems.figures.problems ?? problems.fields.length);
-  // grpc-js says no more than the system's error; the message of an error with field problems only repeats them.
-  const nobody = problems.code === "UNAVAILABLE" && problems.message.startsWith("No connection established");
-  const message = nobody ? `no server at ${server}; "thaw serve" starts one` : problems.message;
+  // The message of an error with field problems only repeats them.
+  const message = problems.code === "UNAVAILABLE" ? unreachable(problems.message, server) : problems.message;
   note(problems.fields.length > 0 ? `thaw: ${problems.code}` : `thaw: ${problems.code}: ${message}`);
   for (const { field, message } of problems.fields) note(field ? `  ${field}: ${message}` : `  ${message}`);
   if (total > problems.fields.length) note(`  and ${total - problems.fields.length} more`);
   if (problems.retryAfterMs !== undefined) note(`  try again in ${Math.ceil(problems.retryAfterMs / 1000)} s`);
   if (problems.requestId) note(`  the server's log has more under request_id=${problems.requestId}`);
   return exitCode(problems.code);
+}
+
+/** grpc-js says what the system said; this says what to do about it. */
+function unreachable(message: string, server: string): string {
+  const [, cause = ""] = /^No connection established\. Last error: (.*)$/s.exec(message) ?? [];
+  if (cause === "") return message;
+  if (/ECONNREFUSED/.test(cause)) return `no server at ${server}; "thaw serve" starts one`;
+  if (/Failed to connect|ECONNRESET/.test(cause))
+    return `${server} hangs up: it may want TLS, a certificate, or neither`;
+  return `no connection to ${server}: ${cause.replace(/\. Resolution note:.*$/s, "")}`;
 }

@@ -50,7 +50,8 @@ test.before(async () => {
     "--tls-key",
     await pem("c.key", client.key),
   ];
-  connection = ["--server", server.address, "--tls-ca", ca, ...certificate];
+  // By name: Deno's TLS connects to no bare address.
+  connection = ["--server", server.address.replace("127.0.0.1", "localhost"), "--tls-ca", ca, ...certificate];
 });
 test.after(async () => {
   await server.stop();
@@ -75,14 +76,17 @@ test("a token is shown once, opens what its role may do, and nothing once revoke
   const id = token.split("_")[1];
   const withToken = { THAW_TOKEN_FILE: await pem("token", made.stdout) };
 
-  const [seen, nobody, denied] = await Promise.all([
+  const [seen, nobody, denied, plain] = await Promise.all([
     thaw([...connection, "runs", "list"], withToken),
     thaw([...connection, "runs", "list"]),
     thaw([...connection, "models", "delete", "m"], { THAW_TOKEN: token }),
+    thaw(["--server", server.address, "runs", "list"], withToken),
   ]);
   assert.is(seen.code, 0, seen.stderr);
   assert.equal([nobody.code, /UNAUTHENTICATED/.test(nobody.stderr)], [8, true]);
   assert.equal([denied.code, /role admin; the token's is viewer/.test(denied.stderr)], [8, true]);
+
+  assert.equal([plain.code, /hangs up: it may want TLS/.test(plain.stderr)], [6, true], plain.stderr);
 
   const listed = await thaw(["tokens", "list", ...place]);
   assert.match(listed.stdout, new RegExp(`^${id} +viewer +good .*a dashboard$`, "m"));

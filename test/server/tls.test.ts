@@ -9,6 +9,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { type ConnectOptions, connectThaw, RpcError, type TlsOptions } from "../../clients/typescript/index.ts";
 import { createToken } from "../../src/server/access/tokens.ts";
+import { tlsFindings } from "../../src/server/doctor/tls.ts";
 import { startFront } from "../../src/server/front/front.ts";
 import { startRelayedFront } from "../../src/server/front/relay.ts";
 import { readTls } from "../../src/server/front/tls.ts";
@@ -127,6 +128,18 @@ test("everything wrong with the files is said before anything starts", () => {
   const old = told(file("e.pem", expired.certificate), file("e.key", expired.key));
   assert.match(old[0], /e\.pem expired on /);
   assert.is(old.length, 1);
+});
+
+test("thaw doctor says how long the certificate lasts", () => {
+  const level = ({ certificate, key }: Issued): readonly string[] => {
+    const files = ["--tls-cert", file("d.pem", certificate), "--tls-key", file("d.key", key)];
+    return tlsFindings(readSettings(files, {})).map((finding) => finding.level);
+  };
+  assert.equal(level(ours.issue("server")), ["ok"]);
+  assert.equal(level(ours.issue("server", 7)), ["warn"]);
+  assert.equal(level(ours.issue("server", -7)), ["fail"]);
+  assert.equal(level({ certificate: server.certificate, key: client.key }), ["fail"]);
+  assert.equal(tlsFindings(readSettings([], {})), []);
 });
 
 test.run();

@@ -12,7 +12,7 @@ import type { TokenRecord, TokenStore } from "../registry/tokens.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { Limits } from "../settings.ts";
 import { accessTo, mayAct } from "./roles.ts";
-import { authenticate, requireLive } from "./tokens.ts";
+import { anyToken, authenticate, requireLive } from "./tokens.ts";
 
 /** A revoked token's open streams end within this time. */
 const RECHECK_MS = 200;
@@ -41,6 +41,7 @@ export function createGate(
 ): Gate {
   const open = new Set<OpenCall>();
   const tellRefused = refusals(log);
+  if (tokens && !anyToken(tokens)) log("warning", "nobody has a token yet: thaw tokens create makes one");
 
   /** @throws RpcError when the call may not go on */
   function admit(path: string, metadata: Metadata): string | undefined {

@@ -62,3 +62,6 @@ export function authenticate(store: TokenStore, authorization: readonly unknown[
   requireLive(record);
   return record;
 }
+
+/** Whether any token is good now. */
+export const anyToken = (store: TokenStore): boolean => store.tokens().some((record) => !endOf(record));

@@ -8,6 +8,7 @@ import { adapterFindings } from "./adapter.ts";
 import { type Finding, fail, findingText, ok } from "./findings.ts";
 import { machineFindings } from "./machine.ts";
 import { placeFindings } from "./places.ts";
+import { tlsFindings } from "./tls.ts";
 
 async function examine(args: readonly string[], tell: (finding: Finding) => void): Promise<void> {
   machineFindings().forEach(tell);
@@ -21,6 +22,7 @@ async function examine(args: readonly string[], tell: (finding: Finding) => void
   }
   tell(ok("settings", "as they should be; thaw serve --print-config shows them"));
   (await placeFindings(settings)).forEach(tell);
+  tlsFindings(settings).forEach(tell);
   const said: string[] = [];
   const start = childWorker(settings.adapter, (_, message) => void said.push(message));
   (await adapterFindings(start, settings.adapter, () => said)).forEach(tell);

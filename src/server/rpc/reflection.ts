@@ -4,6 +4,7 @@
 import { createRegistry, type DescFile, type DescService, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { type Server, status } from "@grpc/grpc-js";
+import { file_google_rpc_error_details } from "../../../proto/gen/google/rpc/error_details_pb.ts";
 import { ServerReflection } from "../../../proto/gen/grpc/reflection/v1/reflection_pb.ts";
 import { ServerReflection as ServerReflectionAlpha } from "../../../proto/gen/grpc/reflection/v1alpha/reflection_pb.ts";
 import { type FaultListener, serve } from "./serve.ts";
@@ -40,7 +41,8 @@ function notFound(what: string) {
 /** Serves reflection for the given services and for itself. */
 export function serveReflection(server: Server, services: readonly DescService[], onFault: FaultListener): void {
   const listed = [...services, ServerReflection, ServerReflectionAlpha];
-  const files = withImports(listed.map((service) => service.file));
+  // What errors carry is packed, so no service's file imports it.
+  const files = withImports([...listed.map((service) => service.file), file_google_rpc_error_details]);
   const registry = createRegistry(...files.values());
 
   const answer = (query: Query) => {
