@@ -6,7 +6,7 @@ import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { problemsOf, type RpcError } from "../../clients/typescript/index.ts";
+import { problemsOf } from "../../clients/typescript/index.ts";
 import { Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { NonFinitePolicy } from "../../proto/gen/thaw/v1/run_pb.ts";
 import type { SteerRunResponse } from "../../proto/gen/thaw/v1/run_service_pb.ts";
@@ -416,7 +416,7 @@ for (const how of ["restart", "crash"] as const) {
 }
 
 scenario(
-  "a watch ends with UNAVAILABLE when the server stops, with progress until then",
+  "watches and subscriptions end with UNAVAILABLE and when to come back, when the server stops",
   { engine: slow },
   async (server) => {
     await server.thaw.runs.createRun({ runId: "r", spec: { ...SPEC, steps: 1000n } });
@@ -432,11 +432,17 @@ scenario(
     })().catch((thrown) => {
       error = thrown;
     });
+    const subscribed = (async () => {
+      for await (const _ of server.thaw.routing.streamAssignments({ run: "runs/r" }));
+    })().catch((thrown) => thrown);
     await delay(300);
     const next = await server.restart();
     await watching;
-    assert.ok(progress >= revision);
-    assert.is((error as RpcError).code, status.UNAVAILABLE);
+    assert.ok(progress >= revision, "with progress until then");
+    for (const ending of [error, await subscribed]) {
+      const { code, reason, retryAfterMs } = problemsOf(ending);
+      assert.equal([code, reason, retryAfterMs], ["UNAVAILABLE", "STOPPING", 5000]);
+    }
     assert.is((await next.thaw.runs.getRun({ name: "runs/r" })).run?.state, PAUSED);
     return next;
   },
