@@ -12,7 +12,7 @@ export type ForkFlags = RunFlags & { readonly resetOptimizerState?: boolean };
 
 /** What a fork has from its checkpoint, or cannot tell apart from silence. */
 const REFUSED = ["spec", "model", "fromCheckpoint"] as const;
-type AboutTheRun = "id" | "name" | "label" | "optimizer" | (typeof REFUSED)[number];
+type AboutTheRun = "id" | "name" | "label" | "queuePriority" | "optimizer" | (typeof REFUSED)[number];
 
 /** Flag → field of the spec. */
 const PATHS: Record<Exclude<keyof RunFlags, keyof (PlanFlags & RoutingFlags) | RuleFlag | AboutTheRun>, string> = {

@@ -25,6 +25,8 @@ import {
   OverfittingWatchSchema,
   type Precision,
   PrecisionSchema,
+  type Priority,
+  PrioritySchema,
   type RunSpec,
   RunSpecSchema,
 } from "../../proto/gen/thaw/v1/run_pb.ts";
@@ -40,6 +42,7 @@ export interface RunFlags extends PlanFlags, OptimizerFlags, RoutingFlags {
   readonly id?: string;
   readonly name?: string;
   readonly label?: Record<string, string>;
+  readonly queuePriority?: Priority;
   readonly model?: string;
   readonly dataset?: string;
   readonly mix?: readonly string[];
@@ -79,6 +82,7 @@ export function runFlags(command: Command): Command {
     .option("--id <id>", "the id in runs/{run}; chosen by the server when left out")
     .option("--name <text>", "a name for people")
     .option("--label <key=value>", "a label; may be repeated", keyValue)
+    .option("--queue-priority <level>", "what it goes before on the GPU: low, normal, high", enumValue(PrioritySchema))
     .option("--model <name>", "the model to start from")
     .option("--dataset <name>", "the data")
     .option("--mix <names>", "further datasets to train on, separated by commas", (names: string) => names.split(","))
@@ -167,7 +171,8 @@ export async function createRunRequest(flags: RunFlags) {
   const checkpoints = spec.checkpoints ?? create(CheckpointPolicySchema);
   if (assign(checkpoints, { everySteps: flags.checkpointEvery })) spec.checkpoints = checkpoints;
 
-  return { runId: flags.id ?? "", displayName: flags.name ?? "", labels: flags.label ?? {}, spec };
+  const { id = "", name = "", label = {}, queuePriority } = flags;
+  return { runId: id, displayName: name, labels: label, priority: queuePriority, spec };
 }
 
 async function readSpec(path: string): Promise<RunSpec> {

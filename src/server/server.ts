@@ -74,7 +74,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
   const tracing = otlpEndpoint
     ? (await import("./observe/tracing.ts")).openTracing(otlpEndpoint, PACKAGE.version)
     : undefined;
-  const startWorker = parts.startWorker ?? childWorker(settings.adapter, log);
+  const startWorker = parts.startWorker ?? childWorker(settings, log);
   const gpu = superviseWorker(startWorker, log, tracing?.gpuRequests);
   const metrics = createMetrics();
   const { tensorBoardDirectory } = settings;

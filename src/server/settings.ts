@@ -19,6 +19,8 @@ export interface Limits {
   /** Calls in progress on all connections, streams included. */
   readonly maxOpenCalls: number;
   readonly maxQueuedRuns: number;
+  /** Runs on the GPU at a time, where their planned memory fits. */
+  readonly maxRunsOnGpu: number;
   /** Bytes of one dataset or model upload. */
   readonly maxUploadBytes: number;
   /** Uploads in progress. */
@@ -48,6 +50,8 @@ export interface Settings {
   readonly tokens: boolean;
   /** Undefined: hardware where there is some. */
   readonly adapter: "hardware" | "software" | undefined;
+  /** Device memory that runs may use together; undefined: half the machine's on a CPU adapter, unknown on a GPU. */
+  readonly gpuMemoryBytes: number | undefined;
   readonly limits: Limits;
   /** How long the run on the GPU may take to be checkpointed when the server stops. */
   readonly stopSeconds: number;
@@ -83,12 +87,19 @@ const TABLE = {
   "tls-key": path(undefined, "FILE", "its private key, PEM"),
   "tls-client-ca": path(undefined, "FILE", "let in only clients with a certificate of these authorities, PEM"),
   tokens: oneOf(undefined, ["on", "off"], "on|off", "whether callers need a token [on beyond loopback]"),
+  "gpu-memory-bytes": whole(
+    undefined,
+    [1, Number.MAX_SAFE_INTEGER],
+    "N",
+    "device memory that runs may use together [half the machine's on a CPU adapter; else unknown: one run at a time]",
+  ),
   "max-message-bytes": whole(16 * MIB, [64 * 1024, MOST], "N", "largest message received"),
   // Node's HTTP/2 itself takes 64 KiB.
   "max-metadata-bytes": whole(16 * 1024, [1024, 60 * 1024], "N", "largest metadata of a call"),
   "max-concurrent-streams": whole(256, [1, MOST], "N", "streams per connection"),
   "max-open-calls": whole(4096, [1, MOST], "N", "calls in progress on all connections"),
   "max-queued-runs": whole(64, [0, MOST], "N", "runs waiting for a GPU"),
+  "max-runs-on-gpu": whole(4, [1, 64], "N", "runs that share the GPU, where their planned memory fits"),
   "max-upload-bytes": whole(16 * GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of one dataset or model upload"),
   "max-uploads": whole(16, [0, MOST], "N", "uploads in progress"),
   "min-free-disk-bytes": whole(GIB, [0, Number.MAX_SAFE_INTEGER], "N", "bytes of disk that uploads leave free"),
@@ -187,12 +198,14 @@ export function readSettings(args: readonly string[], env: Environment): Setting
       : undefined,
     tokens: wantsTokens(values),
     adapter: values.adapter,
+    gpuMemoryBytes: values["gpu-memory-bytes"],
     limits: {
       maxMessageBytes: values["max-message-bytes"],
       maxMetadataBytes: values["max-metadata-bytes"],
       maxConcurrentStreams: values["max-concurrent-streams"],
       maxOpenCalls: values["max-open-calls"],
       maxQueuedRuns: values["max-queued-runs"],
+      maxRunsOnGpu: values["max-runs-on-gpu"],
       maxUploadBytes: values["max-upload-bytes"],
       maxUploads: values["max-uploads"],
       minFreeDiskBytes: values["min-free-disk-bytes"],

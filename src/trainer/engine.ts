@@ -5,24 +5,47 @@ import { type OpenModel, openModelDirectory } from "./model/open.ts";
 import { openTrainingData } from "./run/data.ts";
 import type { OnEncoding } from "./run/encoded_files.ts";
 import type { OpenOptions } from "./run/options.ts";
+import { defaultMemoryLimit } from "./run/plan.ts";
 import { Run } from "./run/run.ts";
 import type { Engine, RunConfig } from "./types.ts";
 
 export interface EngineOptions {
-  /** Device memory runs may use, bytes; unset: half the machine's memory on a CPU adapter, no limit on a GPU. */
+  /** Device memory that what is open may use together, bytes; unset: half the machine's on a CPU adapter, no limit on a GPU. */
   readonly memoryLimitBytes?: number;
 }
 
-export function createEngine(device: Device, { memoryLimitBytes }: EngineOptions = {}): Engine {
+/** Its runs and models share the device: each has the memory that the others have not planned. */
+export function createEngine(device: Device, options: EngineOptions = {}): Engine {
+  const limit = options.memoryLimitBytes ?? defaultMemoryLimit(device.capabilities);
+  const open = new Set<Run>();
+
+  async function opened(work: (memoryLimitBytes: () => number) => Promise<Run>): Promise<Run> {
+    let own: Run | undefined;
+    const left = (): number => {
+      let bytes = limit;
+      for (const run of open) {
+        if (run.plannedBytes === 0) open.delete(run);
+        else if (run !== own) bytes -= run.plannedBytes;
+      }
+      return bytes;
+    };
+    own = await work(left);
+    open.add(own);
+    return own;
+  }
+
   return {
-    openRun: (config, resumeFrom, onEncoding) => openRun(device, config, { resumeFrom, memoryLimitBytes, onEncoding }),
+    openRun: (config, resumeFrom, onEncoding) =>
+      opened((memoryLimitBytes) => openRun(device, config, { resumeFrom, memoryLimitBytes, onEncoding })),
     openModel: (directory, batchSize, maxInputTokens, maxTargetTokens, routing = INFERENCE.routing) =>
-      withModel(directory, (source) =>
-        Run.open(
-          device,
-          source,
-          { ...INFERENCE, batchSize, maxInputTokens, maxTargetTokens, routing },
-          { inference: { input: 1, target: 1 }, memoryLimitBytes },
+      opened((memoryLimitBytes) =>
+        withModel(directory, (source) =>
+          Run.open(
+            device,
+            source,
+            { ...INFERENCE, batchSize, maxInputTokens, maxTargetTokens, routing },
+            { inference: { input: 1, target: 1 }, memoryLimitBytes },
+          ),
         ),
       ),
   };

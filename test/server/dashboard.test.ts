@@ -24,7 +24,7 @@ const panels: readonly Panel[] = dashboard.panels;
 async function declared(): Promise<Map<string, string>> {
   const text = await createMetrics().scrape({
     registry: { countRuns: async () => new Map() },
-    runs: { active: undefined },
+    runs: { active: [] },
     gpu: { hello: undefined, starts: 0 },
     runLog: { watchers: 0 },
     routes: { counts: { subscribers: 0, matched: 0, dropped: 0 } },

@@ -195,7 +195,7 @@ test("each layer of the run on the GPU has its imbalance, until another run is t
   metrics.written("runs/a", stepped(1n, [even, uneven]));
   const active = (name: string) => ({
     registry: { countRuns: async () => new Map() },
-    runs: { active: { name, kernels: [], allocatedBytes: 1n } },
+    runs: { active: [{ name, kernels: [], allocatedBytes: 1n }] },
     gpu: { hello: undefined, starts: 1 },
     runLog: { watchers: 0 },
     routes: { counts: { subscribers: 0, matched: 0, dropped: 0 } },

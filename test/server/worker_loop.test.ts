@@ -345,9 +345,56 @@ for (const [kind, error] of [
   });
 }
 
-scenario("one run at a time, and only known names", {}, async ({ client, open }) => {
+scenario("several runs take turns by their weights", {}, async ({ client, open }) => {
+  const runs = { "runs/r": 1, "runs/heavy": 4 };
+  for (const [run, weight] of Object.entries(runs)) {
+    await client.reply(open({ steps: 1_000_000n, checkpoints: { everySteps: 0n } }, { run, weight, paused: true }));
+  }
+  for (const run of Object.keys(runs)) client.send({ case: "resume", value: { run } });
+  const stepsOf = (run: string) =>
+    client.updates().filter((update) => update.run === run && update.update.case === "metrics").length;
+  while (stepsOf("runs/r") < 50) await new Promise((resolve) => setTimeout(resolve, 1));
+  const [light, heavy] = [stepsOf("runs/r"), stepsOf("runs/heavy")];
+  // Two turns make a step, and two steps are in flight: each count may be off by a few.
+  assert.ok(Math.abs(heavy - 4 * light) <= 12, `${light} and ${heavy}`);
+  await client.reply(client.send({ case: "closeRun", value: { run: "runs/heavy" } }));
+  const before = stepsOf("runs/r");
+  while (stepsOf("runs/r") < before + 10) await new Promise((resolve) => setTimeout(resolve, 1));
+  const closed = stepsOf("runs/heavy");
+  await client.reply(client.send({ case: "pause", value: { run: "runs/r" } }));
+  assert.is(stepsOf("runs/heavy"), closed);
+});
+
+let failsAt = Number.POSITIVE_INFINITY;
+scenario(
+  "a run that fails leaves the others be",
+  {
+    beforeStep: (step) => {
+      if (step === failsAt) throw new Error("kernel");
+    },
+  },
+  async ({ client, open }) => {
+    await client.reply(open({ steps: 8n }, { run: "runs/short", paused: true }));
+    await client.reply(open({ steps: 100n }, { run: "runs/long", paused: true }));
+    failsAt = 50;
+    for (const run of ["runs/short", "runs/long"]) client.send({ case: "resume", value: { run } });
+    await client.update("failed");
+    await client.update("finished");
+    const ends = client.updates().filter(({ update }) => update.case === "failed" || update.case === "finished");
+    assert.equal(
+      ends.map(({ run, update }) => [run, update.case]),
+      [
+        ["runs/short", "finished"],
+        ["runs/long", "failed"],
+      ],
+    );
+    await client.reply(client.send({ case: "closeRun", value: { run: "runs/short" } }));
+  },
+);
+
+scenario("a run is open once, and only known names are", {}, async ({ client, open }) => {
   await client.reply(open({}, { paused: true }));
-  assert.is((await client.failure(open({}, { run: "runs/other" }))).case, "wrongState");
+  assert.is((await client.failure(open({}, { paused: true }))).case, "wrongState");
   const stranger = client.send({ case: "pause", value: { run: "runs/other" } });
   assert.is((await client.failure(stranger)).case, "wrongState");
 });

@@ -33,8 +33,11 @@ export interface FakeWorkers {
   kill(): void;
 }
 
-/** GPU processes that are none. `options` is read for each one that starts; `trainer` takes the fake one's place. */
-export function fakeWorkers(options: () => FakeEngineOptions, trainer?: Engine): FakeWorkers {
+/**
+ * GPU processes that are none. `options` is read for each one that starts; `trainer` takes the fake one's place.
+ * @param memoryBytes device memory they say there is
+ */
+export function fakeWorkers(options: () => FakeEngineOptions, trainer?: Engine, memoryBytes = 0n): FakeWorkers {
   const engines: FakeEngine[] = [];
   let kill = (): void => {};
   const start: StartWorker = () => {
@@ -77,7 +80,12 @@ export function fakeWorkers(options: () => FakeEngineOptions, trainer?: Engine):
     };
     kill = () => finish("signal SIGKILL");
     void worker.run().then(() => finish("exit code 0"));
-    const hello = { protocolVersion: 1, adapter: { line: "adapter of the tests", software: true }, processId: 1n };
+    const hello = {
+      protocolVersion: 1,
+      adapter: { line: "adapter of the tests", software: true },
+      processId: 1n,
+      memoryBytes,
+    };
     queue.push(create(FromWorkerSchema, { message: { case: "hello", value: hello } }));
     async function* messages(): AsyncGenerator<FromWorker> {
       while (true) {
@@ -114,6 +122,8 @@ export interface TestServerOptions {
   readonly engine?: () => FakeEngineOptions;
   /** A real trainer. */
   readonly trainer?: Engine;
+  /** Device memory that the GPU process says there is; a step of a run takes 300 bytes of it. Default: it does not know. */
+  readonly memoryBytes?: bigint;
   readonly flags?: readonly string[];
   readonly dataDirectory?: string;
   readonly log?: Log;
@@ -122,7 +132,7 @@ export interface TestServerOptions {
 export async function testServer(options: TestServerOptions = {}): Promise<TestServer> {
   const dataDirectory = options.dataDirectory ?? (await mkdtemp(join(tmpdir(), "thaw-server-")));
   const settings = readSettings(["--port", "0", "--data-dir", dataDirectory, ...(options.flags ?? [])], {});
-  const workers = fakeWorkers(options.engine ?? (() => ({})), options.trainer);
+  const workers = fakeWorkers(options.engine ?? (() => ({})), options.trainer, options.memoryBytes);
   const { log = () => undefined } = options;
   const server: ThawServer = await startServer(settings, { log, retryMs: 5, startWorker: workers.start });
   const front: Front = await startFront(settings, server.handlersFor, log, server.metrics.refused);

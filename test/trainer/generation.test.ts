@@ -14,7 +14,7 @@ const device = await testDevice();
 const LENGTHS = { input: 6, target: 9 };
 const SIZE = 4;
 
-async function open(changes: Record<string, unknown> = {}, memoryLimitBytes?: number): Promise<Run> {
+async function open(changes: Record<string, unknown> = {}, memoryLimitBytes?: () => number): Promise<Run> {
   const directory = await tinyModel(changes);
   const source = await openModelDirectory(directory);
   const settings = tinyRun(directory, "", { batchSize: SIZE });
@@ -136,7 +136,7 @@ test("a generation's memory is freed after it and refused when it does not fit",
   assert.is(device.allocatedBytes, before);
   const needed = run.cost.peakBytes;
   run.close();
-  const tight = await open({}, needed + 100);
+  const tight = await open({}, () => needed + 100);
   const opened = device.allocatedBytes;
   try {
     await generated(tight, { kind: "beam", beams: 16, lengthPenalty: 1 });

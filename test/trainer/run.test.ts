@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import type { Device } from "../../src/kernels/device/device.ts";
-import { openRun } from "../../src/trainer/engine.ts";
+import { createEngine, openRun } from "../../src/trainer/engine.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, MemoryError, PRESETS, type RouteBatch, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -14,7 +14,7 @@ const device: Device = await testDevice();
 const model = await tinyModel();
 const data = await tinyData();
 
-const open = (changes: Partial<RunConfig> = {}, resumeFrom?: string, memoryLimitBytes?: number): Promise<Run> =>
+const open = (changes: Partial<RunConfig> = {}, resumeFrom?: string, memoryLimitBytes?: () => number): Promise<Run> =>
   openRun(device, tinyRun(model, data, changes), { resumeFrom, memoryLimitBytes });
 
 async function losses(run: Run, steps: number): Promise<number[]> {
@@ -285,7 +285,7 @@ test("a plan over the memory limit is refused before anything is allocated, with
   const enough = run.cost.peakBytes;
   run.close();
   try {
-    await open({ batchSize: 64 }, undefined, 2 * enough);
+    await open({ batchSize: 64 }, undefined, () => 2 * enough);
     assert.unreachable();
   } catch (error) {
     assert.instance(error, MemoryError);
@@ -294,6 +294,26 @@ test("a plan over the memory limit is refused before anything is allocated, with
     assert.ok(fittingBatchSize >= 4 && fittingBatchSize < 64);
   }
   assert.is(device.allocatedBytes, before);
+});
+
+test("what is open on one engine shares its memory", async () => {
+  const alone = await open();
+  const enough = alone.cost.peakBytes;
+  alone.close();
+  const memoryLimitBytes = Math.floor(1.5 * enough);
+  const engine = createEngine(device, { memoryLimitBytes });
+  const config = tinyRun(model, data);
+  const first = await engine.openRun(config);
+  try {
+    await engine.openRun(config);
+    assert.unreachable();
+  } catch (error) {
+    assert.instance(error, MemoryError);
+    assert.is((error as MemoryError).availableBytes, memoryLimitBytes - enough);
+  }
+  assert.ok(first.planTrainable(plan({ preset: "ffn" })), "a run's own memory is its own to plan anew");
+  first.close();
+  (await engine.openRun(config)).close();
 });
 
 test.run();

@@ -31,7 +31,7 @@ type ListFlags = { readonly state?: RunState[]; readonly label?: Record<string, 
 
 export function addRuns(program: Command): void {
   const runs = program.command("runs").description("fine-tuning runs");
-  runFlags(runs.command("create").description("create a run; it starts when a GPU is free"))
+  runFlags(runs.command("create").description("create a run; it starts when a GPU has room for it"))
     .option("--dry-run", "check everything and price the plan, create nothing")
     .option("--watch", "watch it")
     .action(withSession(createRun));

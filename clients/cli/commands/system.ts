@@ -28,7 +28,7 @@ function systemText(system: GetSystemResponse): string {
     ["memory", bytes(system.residentBytes)],
     ["runs", `${count(system.activeRuns)} active, ${count(system.queuedRuns)} queued`],
   ]);
-  const gpus = workers.map(({ adapter, run, allocatedBytes, kernels }) =>
+  const gpus = workers.map(({ adapter, runs, allocatedBytes, memoryBytes, kernels }) =>
     fields([
       ["adapter", adapter?.line ?? ""],
       [
@@ -38,8 +38,8 @@ function systemText(system: GetSystemResponse): string {
           .join(", "),
       ],
       ["largest buffer", bytes(adapter?.maxBufferBytes ?? 0n)],
-      ["in use", bytes(allocatedBytes)],
-      ["trains", run],
+      ["in use", bytes(allocatedBytes) + (memoryBytes > 0n ? ` of ${bytes(memoryBytes)}` : "")],
+      ["trains", runs.join(", ")],
       ["dispatches per step", kernels.length > 0 ? count(kernels.reduce((sum, k) => sum + k.dispatches, 0n)) : ""],
     ]),
   );
@@ -51,6 +51,7 @@ function systemText(system: GetSystemResponse): string {
           ["upload", bytes(limits.maxUploadBytes)],
           ["streams per connection", count(limits.maxConcurrentStreams)],
           ["queued runs", count(limits.maxQueuedRuns)],
+          ["runs on a GPU", count(limits.maxRunsOnGpu)],
           ["assignment subscribers per run", count(limits.maxAssignmentSubscribers)],
           ["messages buffered per subscriber", count(limits.assignmentBufferMessages)],
         ],

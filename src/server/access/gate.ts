@@ -9,6 +9,7 @@ import { type Metadata, ServerInterceptingCall, type ServerInterceptor, status }
 import { type RpcError, toWire } from "../../../proto/rpc/status.ts";
 import type { Log } from "../log.ts";
 import type { TokenRecord, TokenStore } from "../registry/tokens.ts";
+import { setCaller } from "../rpc/caller.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { Limits } from "../settings.ts";
 import { accessTo, mayAct } from "./roles.ts";
@@ -76,6 +77,7 @@ export function createGate(
               own = { token: admit(path, metadata), end };
               open.add(own);
               metadata.remove("authorization"); // No handler and no log needs it.
+              setCaller(metadata, own.token);
               deliver(metadata);
             } catch (error) {
               end(error as RpcError);

@@ -24,7 +24,7 @@ async function examine(args: readonly string[], tell: (finding: Finding) => void
   (await placeFindings(settings)).forEach(tell);
   tlsFindings(settings).forEach(tell);
   const said: string[] = [];
-  const start = childWorker(settings.adapter, (_, message) => void said.push(message));
+  const start = childWorker(settings, (_, message) => void said.push(message));
   (await adapterFindings(start, settings.adapter, () => said)).forEach(tell);
 }
 

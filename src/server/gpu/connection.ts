@@ -8,6 +8,7 @@ import type { FromWorker, ToWorker } from "../../../proto/gen/thaw/worker/v1/wor
 import { FromWorkerSchema, ToWorkerSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { gpuEnvironment } from "../../kernels/device/launch.ts";
 import type { Log } from "../log.ts";
+import type { Settings } from "../settings.ts";
 import { decodeFrames, encodeFrame } from "../worker/frames.ts";
 
 export interface WorkerConnection {
@@ -21,6 +22,8 @@ export interface WorkerConnection {
 }
 
 export type StartWorker = () => WorkerConnection;
+
+type GpuSettings = Pick<Settings, "adapter" | "gpuMemoryBytes">;
 
 const ROOT = new URL("../../../", import.meta.url);
 
@@ -51,10 +54,14 @@ export function ending(child: ChildProcess): Promise<string> {
   });
 }
 
-/** Starts GPU processes. @param adapter `hardware` or `software` to force the choice */
-export function childWorker(adapter: string | undefined, log: Log): StartWorker {
+/** Starts GPU processes with the settings that are theirs: their environment says the same. */
+export function childWorker({ adapter, gpuMemoryBytes }: GpuSettings, log: Log): StartWorker {
   return () => {
-    const variables = adapter ? { ...process.env, THAW_ADAPTER: adapter } : process.env;
+    const variables = {
+      ...process.env,
+      ...(adapter && { THAW_ADAPTER: adapter }),
+      ...(gpuMemoryBytes && { THAW_GPU_MEMORY_BYTES: String(gpuMemoryBytes) }),
+    };
     const gpu = gpuEnvironment(variables);
     const file = new URL("src/server/worker/main.ts", ROOT);
     return workerProcess(file, { ...variables, ...gpu.env }, `${gpu.adapter} adapter: ${gpu.reason}`, log);

@@ -2,7 +2,7 @@
 // says what to change.
 
 import { status } from "@grpc/grpc-js";
-import type { WorkerError } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import type { OutOfMemory, WorkerError } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { RpcError } from "../../../proto/rpc/status.ts";
 import { invalidArgument, refusal } from "../rpc/errors.ts";
 
@@ -29,21 +29,8 @@ export function callerError(error: WorkerError["error"]): RpcError | undefined {
   switch (error.case) {
     case "input":
       return invalidArgument(error.value.problems);
-    case "outOfMemory": {
-      const { neededBytes, availableBytes, fittingBatchSize } = error.value;
-      const fits =
-        fittingBatchSize > 0n ? `a batch size of ${fittingBatchSize} would fit` : "no batch size would make it fit";
-      return refusal(
-        status.RESOURCE_EXHAUSTED,
-        "OUT_OF_DEVICE_MEMORY",
-        `needs ${neededBytes} bytes of device memory, ${availableBytes} are available; ${fits}`,
-        {
-          needed_bytes: String(neededBytes),
-          available_bytes: String(availableBytes),
-          fitting_batch_size: String(fittingBatchSize),
-        },
-      );
-    }
+    case "outOfMemory":
+      return outOfMemory(error.value);
     case "deviceLost":
       return refusal(status.UNAVAILABLE, "DEVICE_LOST", "the GPU was lost; a new GPU process is starting", {}, 2);
     case "wrongState":
@@ -53,6 +40,25 @@ export function callerError(error: WorkerError["error"]): RpcError | undefined {
     default:
       return undefined;
   }
+}
+
+/** A plan that needs more device memory than there is; with the largest batch size that would fit, 0 for none. */
+export function outOfMemory(
+  figures: Pick<OutOfMemory, "neededBytes" | "availableBytes" | "fittingBatchSize">,
+): RpcError {
+  const { neededBytes, availableBytes, fittingBatchSize } = figures;
+  const fits =
+    fittingBatchSize > 0n ? `a batch size of ${fittingBatchSize} would fit` : "no batch size would make it fit";
+  return refusal(
+    status.RESOURCE_EXHAUSTED,
+    "OUT_OF_DEVICE_MEMORY",
+    `needs ${neededBytes} bytes of device memory, ${availableBytes} are available; ${fits}`,
+    {
+      needed_bytes: String(neededBytes),
+      available_bytes: String(availableBytes),
+      fitting_batch_size: String(fittingBatchSize),
+    },
+  );
 }
 
 /** Turns what `work` throws on the GPU's account into what a caller may see. */

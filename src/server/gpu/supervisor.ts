@@ -44,6 +44,8 @@ export interface Gpu {
   request(request: WorkerRequest, signal?: AbortSignal): Promise<Reply>;
   /** The same for requests with many replies. */
   stream(request: WorkerRequest, signal?: AbortSignal): AsyncGenerator<Reply>;
+  /** Called when a process has come up. */
+  onUp: () => void;
   /** Called for everything that happens to the run, in order. */
   onUpdate: (update: RunUpdate) => void;
   /** Called when a process ended that had come up. */
@@ -96,6 +98,7 @@ export function superviseWorker(start: StartWorker, log: Log, begin: BeginReques
         from.hello = message.value;
         log("info", message.value.adapter?.line ?? "GPU process ready");
         wake();
+        gpu.onUp();
         return;
       case "reply":
         failures = 0;
@@ -229,6 +232,7 @@ export function superviseWorker(start: StartWorker, log: Log, begin: BeginReques
       throw new WorkerGone("no reply");
     },
     stream,
+    onUp: () => {},
     onUpdate: () => {},
     onGone: () => {},
     kill() {

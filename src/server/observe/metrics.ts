@@ -1,5 +1,5 @@
 // The server's figures for Prometheus. What happens is counted where it happens (calls, written events); what simply is, is
-// read when somebody scrapes. Nothing is kept per run but for the run on the GPU, so the number of series has a bound.
+// read when somebody scrapes. Nothing is kept per run but for the runs on the GPU, so the number of series has a bound.
 
 import { statfs } from "node:fs/promises";
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry as Series } from "prom-client";
@@ -92,7 +92,7 @@ export function createMetrics(): Metrics {
   );
   const gpuUp = gauge("thaw_gpu_up", "Whether the GPU process is up");
   const gpuStarts = counter("thaw_gpu_process_starts_total", "GPU processes started; 1 is none that ended");
-  const gpuBytes = gauge("thaw_gpu_bytes", "Device bytes planned at the peak of the run on the GPU; 0 when idle");
+  const gpuBytes = gauge("thaw_gpu_bytes", "Device bytes planned at the peak of the runs on the GPU; 0 when idle");
   const watchers = gauge("thaw_watchers", "Open watches of runs that wait for events");
   const subscribers = gauge("thaw_assignment_subscribers", "Open subscriptions to assignments");
   const matched = counter("thaw_assignment_messages_total", "Messages of assignments that matched a subscription");
@@ -105,19 +105,17 @@ export function createMetrics(): Metrics {
   if (!("Deno" in globalThis)) collectDefaultMetrics({ register: series });
 
   const ofRun = [step, loss, learningRate, gradientNorm, speed, imbalance];
-  let shown = "";
-  /** Only the run on the GPU has series of its own. */
-  function show(run: string): void {
-    if (run === shown) return;
-    for (const one of ofRun) one.reset();
-    shown = run;
-  }
+  /** The last step of each run on the GPU; those have series of their own. */
+  const lastSteps = new Map<string, StepMetrics>();
 
   function stepped(run: string, metrics: StepMetrics): void {
-    show(run);
+    lastSteps.set(run, metrics);
     const { seconds, nanos } = metrics.stepDuration ?? { seconds: 0n, nanos: 0 };
     steps.observe(Number(seconds) + nanos / 1e9);
     tokens.inc(Number(metrics.tokens));
+  }
+
+  function show(run: string, metrics: StepMetrics): void {
     step.set({ run }, Number(metrics.step));
     loss.set({ run }, metrics.loss);
     learningRate.set({ run }, metrics.learningRate);
@@ -146,12 +144,16 @@ export function createMetrics(): Metrics {
       if (event.case === "warning") warnings.inc({ reason: event.value.reason });
     },
     async scrape({ registry, runs: { active }, gpu, runLog, routes, dataDirectory, version }) {
-      if (active?.name !== shown) show("");
+      for (const one of ofRun) one.reset();
+      for (const [run, metrics] of lastSteps) {
+        if (active.some(({ name }) => name === run)) show(run, metrics);
+        else lastSteps.delete(run);
+      }
       const counted = await registry.countRuns();
       for (const state of STATES) runs.set({ state: stateName(state) }, counted.get(state) ?? 0);
       gpuUp.set(gpu.hello ? 1 : 0);
       total(gpuStarts, gpu.starts);
-      gpuBytes.set(Number(active?.allocatedBytes ?? 0n));
+      gpuBytes.set(active.reduce((sum, { allocatedBytes }) => sum + Number(allocatedBytes), 0));
       watchers.set(runLog.watchers);
       const { counts } = routes;
       subscribers.set(counts.subscribers);

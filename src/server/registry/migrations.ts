@@ -75,6 +75,9 @@ export const MIGRATIONS: readonly string[] = [
     revoke_time INTEGER
   ) STRICT;
   `,
+  `
+  ALTER TABLE runs ADD COLUMN priority INTEGER NOT NULL DEFAULT 2; -- thaw.v1.Priority
+  `,
 ];
 
 /** Brings the schema to the newest version. @throws Error when a newer thaw wrote the file */

@@ -6,7 +6,7 @@ import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { CheckpointSchema } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import { RunEventSchema } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import { TrainableReportSchema } from "../../../proto/gen/thaw/v1/group_pb.ts";
-import { RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { type Priority, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import { failpoint } from "../../failpoints.ts";
 import { newId } from "../ids.ts";
@@ -27,6 +27,7 @@ interface RunRow {
   position: number;
   id: string;
   state: number;
+  priority: Priority;
   display_name: string;
   labels: string;
   etag: string;
@@ -41,7 +42,8 @@ const SELECT_RUN = `
   SELECT r.*,
     (SELECT c.id FROM checkpoints c WHERE c.run = r.id ORDER BY c.position DESC LIMIT 1) AS latest,
     CASE r.state WHEN ${RunState.QUEUED}
-      THEN (SELECT count(*) FROM runs a WHERE a.state = ${RunState.QUEUED} AND a.position < r.position) ELSE 0 END AS ahead
+      THEN (SELECT count(*) FROM runs a WHERE a.state = ${RunState.QUEUED}
+        AND (a.priority > r.priority OR a.priority = r.priority AND a.position < r.position)) ELSE 0 END AS ahead
   FROM runs r`;
 
 /** States from which a run never moves again. */
@@ -50,6 +52,7 @@ export const ENDED: readonly RunState[] = [RunState.CANCELLED, RunState.SUCCEEDE
 function recordOf(row: RunRow): RunRecord {
   const run = fromBinary(RunSchema, bytesOf(row.record));
   run.displayName = row.display_name;
+  run.priority = row.priority;
   run.labels = JSON.parse(row.labels);
   run.etag = row.etag;
   run.revision = BigInt(row.revision);
@@ -122,10 +125,11 @@ export function runOperations(sql: Sql): RunOperations {
       return sql.transaction(() => {
         try {
           sql.run(
-            `INSERT INTO runs (id, state, model, dataset, display_name, labels, etag, revision, record)
-             VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?)`,
+            `INSERT INTO runs (id, state, priority, model, dataset, display_name, labels, etag, revision, record)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?)`,
             id,
             run.state,
+            run.priority,
             run.spec?.model ?? "",
             run.spec ? datasetsOf(run.spec).join(" ") : "",
             run.displayName,

@@ -1,5 +1,5 @@
-// Runs as resources with a life: every command on them. One run holds the GPU at a time, and a command on a run waits for the
-// one before it (queue.ts).
+// Runs as resources with a life: every command on them. Which runs hold the GPU is the queue's to say, and a command on a run
+// waits for the one before it (queue.ts).
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
@@ -20,6 +20,7 @@ import { forCaller } from "../gpu/failures.ts";
 import { idIn, newId } from "../ids.ts";
 import { type Answer, NameTakenError, type RunRecord } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
+import type { Limits } from "../settings.ts";
 import { modelDirectory } from "../storage/layout.ts";
 import { fillRunSpec } from "../worker/convert/run_spec.ts";
 import { interruptions } from "./interruptions.ts";
@@ -61,18 +62,20 @@ export interface Runs {
   /** The model a run started from, with the run's shapes and routing and a checkpoint's parameters. */
   modelTarget(run: Run, checkpointDirectory: string): Promise<ModelTarget>;
   /** What is on the GPU, and the device bytes planned for it. */
-  readonly active:
-    | { readonly name: string; readonly kernels: readonly KernelUse[]; readonly allocatedBytes: bigint }
-    | undefined;
-  /** Checkpoints the run on the GPU and puts it back into the queue; starts nothing more. */
+  readonly active: readonly {
+    readonly name: string;
+    readonly kernels: readonly KernelUse[];
+    readonly allocatedBytes: bigint;
+  }[];
+  /** Checkpoints the runs on the GPU and puts them back into the queue; starts nothing more. */
   stop(): Promise<void>;
 }
 
-export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: number }): Runs {
+export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns" | "maxRunsOnGpu">): Runs {
   const { registry, gpu, runLog, checkpoints, log, layout } = parts;
-  const queue = runQueue(parts);
+  const queue = runQueue(parts, limits.maxRunsOnGpu);
   const { exclusively } = queue;
-  const { stopStepping, saveInterrupted, close } = interruptions(parts);
+  const { stopStepping, saveInterrupted, close, takeOff } = interruptions(parts);
 
   /** Work that a command leaves behind it; later commands wait for it. */
   function afterwards(id: string, work: () => Promise<void>): void {
@@ -85,8 +88,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     return record;
   }
 
-  const activeRun = (id: string): Live | undefined =>
-    queue.active?.run.name === `runs/${id}` ? queue.active : undefined;
+  const activeRun = (id: string): Live | undefined => queue.active.find(({ run }) => run.name === `runs/${id}`);
   /** The run as it is: in memory while it holds the GPU, else from the registry. */
   const present = async (id: string): Promise<LiveRun> => activeRun(id) ?? get(id);
 
@@ -112,7 +114,7 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
 
     async create(id, init, answer) {
       const queued = await registry.runsInStates([QUEUED]);
-      if (queued.length >= Math.max(limits.maxQueuedRuns, queue.active ? 0 : 1)) {
+      if (queued.length >= Math.max(limits.maxQueuedRuns, queue.active.length > 0 ? 0 : 1)) {
         throw refusal(
           status.RESOURCE_EXHAUSTED,
           "QUEUE_FULL",
@@ -254,31 +256,17 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     },
 
     get active() {
-      const { active } = queue;
-      if (!active) return undefined;
-      return { name: active.run.name, kernels: active.kernels, allocatedBytes: active.run.cost?.peakBytes ?? 0n };
+      return queue.active.map(({ run, kernels }) => ({
+        name: run.name,
+        kernels,
+        allocatedBytes: run.cost?.peakBytes ?? 0n,
+      }));
     },
 
     async stop() {
-      const on = await queue.halt();
-      if (on) {
-        await exclusively(idIn("runs", on.run.name)!, async () => {
-          if (hasEnded(on.run.state)) return;
-          const { wanted } = on;
-          if (wanted === "cancel") return void (await on.over);
-          on.wanted = "stop";
-          if (on.open && (await stopStepping(on)) && !hasEnded(on.run.state)) await close(on);
-          else on.release();
-          await on.over;
-          if (hasEnded(on.run.state)) return;
-          const newest = await checkpoints.newest(idIn("runs", on.run.name)!);
-          const step = newest?.checkpoint.step ?? on.run.startStep;
-          const again = step === on.run.step ? "" : ` from step ${step}, and later steps are repeated`;
-          const message = `the server was stopped; the run goes on when it starts again${again}`;
-          on.run.step = step;
-          runLog.append(on, { case: "warning", value: { reason: "SERVER_STOPPED", message } });
-          changeState(runLog, on, wanted === "pause" ? PAUSED : QUEUED);
-        });
+      const message = "the server was stopped; the run goes on when it starts again";
+      for (const on of await queue.halt()) {
+        await exclusively(idIn("runs", on.run.name)!, () => takeOff(on, "SERVER_STOPPED", message));
       }
       await runLog.flush();
     },
@@ -296,10 +284,13 @@ export function createRuns(parts: LiveParts, limits: { readonly maxQueuedRuns: n
     });
   }
 
-  gpu.onGone = (how) => queue.active?.gone(how);
+  gpu.onUp = queue.schedule;
+  gpu.onGone = (how) => {
+    for (const on of queue.active) on.gone(how);
+  };
   gpu.onUpdate = (update) => {
     if (update.update.case === "routes") parts.onRoutes(update.run, update.update.value);
-    else if (queue.active?.run.name === update.run) queue.active.update(update);
+    else queue.active.find(({ run }) => run.name === update.run)?.update(update);
   };
   return runs;
 }

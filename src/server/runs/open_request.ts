@@ -7,6 +7,7 @@ import { checkpointIn, idIn } from "../ids.ts";
 import { modelDirectory, splitFile, temporaryDirectory } from "../storage/layout.ts";
 import { datasetsOf } from "./datasets.ts";
 import type { LiveParts } from "./live.ts";
+import { weightOf } from "./scheduling.ts";
 import { notFound } from "./states.ts";
 
 type Parts = Pick<LiveParts, "registry" | "layout" | "checkpoints">;
@@ -38,6 +39,7 @@ export async function openRequest(run: Run, parts: Parts): Promise<MessageInitSh
     initialDirectory: first ? await directoryOf(spec.initialCheckpoint, parts) : "",
     checkpointsDirectory: temporaryDirectory(layout),
     paused: true,
+    weight: weightOf(run),
     overfitting: newest && run.overfitting,
   };
 }

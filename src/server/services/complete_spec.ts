@@ -1,11 +1,13 @@
 // What a new run is told, completed and checked against what it refers to, and priced.
 
 import { create } from "@bufbuild/protobuf";
-import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
+import { status } from "@grpc/grpc-js";
+import type { PlanCost, TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import { EvaluationMetric, type RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
+import { RpcError } from "../../../proto/rpc/status.ts";
 import type { Core } from "../core.ts";
-import { forCaller } from "../gpu/failures.ts";
+import { forCaller, outOfMemory } from "../gpu/failures.ts";
 import { checkpointIn, idIn } from "../ids.ts";
 import { datasetsOf } from "../runs/datasets.ts";
 import { notFound } from "../runs/states.ts";
@@ -72,4 +74,28 @@ export async function price({ registry, layout, gpu }: Core, spec: RunSpec): Pro
   const reply = await forCaller(gpu.request({ case: "planTrainable", value: { target, plan: spec.trainable, spec } }));
   if (reply.result.case !== "trainable") throw new Error(`PlanTrainable answered with ${reply.result.case}`);
   return reply.result.value;
+}
+
+/**
+ * What a step of a new run costs, sequences counted as being as long as they may be, once it is known to fit; undefined when
+ * no GPU process is up to say.
+ * @throws RpcError RESOURCE_EXHAUSTED, with the figures, when it needs more memory than there is
+ */
+export async function admit(core: Core, spec: RunSpec): Promise<PlanCost | undefined> {
+  const { hello } = core.gpu;
+  if (!hello) return undefined;
+  const costOf = async (batchSize: bigint) => (await price(core, { ...spec, batchSize })).after;
+  try {
+    const cost = await costOf(spec.batchSize);
+    const availableBytes = hello.memoryBytes;
+    const fits = (one: PlanCost | undefined): boolean =>
+      availableBytes === 0n || (one?.peakBytes ?? 0n) <= availableBytes;
+    if (!cost || fits(cost)) return cost;
+    let fittingBatchSize = spec.batchSize / 2n;
+    while (fittingBatchSize > 0n && !fits(await costOf(fittingBatchSize))) fittingBatchSize /= 2n;
+    throw outOfMemory({ neededBytes: cost.peakBytes, availableBytes, fittingBatchSize });
+  } catch (error) {
+    if (error instanceof RpcError && error.code === status.UNAVAILABLE) return undefined;
+    throw error;
+  }
 }

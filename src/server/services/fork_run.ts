@@ -2,7 +2,14 @@
 // opens as the interrupted run itself would; one that resets it is a run with an initial checkpoint.
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { type Run, type RunSchema, type RunSpec, RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import {
+  Priority,
+  PrioritySchema,
+  type Run,
+  type RunSchema,
+  type RunSpec,
+  RunSpecSchema,
+} from "../../../proto/gen/thaw/v1/run_pb.ts";
 import {
   type ForkRunRequest,
   ForkRunRequestSchema,
@@ -12,15 +19,16 @@ import {
 import type { Core } from "../core.ts";
 import { checkpointIn } from "../ids.ts";
 import { notFound } from "../runs/states.ts";
+import { knownEnum } from "../validation/plan.ts";
 import { checkDisplayName, checkLabels, checkNewId, checkRequestId, collectProblems } from "../validation/problems.ts";
 import { checkRunSpec } from "../validation/run_spec.ts";
 import { mergeSpec } from "../validation/spec_mask.ts";
 import { checkpointPlan } from "../worker/checkpoint_state.ts";
 import { planToProto } from "../worker/convert/plan.ts";
-import { completeSpec } from "./complete_spec.ts";
+import { admit, completeSpec } from "./complete_spec.ts";
 
 /** @throws RpcError INVALID_ARGUMENT with everything wrong with the request and with the spec that comes of it */
-export async function forkRun(core: Core, request: ForkRunRequest): Promise<ForkRunResponse> {
+export async function forkRun(core: Core, request: ForkRunRequest, owner: string): Promise<ForkRunResponse> {
   const problems = collectProblems();
   const ids = checkpointIn(request.sourceCheckpoint);
   problems.require(ids !== undefined, "source_checkpoint", "is not `runs/{run}/checkpoints/{checkpoint}`");
@@ -28,6 +36,7 @@ export async function forkRun(core: Core, request: ForkRunRequest): Promise<Fork
   checkRequestId(problems, request.requestId);
   checkDisplayName(problems, request.displayName, "display_name");
   checkLabels(problems, request.labels, "labels");
+  knownEnum(problems, "priority", PrioritySchema, request.priority);
   if (!ids) problems.throwIfAny();
 
   const make = async (): Promise<MessageInitShape<typeof RunSchema>> => {
@@ -52,7 +61,9 @@ export async function forkRun(core: Core, request: ForkRunRequest): Promise<Fork
     const spec = await completeSpec(core, merged);
     const { displayName, labels } = request;
     const begins = reset ? {} : { sourceCheckpoint, startStep: step, step };
-    return { displayName, labels, spec, trainable: spec.trainable, ...begins };
+    const priority = request.priority || Priority.NORMAL;
+    const cost = await admit(core, spec);
+    return { displayName, labels, priority, owner, spec, trainable: spec.trainable, cost, ...begins };
   };
   const once = { schema: ForkRunRequestSchema, body: request };
   return core.answers.once(request.requestId, once, ForkRunResponseSchema, async (remember) => {

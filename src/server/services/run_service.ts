@@ -3,7 +3,7 @@
 import { create } from "@bufbuild/protobuf";
 import { durationMs } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
-import { type Run, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { Priority, PrioritySchema, type Run, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import {
   CancelRunRequestSchema,
   CancelRunResponseSchema,
@@ -25,6 +25,7 @@ import {
 import { RunState, RunStateSchema } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import type { Core } from "../core.ts";
 import { StaleEtagError } from "../registry/registry.ts";
+import { callerOf } from "../rpc/caller.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import type { WatchPart } from "../runs/log.ts";
@@ -44,7 +45,7 @@ import {
   pageOf,
 } from "../validation/problems.ts";
 import { checkRunSpec } from "../validation/run_spec.ts";
-import { completeSpec, price } from "./complete_spec.ts";
+import { admit, completeSpec, price } from "./complete_spec.ts";
 import { forkRun } from "./fork_run.ts";
 import { runStreams } from "./run_streams.ts";
 
@@ -68,8 +69,8 @@ export function runService(core: Core): Handlers<typeof RunService> {
   }
 
   const handlers: RunHandlers = {
-    createRun: (request) => createRun(core, request),
-    forkRun: (request) => forkRun(core, request),
+    createRun: (request, { metadata }) => createRun(core, request, callerOf(metadata)),
+    forkRun: (request, { metadata }) => forkRun(core, request, callerOf(metadata)),
 
     async getRun({ name }) {
       const problems = collectProblems();
@@ -206,19 +207,21 @@ async function guarded<T>(change: Promise<T>): Promise<T> {
   }
 }
 
-async function createRun(core: Core, request: CreateRunRequest): Promise<CreateRunResponse> {
+async function createRun(core: Core, request: CreateRunRequest, owner: string): Promise<CreateRunResponse> {
   const problems = collectProblems();
   checkNewId(problems, request.runId, "run_id");
   checkRequestId(problems, request.requestId);
   checkDisplayName(problems, request.displayName, "display_name");
   checkLabels(problems, request.labels, "labels");
   checkRunSpec(problems, request.spec, "spec");
+  knownEnum(problems, "priority", PrioritySchema, request.priority);
   problems.throwIfAny();
 
   const make = async () => {
     const spec = await completeSpec(core, request.spec!);
     const { displayName, labels } = request;
-    return { displayName, labels, spec, trainable: spec.trainable };
+    const priority = request.priority || Priority.NORMAL;
+    return { displayName, labels, priority, owner, spec, trainable: spec.trainable, cost: await admit(core, spec) };
   };
   if (request.validateOnly) {
     const init = await make();

@@ -30,15 +30,17 @@ export function systemService(core: Core): Handlers<typeof SystemService> {
           ? [
               {
                 adapter: hello.adapter,
-                run: active?.name ?? "",
-                allocatedBytes: active?.allocatedBytes ?? 0n,
-                kernels: active ? [...active.kernels] : [],
+                run: active[0]?.name ?? "",
+                runs: active.map(({ name }) => name),
+                allocatedBytes: active.reduce((sum, { allocatedBytes }) => sum + allocatedBytes, 0n),
+                memoryBytes: hello.memoryBytes,
+                kernels: [...(active[0]?.kernels ?? [])],
               },
             ]
           : [],
         limits: Object.fromEntries(Object.entries(settings.limits).map(([name, limit]) => [name, BigInt(limit)])),
         queuedRuns: BigInt(counted.get(RunState.QUEUED) ?? 0),
-        activeRuns: active ? 1n : 0n,
+        activeRuns: BigInt(active.length),
         uptime: durationFromMs(Date.now() - startTime),
         residentBytes: BigInt(process.memoryUsage().rss),
       };

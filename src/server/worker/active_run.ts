@@ -35,6 +35,8 @@ export interface ActiveRun {
   /** `runs/{run}` */
   readonly name: string;
   readonly training: TrainingRun;
+  /** Its turns for each turn of a run of weight 1. */
+  readonly weight: number;
   /** Examples at a time, in generation too. */
   readonly batchSize: number;
   /** Whether it steps; false while paused. */
@@ -178,6 +180,7 @@ export async function openActiveRun(
   const run: ActiveRun = {
     name: open.run,
     training,
+    weight: open.weight || 1,
     batchSize: config.batchSize,
     stepping: !open.paused,
     routes: undefined,

@@ -16,6 +16,7 @@ import { gpuEnvironment } from "../../kernels/device/launch.ts";
 import { adapterLine, openDevice } from "../../kernels/device/open.ts";
 import { createEngine } from "../../trainer/engine.ts";
 import { describeModel } from "../../trainer/model/open.ts";
+import { defaultMemoryLimit } from "../../trainer/run/plan.ts";
 import { adapterToProto } from "./convert/adapter.ts";
 import { decodeFrames, FrameError } from "./frames.ts";
 import { openOutbox, standardOutput } from "./outbox.ts";
@@ -76,7 +77,8 @@ const host: HostModels = {
   describe: describeModel,
   plan: (target, plan, spec) => planModel(device.capabilities, target, plan, spec),
 };
-const worker = createWorker(createEngine(device), host, outbox);
+const memoryLimitBytes = Number(process.env.THAW_GPU_MEMORY_BYTES) || defaultMemoryLimit(device.capabilities);
+const worker = createWorker(createEngine(device, { memoryLimitBytes }), host, outbox);
 outbox.send({
   case: "hello",
   value: {
@@ -84,6 +86,7 @@ outbox.send({
     adapter: adapterToProto(device.capabilities, line),
     versions: await versions(device.capabilities),
     processId: BigInt(process.pid),
+    memoryBytes: Number.isFinite(memoryLimitBytes) ? BigInt(memoryLimitBytes) : 0n,
   },
 });
 

@@ -43,7 +43,8 @@ export interface WorkerState {
   readonly engine: Engine;
   readonly host: HostModels;
   readonly models: ModelCache;
-  active: ActiveRun | undefined;
+  /** The open ones, by name. */
+  readonly runs: Map<string, ActiveRun>;
   readonly sendUpdate: (run: string, step: number, update: RunUpdateBody) => void;
   readonly backlogBytes: () => number;
 }
@@ -65,6 +66,11 @@ const CANCELLABLE: ReadonlySet<Request["case"]> = new Set([
 ]);
 export const cancellable = (request: Request): boolean => CANCELLABLE.has(request.case);
 
+/** Requests that ask about a model directory: they touch neither a run nor the device, and need not wait for either. */
+export const needsNoGpu = (request: Request): boolean =>
+  request.case === "describeModel" ||
+  (request.case === "planTrainable" && request.value.target?.target.case === "model");
+
 /** Carries out one request. @throws what the request fails with */
 export async function carryOut(state: WorkerState, request: Request, answer: Answer): Promise<void> {
   const { reply } = answer;
@@ -79,7 +85,7 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     }
     case "closeRun": {
       const run = runNamed(state, request.value.run);
-      state.active = undefined;
+      state.runs.delete(run.name);
       await run.close();
       return reply({ case: "stepping", value: { step: count(run.step) } });
     }
@@ -140,12 +146,12 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
 }
 
 async function openRun(state: WorkerState, request: proto.OpenRun, { reply, cancelled }: Answer): Promise<void> {
-  if (state.active) throw new WrongStateError(`${state.active.name} is open; a worker trains one run at a time`);
+  if (state.runs.has(request.run)) throw new WrongStateError(`${request.run} is open already`);
   state.models.close(); // its memory may be needed
   const send = (step: number, update: RunUpdateBody) => state.sendUpdate(request.run, step, update);
   const run = await openActiveRun(state.engine, request, send, cancelled);
   if (cancelled()) return run.close();
-  state.active = run;
+  state.runs.set(run.name, run);
   const { training } = run;
   const opened = create(RunOpenedSchema, {
     step: count(run.step),
@@ -239,8 +245,9 @@ function stopRoutes(run: ActiveRun): void {
 }
 
 function runNamed(state: WorkerState, name: string): ActiveRun {
-  if (state.active?.name !== name) throw new WrongStateError(`${name} is not open on this worker`);
-  return state.active;
+  const run = state.runs.get(name);
+  if (!run) throw new WrongStateError(`${name} is not open on this worker`);
+  return run;
 }
 
 type ResolvedTarget =

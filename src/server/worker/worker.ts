@@ -1,13 +1,15 @@
-// The step loop: steps the open run by itself and carries out requests in order, between two steps. It knows messages and
-// the trainer; the process, its pipes and its device are main.ts's.
+// The step loop: steps the open runs by itself, in turn, and carries out requests in order, between two steps. It knows
+// messages and the trainer; the process, its pipes and its device are main.ts's.
 
 import { setImmediate } from "node:timers/promises";
 import type { ToWorker } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Engine } from "../../trainer/types.ts";
+import type { ActiveRun } from "./active_run.ts";
 import { CancelledError, errorToProto, isRefusal } from "./errors.ts";
 import { openModelCache } from "./model_cache.ts";
 import type { Outbox } from "./outbox.ts";
-import { cancellable, carryOut, type HostModels, type Request, type WorkerState } from "./requests.ts";
+import { cancellable, carryOut, type HostModels, needsNoGpu, type Request, type WorkerState } from "./requests.ts";
+import { takeTurns } from "./turns.ts";
 
 export interface GpuWorker {
   /** Takes a request; never waits. */
@@ -16,7 +18,7 @@ export interface GpuWorker {
   run(): Promise<void>;
   /** Ends `run` at the next step boundary; requests not begun are forgotten. */
   stop(): void;
-  /** Fails the run and every unanswered request with `error`, when nothing can be carried out any more. */
+  /** Fails every run and every unanswered request with `error`, when nothing can be carried out any more. */
   fail(error: Error): void;
 }
 
@@ -29,7 +31,9 @@ interface Pending {
 
 export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): GpuWorker {
   const queue: Pending[] = [];
-  let current: Pending | undefined;
+  /** Being carried out: at most one that needs the GPU. */
+  const current = new Set<Pending>();
+  const turns = takeTurns();
   let stopped = false;
   let wake: () => void = () => undefined;
 
@@ -37,7 +41,7 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
     engine,
     host,
     models: openModelCache(engine),
-    active: undefined,
+    runs: new Map(),
     sendUpdate: (run, step, update) => outbox.send({ case: "update", value: { run, step: BigInt(step), update } }),
     backlogBytes: () => outbox.backlogBytes,
   };
@@ -45,6 +49,8 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
   function receive({ id, request }: ToWorker): void {
     if (request.case === "cancelRequest") {
       cancel(request.value.id);
+    } else if (needsNoGpu(request)) {
+      void serve({ id, request, answered: false });
     } else {
       queue.push({ id, request, answered: false });
       wake();
@@ -54,7 +60,8 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
   function cancel(id: bigint): void {
     const waiting = queue.findIndex((pending) => pending.id === id);
     if (waiting >= 0) refuse(queue.splice(waiting, 1)[0], new CancelledError());
-    else if (current?.id === id && cancellable(current.request)) refuse(current, new CancelledError());
+    for (const pending of current)
+      if (pending.id === id && cancellable(pending.request)) refuse(pending, new CancelledError());
   }
 
   function refuse(pending: Pending, error: unknown): void {
@@ -64,6 +71,7 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
   }
 
   async function serve(pending: Pending): Promise<void> {
+    current.add(pending);
     try {
       await carryOut(state, pending.request, {
         cancelled: () => pending.answered,
@@ -76,45 +84,47 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
     } catch (error) {
       refuse(pending, error);
       // A change that broke off half-way leaves a run that cannot be trusted.
-      if (pending.request.case === "setTrainable" && !isRefusal(error)) await failRun(error);
+      const { request } = pending;
+      const run = request.case === "setTrainable" && !isRefusal(error) ? state.runs.get(request.value.run) : undefined;
+      if (run) await failRun(run, error);
+    } finally {
+      current.delete(pending);
     }
   }
 
-  async function failRun(error: unknown): Promise<void> {
-    const run = state.active;
-    if (!run) return;
-    state.active = undefined;
+  async function failRun(run: ActiveRun, error: unknown): Promise<void> {
+    if (!state.runs.delete(run.name)) return;
     state.sendUpdate(run.name, run.step, { case: "failed", value: { error: errorToProto(error) } });
     await run.close();
   }
 
   /** Part of the run's life; an error in it ends the run, not the worker. */
-  async function guarded(work: Promise<void> | undefined): Promise<void> {
+  async function guarded(run: ActiveRun, work: Promise<void>): Promise<void> {
     try {
       await work;
     } catch (error) {
-      await failRun(error);
+      await failRun(run, error);
     }
   }
 
   async function run(): Promise<void> {
     while (!stopped) {
       await setImmediate(); // lets input in, however quickly steps follow each other
-      current = queue.shift();
-      if (current) {
-        await guarded(state.active?.settle());
-        if (current.request.case === "shutdown") stopped = true;
-        else await serve(current);
-        current = undefined;
-      } else if (state.active?.ready) {
-        await guarded(state.active.advance());
+      const pending = queue.shift();
+      const run = pending ? undefined : turns.next(state.runs.values());
+      if (pending) {
+        for (const open of [...state.runs.values()]) await guarded(open, open.settle());
+        if (pending.request.case === "shutdown") stopped = true;
+        else await serve(pending);
+      } else if (run) {
+        await guarded(run, run.advance());
       } else if (!stopped) {
         await new Promise<void>((resolve) => {
           wake = resolve;
         });
       }
     }
-    await state.active?.close();
+    for (const run of state.runs.values()) await run.close();
     state.models.close();
   }
 
@@ -126,8 +136,8 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
       wake();
     },
     fail(error) {
-      void failRun(error);
-      for (const pending of [...(current ? [current] : []), ...queue]) refuse(pending, error);
+      for (const run of [...state.runs.values()]) void failRun(run, error);
+      for (const pending of [...current, ...queue]) refuse(pending, error);
       queue.length = 0;
     },
   };

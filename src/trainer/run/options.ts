@@ -27,5 +27,6 @@ export interface OpenOptions {
   readonly files?: EncodedFiles;
   /** A checkpoint directory; the parameters come from `source` all the same. */
   readonly resumeFrom?: string;
-  readonly memoryLimitBytes?: number;
+  /** Device memory there is for it now, bytes; unset: {@link defaultMemoryLimit}. Asked whenever a plan is made. */
+  readonly memoryLimitBytes?: () => number;
 }

@@ -233,8 +233,8 @@ function costOf(
   };
 }
 
-/** Device memory a run may use when nobody says: half the machine's for a CPU adapter, unknown for a GPU. */
-const defaultMemoryLimit = (c: Capabilities): number =>
+/** Device memory that runs may use when nobody says, in bytes: half the machine's for a CPU adapter, unknown for a GPU. */
+export const defaultMemoryLimit = (c: Capabilities): number =>
   c.software ? Math.floor(totalmem() / 2) : Number.POSITIVE_INFINITY;
 
 /**

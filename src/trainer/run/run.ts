@@ -54,7 +54,7 @@ export class Run implements TrainingRun {
   readonly #memory: DeviceMemory;
   readonly #programs: Programs;
   readonly #optimizer: OptimizerState;
-  readonly #memoryLimitBytes: number | undefined;
+  readonly #memoryLimitBytes: (() => number) | undefined;
   #training: Training | undefined;
   #inferenceLengths: Lengths;
   #step = 0;
@@ -62,6 +62,7 @@ export class Run implements TrainingRun {
   #passedOver = 0;
   readonly #steps: TrainingSteps;
   readonly #files: EncodedFiles;
+  #closed = false;
 
   private constructor(device: Device, source: OpenModel, config: RunSettings, options: OpenOptions) {
     this.device = device;
@@ -118,7 +119,7 @@ export class Run implements TrainingRun {
     const training = input && { ...input, shapes: input.data.shapes };
     return planWithin(
       { model: this.source.model, capabilities: this.device.capabilities, config: this.config, training, inference },
-      this.#memoryLimitBytes,
+      this.#memoryLimitBytes?.(),
     );
   }
 
@@ -230,7 +231,13 @@ export class Run implements TrainingRun {
     return { bytes: await writeModel(this.source, this.#memory, directory) };
   }
 
+  /** Device memory it has planned, bytes; 0 once it is closed. */
+  get plannedBytes(): number {
+    return this.#closed ? 0 : this.#programs.plan.bytes.total;
+  }
+
   close(): void {
+    this.#closed = true;
     this.#programs.release();
     this.#memory.destroy();
   }
@@ -264,7 +271,7 @@ export class Run implements TrainingRun {
     const { capabilities } = this.device;
     const runBytes = this.#programs.plan.bytes.total;
     const request = { model, capabilities, config: this.config, lengths, beams, readLogits, runBytes };
-    const plan = planDecoderWithin(request, this.#memoryLimitBytes);
+    const plan = planDecoderWithin(request, this.#memoryLimitBytes?.());
     return Decoder.open(this.device, plan, this.#memory);
   }
 

@@ -203,7 +203,7 @@ export const TrainableChangedSchema: GenMessage<TrainableChanged> = /*@__PURE__*
  */
 export type Warning = Message<"thaw.v1.Warning"> & {
   /**
-   * A stable UPPER_SNAKE_CASE reason, for instance `GPU_PROCESS_RESTARTED`.
+   * A stable UPPER_SNAKE_CASE reason, for instance `GPU_PROCESS_RESTARTED` or `PREEMPTED`.
    *
    * @generated from field: string reason = 1;
    */

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/system.proto.
  */
 export const file_thaw_v1_system: GenFile = /*@__PURE__*/
-  fileDesc("ChR0aGF3L3YxL3N5c3RlbS5wcm90bxIHdGhhdy52MSJRCgtNYXRyaXhTaGFwZRIJCgFtGAEgASgFEgkKAW4YAiABKAUSCQoBaxgDIAEoBRIRCgljb21wb25lbnQYBCABKAkSDgoGcmVzdWx0GAUgASgJItUCCgdBZGFwdGVyEgwKBGxpbmUYASABKAkSFgoOaW1wbGVtZW50YXRpb24YAiABKAkSDgoGdmVuZG9yGAMgASgJEhQKDGFyY2hpdGVjdHVyZRgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRIQCghzb2Z0d2FyZRgGIAEoCBILCgNmMTYYByABKAgSEQoJc3ViZ3JvdXBzGAggASgIEhkKEXN1Ymdyb3VwX21pbl9zaXplGAkgASgFEhkKEXN1Ymdyb3VwX21heF9zaXplGAogASgFEisKDW1hdHJpeF9zaGFwZXMYCyADKAsyFC50aGF3LnYxLk1hdHJpeFNoYXBlEhcKD3RpbWVzdGFtcF9xdWVyeRgMIAEoCBIYChBtYXhfYnVmZmVyX2J5dGVzGA0gASgDEiEKGW1heF9zdG9yYWdlX2JpbmRpbmdfYnl0ZXMYDiABKAMiLwoJS2VybmVsVXNlEg4KBmtlcm5lbBgBIAEoCRISCgpkaXNwYXRjaGVzGAIgASgDInYKBldvcmtlchIhCgdhZGFwdGVyGAEgASgLMhAudGhhdy52MS5BZGFwdGVyEgsKA3J1bhgCIAEoCRIXCg9hbGxvY2F0ZWRfYnl0ZXMYAyABKAMSIwoHa2VybmVscxgEIAMoCzISLnRoYXcudjEuS2VybmVsVXNlIroCCgZMaW1pdHMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYASABKAMSHgoWbWF4X2NvbmN1cnJlbnRfc3RyZWFtcxgCIAEoAxIXCg9tYXhfcXVldWVkX3J1bnMYAyABKAMSGAoQbWF4X3VwbG9hZF9ieXRlcxgEIAEoAxIiChptYXhfYXNzaWdubWVudF9zdWJzY3JpYmVycxgFIAEoAxIiChphc3NpZ25tZW50X2J1ZmZlcl9tZXNzYWdlcxgGIAEoAxIaChJtYXhfbWV0YWRhdGFfYnl0ZXMYByABKAMSFgoObWF4X29wZW5fY2FsbHMYCCABKAMSEwoLbWF4X3VwbG9hZHMYCSABKAMSGwoTbWluX2ZyZWVfZGlza19ieXRlcxgKIAEoAxIUCgxtYXhfd2F0Y2hlcnMYCyABKANiBnByb3RvMw");
+  fileDesc("ChR0aGF3L3YxL3N5c3RlbS5wcm90bxIHdGhhdy52MSJRCgtNYXRyaXhTaGFwZRIJCgFtGAEgASgFEgkKAW4YAiABKAUSCQoBaxgDIAEoBRIRCgljb21wb25lbnQYBCABKAkSDgoGcmVzdWx0GAUgASgJItUCCgdBZGFwdGVyEgwKBGxpbmUYASABKAkSFgoOaW1wbGVtZW50YXRpb24YAiABKAkSDgoGdmVuZG9yGAMgASgJEhQKDGFyY2hpdGVjdHVyZRgEIAEoCRITCgtkZXNjcmlwdGlvbhgFIAEoCRIQCghzb2Z0d2FyZRgGIAEoCBILCgNmMTYYByABKAgSEQoJc3ViZ3JvdXBzGAggASgIEhkKEXN1Ymdyb3VwX21pbl9zaXplGAkgASgFEhkKEXN1Ymdyb3VwX21heF9zaXplGAogASgFEisKDW1hdHJpeF9zaGFwZXMYCyADKAsyFC50aGF3LnYxLk1hdHJpeFNoYXBlEhcKD3RpbWVzdGFtcF9xdWVyeRgMIAEoCBIYChBtYXhfYnVmZmVyX2J5dGVzGA0gASgDEiEKGW1heF9zdG9yYWdlX2JpbmRpbmdfYnl0ZXMYDiABKAMiLwoJS2VybmVsVXNlEg4KBmtlcm5lbBgBIAEoCRISCgpkaXNwYXRjaGVzGAIgASgDIpoBCgZXb3JrZXISIQoHYWRhcHRlchgBIAEoCzIQLnRoYXcudjEuQWRhcHRlchILCgNydW4YAiABKAkSFwoPYWxsb2NhdGVkX2J5dGVzGAMgASgDEiMKB2tlcm5lbHMYBCADKAsyEi50aGF3LnYxLktlcm5lbFVzZRIUCgxtZW1vcnlfYnl0ZXMYBSABKAMSDAoEcnVucxgGIAMoCSLTAgoGTGltaXRzEhkKEW1heF9tZXNzYWdlX2J5dGVzGAEgASgDEh4KFm1heF9jb25jdXJyZW50X3N0cmVhbXMYAiABKAMSFwoPbWF4X3F1ZXVlZF9ydW5zGAMgASgDEhgKEG1heF91cGxvYWRfYnl0ZXMYBCABKAMSIgoabWF4X2Fzc2lnbm1lbnRfc3Vic2NyaWJlcnMYBSABKAMSIgoaYXNzaWdubWVudF9idWZmZXJfbWVzc2FnZXMYBiABKAMSGgoSbWF4X21ldGFkYXRhX2J5dGVzGAcgASgDEhYKDm1heF9vcGVuX2NhbGxzGAggASgDEhMKC21heF91cGxvYWRzGAkgASgDEhsKE21pbl9mcmVlX2Rpc2tfYnl0ZXMYCiABKAMSFAoMbWF4X3dhdGNoZXJzGAsgASgDEhcKD21heF9ydW5zX29uX2dwdRgMIAEoA2IGcHJvdG8z");
 
 /**
  * A shape that subgroup matrix instructions multiply: [m, k] · [k, n].
@@ -217,7 +217,7 @@ export type Worker = Message<"thaw.v1.Worker"> & {
   adapter?: Adapter | undefined;
 
   /**
-   * The run it trains, `runs/{run}`; empty when idle.
+   * The first of `runs`; empty when idle.
    *
    * @generated from field: string run = 2;
    */
@@ -231,11 +231,25 @@ export type Worker = Message<"thaw.v1.Worker"> & {
   allocatedBytes: bigint;
 
   /**
-   * Kernels of the program in force, by name; empty when idle.
+   * Kernels of the program in force of the first run, by name; empty when idle.
    *
    * @generated from field: repeated thaw.v1.KernelUse kernels = 4;
    */
   kernels: KernelUse[];
+
+  /**
+   * Device memory that runs may use together; 0 when it is not known.
+   *
+   * @generated from field: int64 memory_bytes = 5;
+   */
+  memoryBytes: bigint;
+
+  /**
+   * The runs on it, `runs/{run}`, in the order in which they came.
+   *
+   * @generated from field: repeated string runs = 6;
+   */
+  runs: string[];
 };
 
 /**
@@ -327,6 +341,13 @@ export type Limits = Message<"thaw.v1.Limits"> & {
    * @generated from field: int64 max_watchers = 11;
    */
   maxWatchers: bigint;
+
+  /**
+   * Runs on a GPU at a time. Default: 4.
+   *
+   * @generated from field: int64 max_runs_on_gpu = 12;
+   */
+  maxRunsOnGpu: bigint;
 };
 
 /**
