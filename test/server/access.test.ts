@@ -9,14 +9,18 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { connectThaw, problemsOf, RpcError } from "../../clients/typescript/index.ts";
 import { type CallOptions, connect } from "../../clients/typescript/rpc/connect.ts";
+import { ModelService } from "../../proto/gen/thaw/v1/model_service_pb.ts";
 import { RunService } from "../../proto/gen/thaw/v1/run_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
+import { createGate } from "../../src/server/access/gate.ts";
 import { accessTo, pathOf, ROLES, type Role, requireRoles } from "../../src/server/access/roles.ts";
 import { createToken } from "../../src/server/access/tokens.ts";
 import { ALL_SERVICES } from "../../src/server/front/front.ts";
 import { openTokens, type TokenStore } from "../../src/server/registry/tokens.ts";
+import { serve } from "../../src/server/rpc/serve.ts";
 import { registryFile } from "../../src/server/storage/layout.ts";
 import { eventsUntil, reaches, refused, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
+import { loopback, noFault, partly } from "./rpc_support.ts";
 
 const { UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED } = status;
 const METHODS = ALL_SERVICES.flatMap((service) => service.methods.map((method) => ({ service, method })));
@@ -177,6 +181,46 @@ test("a revoked or expired token's open streams end, and nobody else's; the run 
   over.abort();
   await Promise.all(reading);
   for (const connection of [...connections, admin]) connection.close();
+});
+
+test("the handler of a revoked token's stream ends although its client has stopped reading", async () => {
+  let made = 0;
+  let ended = false;
+  async function* downloadModel() {
+    try {
+      for (; ; made++) yield { part: { case: "data" as const, value: new Uint8Array(2 ** 18) } };
+    } finally {
+      ended = true;
+    }
+  }
+  const gate = createGate(
+    { maxMetadataBytes: 4096, maxOpenCalls: 10 },
+    openTokens(registryFile(server.dataDirectory)),
+    () => undefined,
+    () => undefined,
+  );
+  const { channel: own, close } = await loopback(
+    (it) => serve(it, ModelService, partly(ModelService, { downloadModel }), noFault),
+    { interceptors: [gate.interceptor] },
+  );
+  const { record, token } = tokenOf("operator");
+  const stopped = new AbortController();
+  const options = { metadata: bearer(`Bearer ${token}`), signal: stopped.signal };
+  const reading = connect(ModelService, own).downloadModel({}, options)[Symbol.asyncIterator]();
+  await reading.next();
+  let before = -1;
+  while (made > before) {
+    before = made;
+    await delay(200);
+  }
+  assert.is(ended, false, "the reader holds the handler back");
+  assert.ok(store.revoke(record.id));
+  for (let tries = 0; tries < 500 && !ended; tries++) await delay(10);
+  assert.is(ended, true);
+  stopped.abort();
+  await reading.next().catch(() => {});
+  await close();
+  gate.close();
 });
 
 test("of a token only the digest is kept, and the same secret is never given twice", () => {

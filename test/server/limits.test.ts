@@ -5,10 +5,12 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { MessageInitShape } from "@bufbuild/protobuf";
+import { Client, credentials } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { problemsOf } from "../../clients/typescript/index.ts";
-import type { UploadDatasetRequestSchema } from "../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import { connect } from "../../clients/typescript/rpc/connect.ts";
+import { DatasetService, type UploadDatasetRequestSchema } from "../../proto/gen/thaw/v1/dataset_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { eventsUntil, reaches, refused, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
 
@@ -114,9 +116,15 @@ test("queued runs, and the watches and assignment streams of one", async () => {
 });
 
 test("a message, as it is and unpacked", async () => {
-  const { thaw } = await serverWith("--max-message-bytes", "65536");
+  const { thaw, address } = await serverWith("--max-message-bytes", "65536");
   const { code, message } = await refused(thaw.datasets.uploadDataset(parts(header, split, data(70_000))));
   assert.equal([code, message.includes("65536")], [8, true]);
+  const zip = { "grpc.default_compression_algorithm": 2 }; // gzip: 10 MiB of zeros in 10 KiB
+  const zipped = new Client(address, credentials.createInsecure(), zip);
+  const packed = connect(DatasetService, zipped).uploadDataset(parts(header, split, data(10 * 2 ** 20)));
+  const unpacked = await refused(packed);
+  zipped.close();
+  assert.equal([unpacked.code, unpacked.message.includes("decompresses")], [8, true]);
   const limits = (await thaw.system.getSystem({})).limits;
   assert.equal([limits?.maxMessageBytes, limits?.maxMetadataBytes], [65536n, 16384n], "GetSystem says them");
   for (const [name, limit] of Object.entries(limits ?? {})) {

@@ -13,8 +13,11 @@ export interface Loopback {
 }
 
 /** Starts a server with the services that `add` adds, and opens a channel to it. */
-export async function loopback(add: (server: grpc.Server) => void): Promise<Loopback> {
-  const server = new grpc.Server(channelOptions());
+export async function loopback(
+  add: (server: grpc.Server) => void,
+  options: grpc.ServerOptions = {},
+): Promise<Loopback> {
+  const server = new grpc.Server({ ...channelOptions(), ...options });
   add(server);
   const port = await new Promise<number>((resolve, reject) => {
     const credentials = grpc.ServerCredentials.createInsecure();

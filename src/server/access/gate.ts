@@ -62,12 +62,15 @@ export function createGate(
   const interceptor: ServerInterceptor = ({ path }, call) => {
     let own: OpenCall | undefined;
     let over = false;
+    let handler: Parameters<ServerInterceptingCall["start"]>[0] | undefined;
     const end = (error: RpcError): void => {
       over = true;
       call.sendStatus({ ...toWire(error), details: error.message });
+      // grpc-js would tell the handler when the status is out, which a client that stops reading can put off for ever.
+      if (own) handler?.onCancel();
     };
-    return new ServerInterceptingCall(call, {
-      // A handler hears of the end only when the status is out; until then it writes into nothing.
+    const guarded = new ServerInterceptingCall(call, {
+      // What the handler still says after the end goes nowhere.
       sendMessage: (message, send) => void (over || send(message)),
       sendStatus: (ending, send) => void (over || send(ending)),
       start: (next) =>
@@ -90,6 +93,12 @@ export function createGate(
           onCancel: () => void (own && open.delete(own)), // However the call ends.
         }),
     });
+    const start = guarded.start.bind(guarded);
+    guarded.start = (listener) => {
+      handler = listener;
+      start(listener);
+    };
+    return guarded;
   };
 
   const recheck = (): void => {
