@@ -217,6 +217,7 @@ test("a bare specification becomes the documented defaults", () => {
     accumulationSteps: 1,
     passedOverSteps: 0,
     batching: "padded",
+    precision: "f32",
   });
   assert.equal(policy, {
     steps: 10,

@@ -12,7 +12,7 @@ import type { RouteHub } from "../routing/hub.ts";
 import { loadImbalance } from "../routing/summary.ts";
 import type { RunLog } from "../runs/log.ts";
 import type { Runs } from "../runs/manager.ts";
-import { stateName } from "../runs/states.ts";
+import { hasEnded, stateName } from "../runs/states.ts";
 import * as enums from "../worker/convert/enums.ts";
 import { type CallObserver, methodName } from "./calls.ts";
 
@@ -141,6 +141,9 @@ export function createMetrics(): Metrics {
     refused: (code) => refused.inc({ code }),
     written(run, { event }) {
       if (event.case === "metrics") stepped(run, event.value);
+      // Also forgotten at a scrape; but there may be none.
+      if (event.case === "state" && (hasEnded(event.value.to) || event.value.to === RunState.QUEUED))
+        lastSteps.delete(run);
       if (event.case === "warning") warnings.inc({ reason: event.value.reason });
     },
     async scrape({ registry, runs: { active }, gpu, runLog, routes, dataDirectory, version }) {
