@@ -3,7 +3,7 @@
 
 import process from "node:process";
 import { childWorker } from "../gpu/connection.ts";
-import { type Settings, settingsOfProcess, UsageError } from "../settings.ts";
+import { HELP, type Settings, settingsOfProcess, UsageError } from "../settings.ts";
 import { adapterFindings } from "./adapter.ts";
 import { type Finding, fail, findingText, ok } from "./findings.ts";
 import { machineFindings } from "./machine.ts";
@@ -28,8 +28,13 @@ async function examine(args: readonly string[], tell: (finding: Finding) => void
   (await adapterFindings(start, settings.adapter, () => said)).forEach(tell);
 }
 
+const args = process.argv.slice(2);
+if (args.includes("--help")) {
+  process.stdout.write(`${HELP.replace("serve", "doctor")}\n`);
+  process.exit(0);
+}
 let failed = false;
-await examine(process.argv.slice(2), (finding) => {
+await examine(args, (finding) => {
   failed ||= finding.level === "fail";
   process.stdout.write(findingText(finding));
 });
