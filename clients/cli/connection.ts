@@ -9,6 +9,8 @@ import { type ConnectOptions, connectThaw, DEFAULT_ADDRESS, type Thaw } from "..
 /** A mistake in what was typed, found before anything was sent. */
 export class UsageError extends Error {}
 
+const LOOPBACK = /^(localhost|127(\.\d{1,3}){3}|\[::1\]):\d+$/;
+
 interface ConnectionFlags {
   readonly server: string;
   readonly tls?: boolean;
@@ -56,6 +58,9 @@ export function connectTo(command: Command): Thaw {
   if (token !== undefined && !/^[\x21-\x7e]*$/.test(token)) problems.push("the token is not one word");
   if (problems.length > 0) throw new UsageError(problems.join("\n  "));
   const encrypted = tls || tlsCa || tlsCert;
+  if (token && !encrypted && !LOOPBACK.test(server)) {
+    process.stderr.write(`thaw: the token goes to ${server} without encryption, for everyone on the way to read\n`);
+  }
   const certificate = chain && key ? { chain, key } : undefined;
   const options: ConnectOptions = { token, tls: encrypted ? { authorities, certificate } : undefined };
   try {

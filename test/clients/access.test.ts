@@ -115,4 +115,11 @@ for (const [args, code, said] of mistakes) {
   });
 }
 
+test("a token that leaves the machine unencrypted is remarked on", async () => {
+  const to = (address: string) => thaw(["--server", address, "system"], { THAW_TOKEN: "x" });
+  const [beyond, here] = await Promise.all([to("[::ffff:127.0.0.1]:1"), to("127.0.0.1:1")]);
+  assert.equal([beyond.code, /without encryption/.test(beyond.stderr)], [6, true], beyond.stderr);
+  assert.equal([here.code, /without encryption/.test(here.stderr)], [6, false]);
+});
+
 test.run();

@@ -236,6 +236,30 @@ test("of a token only the digest is kept, and the same secret is never given twi
   assert.ok(kept.includes(tokens[0].slice(5, 17)), "the id is");
 });
 
+test("who is turned away is in the log, an entry a second, and no token is", async () => {
+  const logged: string[] = [];
+  const guarded = await testServer({ flags: ["--tokens", "on"], log: (_, message) => void logged.push(message) });
+  try {
+    assert.ok(logged.some((message) => /nobody has a token yet/.test(message)));
+    const { token } = tokenOf("admin"); // Of another server.
+    const stranger = connectThaw(guarded.address, { token });
+    const call = () => refused(stranger.runs.listRuns({}));
+    const started = Date.now();
+    await Promise.all(Array.from({ length: 50 }, call));
+    const seconds = Math.ceil((Date.now() - started) / 1000);
+    const entries = () => logged.filter((message) => message.includes("refused to"));
+    assert.ok(entries().length >= 1 && entries().length <= seconds, `${entries().length} entries in ${seconds} s`);
+    assert.match(entries()[0], /^thaw\.v1\.RunService\/ListRuns refused to 127\.0\.0\.1:\d+: UNAUTHENTICATED: /);
+    await delay(1100);
+    await call();
+    assert.match(entries().at(-1)!, /; \d+ more before$/);
+    stranger.close();
+    for (const part of [token, token.slice(-43)]) assert.not(logged.join("\n").includes(part));
+  } finally {
+    await guarded.stop();
+  }
+});
+
 test("metadata and open calls are bounded before a message is read, by name of the limit", async () => {
   const small = await testServer({ flags: ["--max-metadata-bytes", "2048", "--max-open-calls", "3"] });
   const { thaw } = small;
