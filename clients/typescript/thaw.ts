@@ -11,6 +11,7 @@ import { GroupService } from "../../proto/gen/thaw/v1/group_service_pb.ts";
 import { ModelService } from "../../proto/gen/thaw/v1/model_service_pb.ts";
 import { RoutingService } from "../../proto/gen/thaw/v1/routing_service_pb.ts";
 import { RunService } from "../../proto/gen/thaw/v1/run_service_pb.ts";
+import { StepService } from "../../proto/gen/thaw/v1/step_service_pb.ts";
 import { SystemService } from "../../proto/gen/thaw/v1/system_service_pb.ts";
 import { channelOptions } from "../../proto/rpc/definition.ts";
 import { type Client, connect } from "./rpc/connect.ts";
@@ -44,6 +45,7 @@ export interface Thaw {
   readonly models: Client<typeof ModelService>;
   readonly datasets: Client<typeof DatasetService>;
   readonly checkpoints: Client<typeof CheckpointService>;
+  readonly steps: Client<typeof StepService>;
   readonly system: Client<typeof SystemService>;
   readonly health: Client<typeof Health>;
   /** Closes the connection; open calls end with CANCELLED or UNAVAILABLE. Runs go on. */
@@ -67,6 +69,7 @@ export function connectThaw(address: string = DEFAULT_ADDRESS, options: ConnectO
     models: connect(ModelService, channel),
     datasets: connect(DatasetService, channel),
     checkpoints: connect(CheckpointService, channel),
+    steps: connect(StepService, channel),
     system: connect(SystemService, channel),
     health: connect(Health, channel),
     close: () => channel.close(),

@@ -420,6 +420,25 @@ export interface TrainingShape {
   readonly share: number;
 }
 
+/** An example that a caller drives a run with. */
+export type DrivenExample =
+  | { readonly input: string; readonly target: string }
+  | { readonly inputIds: readonly number[]; readonly targetIds: readonly number[] };
+
+/** What a batch came to whose gradients were added. */
+export interface DrivenBatch {
+  /** Batches in the gradients now. */
+  readonly batches: number;
+  /** Cross-entropy per target token of the batch. */
+  readonly loss: number;
+  readonly targetTokens: number;
+  /** Cross-entropy of each target token, by example. */
+  readonly tokenLosses: readonly Float32Array[];
+  readonly truncatedInputs: number;
+  readonly truncatedTargets: number;
+  readonly layers: readonly RouterLayerMetrics[];
+}
+
 /**
  * A run in progress on the device. Methods are called one at a time, except that `trainStep` may be called again while
  * one earlier step is in flight.
@@ -436,6 +455,19 @@ export interface TrainingRun {
   readonly data: DataStatistics;
   /** One optimizer step. */
   trainStep(): Promise<StepMetrics>;
+  /**
+   * Adds the gradients of a batch, of 1 to `batchSize` examples, to those added since the last step, and leaves everything
+   * else as it is.
+   * @param divisor of the summed cross-entropy. Default: the batch's target tokens
+   * @throws InputError naming every bad example; MemoryError when there is no room for gradients that add up
+   */
+  forwardBackward(examples: readonly DrivenExample[], divisor?: number): Promise<DrivenBatch>;
+  /** Batches in the gradients; `setTrainable` and `endDriving` clear them too. */
+  readonly drivenBatches: number;
+  /** One optimizer step on the gradients, which must be of one batch at least. @param rate default: the schedule's */
+  optimStep(rate?: number): Promise<StepMetrics>;
+  /** Makes `trainStep` possible again after `forwardBackward`. @throws MemoryError */
+  endDriving(): Promise<void>;
   /** Dry run: throws InputError when a selector matches nothing. */
   planTrainable(plan: TrainablePlan): TrainableReport;
   setTrainable(plan: TrainablePlan): Promise<TrainableReport>;

@@ -38,6 +38,8 @@ export interface FakeEngineOptions {
   readonly beforeStep?: (step: number) => void | Promise<void>;
   /** Called before each evaluation and generation; it may wait. */
   readonly beforeInference?: () => void | Promise<void>;
+  /** Thrown by forwardBackward. */
+  readonly drivenError?: Error;
   /** Thrown by setTrainable. */
   readonly setTrainableError?: Error;
 }
@@ -136,6 +138,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
     let plan = startPlan;
     let inFlight = 0;
     let busy = false;
+    let driven = 0;
 
     async function alone<R>(what: string, work: () => Promise<R>): Promise<R> {
       if (busy || inFlight > 0) throw new Error(`${what} overlaps ${inFlight} steps in flight`);
@@ -174,6 +177,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       onRoutes: undefined,
       async trainStep(): Promise<StepMetrics> {
         if (busy) throw new Error("a step overlaps another call");
+        if (driven > 0) throw new Error("a step of its own among a caller's");
         const done = ++step;
         mostInFlight = Math.max(mostInFlight, ++inFlight);
         calls.push(`step ${done}`);
@@ -189,6 +193,25 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         const common = { step: done, loss, totalLoss: loss, gradientNorm: 1, learningRate: 0.1 };
         return { ...common, tokens: 8, stepSeconds: 0.5, layers: [] };
       },
+      get drivenBatches() {
+        return driven;
+      },
+      forwardBackward: (examples, divisor) =>
+        alone(`forwardBackward ${examples.length} by ${divisor}`, async () => {
+          if (options.drivenError) throw options.drivenError;
+          const counts = { targetTokens: 2, truncatedInputs: 0, truncatedTargets: 1 };
+          return { batches: ++driven, loss: 0.5, ...counts, tokenLosses: [Float32Array.of(0.25, 0.75)], layers: [] };
+        }),
+      optimStep: (rate) =>
+        alone(`optimStep ${rate}`, async () => {
+          driven = 0;
+          const common = { step: ++step, loss: 0.5, totalLoss: 0.5, gradientNorm: 1, learningRate: rate ?? 0.1 };
+          return { ...common, tokens: 8, stepSeconds: 0.5, layers: [] };
+        }),
+      endDriving: () =>
+        alone("endDriving", async () => {
+          driven = 0;
+        }),
       planTrainable: () => report(),
       setTrainable: (wanted) =>
         alone("setTrainable", async () => {

@@ -62,7 +62,7 @@ const options = {
   losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
   lossGradient: true,
   packed: false,
-  accumulationSteps: 1,
+  sumGradients: false,
 } as const;
 
 for (const name of ["switch-tiny", "st-moe-tiny", "st-moe-l"])

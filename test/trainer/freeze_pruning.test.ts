@@ -28,7 +28,7 @@ const options = {
   losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
   lossGradient: true,
   packed: false,
-  accumulationSteps: 1,
+  sumGradients: false,
 } as const;
 
 const ADAMW = { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01 } as const;

@@ -136,7 +136,7 @@ async function outcome(batch: Batch, packed: boolean, target: KernelTarget): Pro
       },
       losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
       lossGradient: true,
-      accumulationSteps: 1,
+      sumGradients: false,
     },
     { kind: "sgd", momentum: 0, weightDecay: 0 },
   );

@@ -49,7 +49,7 @@ function trainingGraph(selection: Partial<TrainableSelection> = { preset: "all" 
       losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
       lossGradient: true,
       packed: false,
-      accumulationSteps: 1,
+      sumGradients: false,
     },
     { kind: "sgd", momentum: 0, weightDecay: 0 },
   );

@@ -117,7 +117,7 @@ function kernels(changes: Partial<BuildOptions>, selection: { preset: "all" | "f
     losses,
     lossGradient: true,
     packed: false,
-    accumulationSteps: 1,
+    sumGradients: false,
     ...changes,
   };
   const trainable = resolveTrainable(model.parameters, { add: [], remove: [], ...selection });

@@ -11,6 +11,7 @@ import { GroupService } from "../../../proto/gen/thaw/v1/group_service_pb.ts";
 import { ModelService } from "../../../proto/gen/thaw/v1/model_service_pb.ts";
 import { RoutingService } from "../../../proto/gen/thaw/v1/routing_service_pb.ts";
 import { RunService } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
+import { StepService } from "../../../proto/gen/thaw/v1/step_service_pb.ts";
 import { SystemService } from "../../../proto/gen/thaw/v1/system_service_pb.ts";
 
 /**
@@ -70,6 +71,7 @@ const DATASETS: Table<typeof DatasetService> = {
   previewBatches: "viewer",
   deleteDataset: "admin",
 };
+const STEPS: Table<typeof StepService> = { forwardBackward: "operator", optimStep: "operator" };
 const SYSTEM: Table<typeof SystemService> = { getSystem: "viewer" };
 const HEALTH: Table<typeof Health> = { check: "open", list: "open", watch: "open" };
 const REFLECTION: Table<typeof ServerReflection> = { serverReflectionInfo: "open" };
@@ -81,6 +83,7 @@ const TABLES: readonly (readonly [DescService, Readonly<Record<string, Access>>]
   [CheckpointService, CHECKPOINTS],
   [ModelService, MODELS],
   [DatasetService, DATASETS],
+  [StepService, STEPS],
   [SystemService, SYSTEM],
   [Health, HEALTH],
   [ServerReflection, REFLECTION],

@@ -12,6 +12,7 @@ import { GroupService } from "../../../proto/gen/thaw/v1/group_service_pb.ts";
 import { ModelService } from "../../../proto/gen/thaw/v1/model_service_pb.ts";
 import { RoutingService } from "../../../proto/gen/thaw/v1/routing_service_pb.ts";
 import { RunService } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
+import { StepService } from "../../../proto/gen/thaw/v1/step_service_pb.ts";
 import { SystemService } from "../../../proto/gen/thaw/v1/system_service_pb.ts";
 import { channelOptions } from "../../../proto/rpc/definition.ts";
 import { createGate, type RefusalListener } from "../access/gate.ts";
@@ -33,6 +34,7 @@ export const SERVICES = [
   CheckpointService,
   ModelService,
   DatasetService,
+  StepService,
   SystemService,
 ] as const;
 

@@ -112,7 +112,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
   const live: Live = {
     run: start.run,
     report: start.report,
-    wanted: "run",
+    wanted: start.run.startPaused ? "pause" : "run",
     open: false,
     kernels: [],
     giveUp: new AbortController(),

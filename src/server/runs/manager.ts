@@ -6,6 +6,7 @@ import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { status } from "@grpc/grpc-js";
 import { type Checkpoint, CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import type { EvaluationResult } from "../../../proto/gen/thaw/v1/evaluation_pb.ts";
+import type { StepMetrics } from "../../../proto/gen/thaw/v1/event_pb.ts";
 import {
   type TrainablePlan,
   type TrainableReport,
@@ -13,10 +14,15 @@ import {
 } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import { type Run, RunSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
+import type {
+  ForwardBackwardRequest,
+  ForwardBackwardResponse,
+  OptimStepRequest,
+} from "../../../proto/gen/thaw/v1/step_service_pb.ts";
 import type { KernelUse } from "../../../proto/gen/thaw/v1/system_pb.ts";
 import type { ModelTarget, Target } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import { forCaller } from "../gpu/failures.ts";
+import { asCallerError, forCaller, WorkerFailure } from "../gpu/failures.ts";
 import { idIn, newId } from "../ids.ts";
 import { type Answer, NameTakenError, type RunRecord } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
@@ -49,10 +55,15 @@ export interface Runs {
     answer: ((run: Run) => Answer) | undefined,
   ): Promise<RunRecord>;
   pause(id: string): Promise<Effect>;
-  resume(id: string): Promise<Effect>;
+  /** @param stayPaused only onto the GPU */
+  resume(id: string, stayPaused: boolean): Promise<Effect>;
   cancel(id: string): Promise<Effect>;
   setTrainable(id: string, plan: TrainablePlan): Promise<TrainableReport>;
   save(id: string): Promise<Checkpoint>;
+  /** Adds the gradients of a batch. @throws RpcError FAILED_PRECONDITION for a run that is not paused on the GPU */
+  forwardBackward(id: string, request: ForwardBackwardRequest): Promise<ForwardBackwardResponse>;
+  /** Takes a step on the gradients. @throws RpcError as forwardBackward does */
+  optimStep(id: string, request: OptimStepRequest): Promise<StepMetrics>;
   /** Prices a plan on the run, on the GPU or as a model with the run's shapes. */
   plan(id: string, plan: TrainablePlan): Promise<TrainableReport>;
   /** Logs an evaluation that somebody asked for. */
@@ -91,6 +102,15 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
   const activeRun = (id: string): Live | undefined => queue.active.find(({ run }) => run.name === `runs/${id}`);
   /** The run as it is: in memory while it holds the GPU, else from the registry. */
   const present = async (id: string): Promise<LiveRun> => activeRun(id) ?? get(id);
+
+  /** The run, paused on the GPU, whose steps somebody else takes. */
+  async function driven(id: string): Promise<Live> {
+    const live = await present(id);
+    requireState(live.run, ALLOWED.drive);
+    const on = activeRun(id);
+    if (on?.open) return on;
+    throw wrongState(live.run, ALLOWED.drive, "it is not on the GPU; ResumeRun with stay_paused takes it there");
+  }
 
   async function settledState(live: LiveRun, to: RunState): Promise<Effect> {
     changeState(runLog, live, to);
@@ -161,11 +181,13 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
         return paused;
       }),
 
-    resume: (id) =>
+    resume: (id, stayPaused) =>
       exclusively(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.resume);
         const on = activeRun(id);
+        if (on && stayPaused) return effect(on);
+        live.run.startPaused = stayPaused;
         if (!on) {
           const resumed = await settledState(live, QUEUED);
           queue.schedule();
@@ -174,9 +196,18 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
         on.wanted = "run";
         // Not open yet: it will step once it is.
         if (on.run.state === PAUSING) return settledState(on, STARTING);
-        changeState(runLog, on, RUNNING);
         const { step } = on.run;
-        await forCaller(gpu.request({ case: "resume", value: { run: on.run.name } }));
+        changeState(runLog, on, RUNNING);
+        try {
+          await gpu.request({ case: "resume", value: { run: on.run.name } });
+        } catch (error) {
+          // No room any more for the programs of its own steps.
+          if (error instanceof WorkerFailure && error.error.case === "outOfMemory") {
+            on.wanted = "pause";
+            await settledState(on, PAUSED);
+          }
+          throw asCallerError(error);
+        }
         await runLog.flush();
         return { ...(await effect(on)), effectiveStep: step };
       }),
@@ -227,6 +258,24 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
         const on = activeRun(id);
         if (!on?.open) throw wrongState(live.run, ALLOWED.saveCheckpoint, "it is not on the GPU; resume it first");
         return forCaller(checkpoints.save(on, CheckpointReason.REQUESTED));
+      }),
+
+    forwardBackward: (id, request) =>
+      exclusively(id, async () => {
+        await driven(id);
+        const { result } = await forCaller(gpu.request({ case: "forwardBackward", value: request }));
+        if (result.case !== "forwardBackward") throw new Error(`ForwardBackward answered with ${result.case}`);
+        return result.value;
+      }),
+
+    optimStep: (id, request) =>
+      exclusively(id, async () => {
+        const on = await driven(id);
+        const { result } = await forCaller(gpu.request({ case: "optimStep", value: request }));
+        if (result.case !== "optimStep") throw new Error(`OptimStep answered with ${result.case}`);
+        await on.settled();
+        await runLog.flush();
+        return result.value.metrics!;
       }),
 
     async plan(id, plan) {

@@ -18,6 +18,7 @@ export const ALLOWED = {
   resume: [PAUSING, PAUSED],
   cancel: [QUEUED, STARTING, RUNNING, PAUSING, PAUSED],
   setTrainable: [QUEUED, STARTING, RUNNING, PAUSING, PAUSED],
+  drive: [PAUSED],
   saveCheckpoint: [RUNNING, PAUSING, PAUSED],
   usePresentParameters: [RUNNING, PAUSING, PAUSED],
   delete: ENDED,

@@ -147,7 +147,7 @@ export function runService(core: Core): Handlers<typeof RunService> {
       const id = commanded(request);
       const once = { schema: ResumeRunRequestSchema, body: request };
       return answers.once(request.requestId, once, ResumeRunResponseSchema, async () =>
-        create(ResumeRunResponseSchema, await runs.resume(id)),
+        create(ResumeRunResponseSchema, await runs.resume(id, request.stayPaused)),
       );
     },
 
@@ -219,9 +219,10 @@ async function createRun(core: Core, request: CreateRunRequest, owner: string): 
 
   const make = async () => {
     const spec = await completeSpec(core, request.spec!);
-    const { displayName, labels } = request;
+    const { displayName, labels, startPaused } = request;
     const priority = request.priority || Priority.NORMAL;
-    return { displayName, labels, priority, owner, spec, trainable: spec.trainable, cost: await admit(core, spec) };
+    const cost = await admit(core, spec);
+    return { displayName, labels, priority, owner, startPaused, spec, trainable: spec.trainable, cost };
   };
   if (request.validateOnly) {
     const init = await make();

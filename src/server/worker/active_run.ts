@@ -48,6 +48,8 @@ export interface ActiveRun {
   readonly ready: boolean;
   /** Does one thing. @throws whatever makes the run fail */
   advance(): Promise<void>;
+  /** Takes a step of a caller's loop and sends its metrics; what the policy wants waits until the run steps again. */
+  optimStep(rate: number | undefined): Promise<StepMetrics>;
   /** Waits for the steps in flight; needed before any other call of `training`. @throws what made one of them fail */
   settle(): Promise<void>;
   /** Waits for the steps in flight, whatever comes of them, and frees the run. */
@@ -200,6 +202,15 @@ export async function openActiveRun(
         send(asked, { case: "finished", value: {} });
       } else if (inFlight.length >= STEPS_IN_FLIGHT) await inFlight[0];
       else launch();
+    },
+    async optimStep(rate) {
+      const metrics = await training.optimStep(rate);
+      asked = metrics.step;
+      arrived = metrics.step;
+      send(arrived, { case: "metrics", value: metricsToProto(metrics) });
+      watch?.trained(metrics.loss);
+      if (asked === last) planTasks();
+      return metrics;
     },
     settle,
     async close() {

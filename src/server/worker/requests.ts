@@ -18,7 +18,8 @@ import { type ActiveRun, openActiveRun, type RunUpdateBody } from "./active_run.
 import { fillDirectory } from "./checkpoint_directory.ts";
 import { checkpointStep } from "./checkpoint_state.ts";
 import { decodingFromProto } from "./convert/decoding.ts";
-import { evaluationToProto } from "./convert/metrics.ts";
+import { drivenBatchToProto, drivenExample } from "./convert/driven.ts";
+import { evaluationToProto, metricsToProto } from "./convert/metrics.ts";
 import { descriptionToProto, generationToProto } from "./convert/model.ts";
 import { planFromProto, planToProto } from "./convert/plan.ts";
 import { costToProto, reportToProto, tensorToProto } from "./convert/report.ts";
@@ -64,6 +65,12 @@ const CANCELLABLE: ReadonlySet<Request["case"]> = new Set([
   "generate",
   "describeModel",
 ]);
+/** Requests that leave a run which cannot be trusted when they break off half-way. */
+const CHANGES_RUN: ReadonlySet<Request["case"]> = new Set(["resume", "setTrainable", "forwardBackward", "optimStep"]);
+/** The name of the run that a request changes. */
+export const changedRun = ({ case: kind, value }: Request): string =>
+  CHANGES_RUN.has(kind) && value && "run" in value && typeof value.run === "string" ? value.run : "";
+
 export const cancellable = (request: Request): boolean => CANCELLABLE.has(request.case);
 
 /** Requests that ask about a model directory: they touch neither a run nor the device, and need not wait for either. */
@@ -80,6 +87,7 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     case "pause":
     case "resume": {
       const run = runNamed(state, request.value.run);
+      if (request.case === "resume") await run.training.endDriving();
       run.stepping = request.case === "resume";
       return reply({ case: "stepping", value: { step: count(run.step) } });
     }
@@ -98,6 +106,22 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     }
     case "setTrainable":
       return setTrainable(state, request.value, answer);
+    case "forwardBackward": {
+      const { examples, targetTokens } = request.value;
+      const run = drivenRun(state, request.value);
+      const batch = await run.training.forwardBackward(examples.map(drivenExample), Number(targetTokens) || undefined);
+      return reply({ case: "forwardBackward", value: drivenBatchToProto(run.step, batch) });
+    }
+    case "optimStep": {
+      const { batches, learningRate } = request.value;
+      const run = drivenRun(state, request.value);
+      const added = run.training.drivenBatches;
+      if (added === 0) throw new WrongStateError(`${run.name} has no gradients: ForwardBackward adds them`);
+      if (batches > 0n && added !== Number(batches))
+        throw new WrongStateError(`${run.name} has the gradients of ${added} batches, not of ${batches}`);
+      const metrics = metricsToProto(await run.optimStep(learningRate));
+      return reply({ case: "optimStep", value: { metrics } });
+    }
     case "saveCheckpoint": {
       const { training, step } = runNamed(state, request.value.run);
       const { directory } = request.value;
@@ -247,6 +271,18 @@ function stopRoutes(run: ActiveRun): void {
 function runNamed(state: WorkerState, name: string): ActiveRun {
   const run = state.runs.get(name);
   if (!run) throw new WrongStateError(`${name} is not open on this worker`);
+  return run;
+}
+
+/** An open run that does not step by itself, at the step that the caller takes it to be at. */
+function drivenRun(
+  state: WorkerState,
+  { run: name, step }: { readonly run: string; readonly step?: bigint },
+): ActiveRun {
+  const run = runNamed(state, name);
+  if (run.stepping) throw new WrongStateError(`${name} steps by itself; pause it first`);
+  if (step !== undefined && run.step !== Number(step))
+    throw new WrongStateError(`${name} is at step ${run.step}, not at ${step}`);
   return run;
 }
 

@@ -8,7 +8,15 @@ import type { ActiveRun } from "./active_run.ts";
 import { CancelledError, errorToProto, isRefusal } from "./errors.ts";
 import { openModelCache } from "./model_cache.ts";
 import type { Outbox } from "./outbox.ts";
-import { cancellable, carryOut, type HostModels, needsNoGpu, type Request, type WorkerState } from "./requests.ts";
+import {
+  cancellable,
+  carryOut,
+  changedRun,
+  type HostModels,
+  needsNoGpu,
+  type Request,
+  type WorkerState,
+} from "./requests.ts";
 import { takeTurns } from "./turns.ts";
 
 export interface GpuWorker {
@@ -83,9 +91,7 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
       });
     } catch (error) {
       refuse(pending, error);
-      // A change that broke off half-way leaves a run that cannot be trusted.
-      const { request } = pending;
-      const run = request.case === "setTrainable" && !isRefusal(error) ? state.runs.get(request.value.run) : undefined;
+      const run = isRefusal(error) ? undefined : state.runs.get(changedRun(pending.request));
       if (run) await failRun(run, error);
     } finally {
       current.delete(pending);

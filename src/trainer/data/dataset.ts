@@ -46,8 +46,10 @@ export function endSequence(
   return { ids: [...content.slice(0, limit - 1), eosTokenId], truncated: content.length > limit - 1 };
 }
 
+const lineOf = (line: number): string => `line ${line}`;
+
 /** Takes examples one by one; `finish` gives the whole, or throws what was wrong with all of them. */
-function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptions) {
+function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptions, placeOf = lineOf) {
   const { vocabularySize, eosTokenId } = options;
   const problems = problemList("");
   const examples: EncodedExample[] = [];
@@ -62,7 +64,7 @@ function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptio
   return {
     count,
     add(example: Example): void {
-      const place = `line ${example.line}`;
+      const place = placeOf(example.line);
       const { answers, group, label } = "input" in example ? example : {};
       let ids: { input: readonly number[]; target: readonly number[] };
       if ("inputIds" in example) ids = { input: example.inputIds, target: example.targetIds };
@@ -103,14 +105,16 @@ function datasetEncoder(tokenizer: Tokenizer | undefined, options: EncodingOptio
  * Encodes text by `tokenizer`; token ids are taken as given. Either way the end-of-sequence token is appended where it
  * is missing.
  *
- * @throws InputError naming the line of every token id outside the vocabulary, and of text without a tokenizer
+ * @param placeOf what errors call the place of an example
+ * @throws InputError naming the place of every token id outside the vocabulary, and of text without a tokenizer
  */
 export function encodeDataset(
   examples: readonly Example[],
   tokenizer: Tokenizer | undefined,
   options: EncodingOptions,
+  placeOf?: (line: number) => string,
 ): EncodedDataset {
-  const encoder = datasetEncoder(tokenizer, options);
+  const encoder = datasetEncoder(tokenizer, options, placeOf);
   examples.forEach(encoder.add);
   return encoder.finish();
 }

@@ -26,8 +26,8 @@ export interface BuildOptions {
   readonly losses: LossOptions;
   /** Whether router losses send a gradient. */
   readonly lossGradient: boolean;
-  /** Batches whose gradients are summed before an optimizer step; coefficients of means over a batch are divided by it. */
-  readonly accumulationSteps: number;
+  /** Whether the gradients of several batches are summed before an optimizer step. */
+  readonly sumGradients: boolean;
   /** How matrix products take their operands. Default: f32. */
   readonly products?: Products;
 }

@@ -108,7 +108,7 @@ async function forwardAndGradients(
     routing: ROUTING,
     losses: { balanceCoefficient: 0, zCoefficient: 0 },
     lossGradient: false,
-    accumulationSteps: 1,
+    sumGradients: false,
   };
   const everything: TrainableSet = new Map(model.parameters.map((p) => [p.name, true]));
   const training = model.trainingGraph(device.target, everything, options, adamwOf(info));

@@ -48,6 +48,8 @@ export interface RunPlan {
   readonly routerLosses: boolean;
   /** Batches of an optimizer step. */
   readonly accumulationSteps: number;
+  /** Whether gradients add up from batch to batch, and the optimizer is a program of its own. */
+  readonly sums: boolean;
   readonly bytes: PlannedBytes;
   readonly cost: PlanCost;
 }
@@ -72,6 +74,8 @@ export interface PlanRequest {
     readonly trainable: TrainableSet;
     readonly plan: TrainablePlan;
     readonly shapes: readonly TrainingShape[];
+    /** Gradients add up although a step of the run has one batch. */
+    readonly driven?: boolean;
   };
   /** Lengths of the evaluation and generation programs. */
   readonly inference: Lengths;
@@ -97,6 +101,7 @@ function buildOptions(
   lengths: Lengths,
   train: boolean,
   lossGradient: boolean,
+  sumGradients = false,
 ): BuildOptions {
   const accumulationSteps = train ? (c.accumulationSteps ?? 1) : 1;
   return {
@@ -116,7 +121,7 @@ function buildOptions(
       zCoefficient: c.losses.zCoefficient / accumulationSteps,
     },
     lossGradient,
-    accumulationSteps,
+    sumGradients,
     products: c.precision === "mixed" ? mixedProducts(capabilities) : "f32",
   };
 }
@@ -176,8 +181,10 @@ export function planPrograms(request: PlanRequest): RunPlan {
   const target = kernelTarget(capabilities);
   const routerLosses = training !== undefined && routerLossesOn(model, training.trainable, training.plan);
   const alignment = capabilities.limits.minUniformBufferOffsetAlignment;
+  const accumulationSteps = config.accumulationSteps ?? 1;
+  const sums = accumulationSteps > 1 || training?.driven === true;
   const options = (lengths: Lengths, train: boolean) =>
-    buildOptions(config, capabilities, lengths, train, train && routerLosses);
+    buildOptions(config, capabilities, lengths, train, train && routerLosses, train && sums);
   const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []) =>
     planGraph(built, alignment, extra);
 
@@ -195,9 +202,8 @@ export function planPrograms(request: PlanRequest): RunPlan {
     all.map((p) => p.lowered),
     staging,
   );
-  const accumulationSteps = config.accumulationSteps ?? 1;
   const cost = costOf(model, training?.trainable, train, bytes, accumulationSteps);
-  return { training: train, encoder, decoder, routerLosses, accumulationSteps, bytes, cost };
+  return { training: train, encoder, decoder, routerLosses, accumulationSteps, sums, bytes, cost };
 }
 
 /** Router losses keep sending gradient into the layers below a frozen router unless the plan says otherwise. */

@@ -30,7 +30,7 @@ export class Programs {
     await this.#memory.prepare([...training, encoder, decoder].map((p) => p.lowered));
     this.#plan = plan;
     for (const planned of training)
-      this.#training = [...this.#training, await this.#record("training", planned, plan.accumulationSteps > 1)];
+      this.#training = [...this.#training, await this.#record("training", planned, plan.sums)];
     this.#encoder = await this.#record("encoder", encoder);
     this.#decoder = await this.#record("decoder", decoder);
   }

@@ -52,14 +52,15 @@ export class Readback {
 
   /**
    * Encodes and submits `recorded`, then copies `tensors` (a subset of those given at creation) to the host. Returns
-   * when the commands are submitted; `results` resolves when they have run. `part` says which batch of an optimizer
-   * step this is: the first clears the gradients that add up, the last is followed by the optimizer.
+   * when the commands are submitted; `results` resolves when they have run. `part` says which part of an optimizer step
+   * this is: the first batch clears the gradients that add up, the last is followed by the optimizer, which also runs
+   * without a batch.
    * @throws DeviceLostError, KernelError (through `results`)
    */
   async run(
     recorded: RecordedGraph,
     tensors: readonly Tensor[] = this.#tensors,
-    part?: { readonly clear: readonly Tensor[]; readonly update: boolean },
+    part?: { readonly clear: readonly Tensor[]; readonly batch: boolean; readonly update: boolean },
   ): Promise<{ results: Promise<Results> }> {
     const device = this.#device;
     const slot = this.#staging[this.#turn];
@@ -67,7 +68,7 @@ export class Readback {
     await slot.free;
     const encoder = device.gpu.createCommandEncoder({ label: recorded.program.label });
     for (const t of part?.clear ?? []) encoder.clearBuffer(recorded.buffer(t));
-    recorded.program.encode(encoder);
+    if (part?.batch ?? true) recorded.program.encode(encoder);
     if (part?.update) recorded.update?.encode(encoder);
     for (const t of tensors)
       encoder.copyBufferToBuffer(recorded.buffer(t), 0, slot.buffer, this.#offsets.get(t)!, tensorBytes(t));

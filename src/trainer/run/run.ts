@@ -13,6 +13,8 @@ import type { InferenceGraph } from "../model/family.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { Scoring } from "../tasks/task.ts";
 import {
+  type DrivenBatch,
+  type DrivenExample,
   type EvaluationResult,
   type GenerateOptions,
   type Generation,
@@ -27,8 +29,10 @@ import {
 } from "../types.ts";
 import { uploadBatch } from "./batch_upload.ts";
 import { readTrainingState, writeModel, writeTrainingState } from "./checkpoint.ts";
+import { limitsOf } from "./data.ts";
 import { Decoder } from "./decoder.ts";
 import { DeviceMemory } from "./device_memory.ts";
+import { DrivenSteps, encodeDriven } from "./driven_steps.ts";
 import { type EncodedFiles, encodedFiles, type ScoredData } from "./encoded_files.ts";
 import { evaluate } from "./evaluate.ts";
 import { generate } from "./generate.ts";
@@ -61,6 +65,9 @@ export class Run implements TrainingRun {
   /** Steps' worth of batches that the data position is ahead of the step. */
   #passedOver = 0;
   readonly #steps: TrainingSteps;
+  readonly #drivenSteps: DrivenSteps;
+  /** Whether the programs are those of a caller's own loop. */
+  #driven = false;
   readonly #files: EncodedFiles;
   #closed = false;
 
@@ -75,6 +82,7 @@ export class Run implements TrainingRun {
     this.#inferenceLengths = options.inference;
     this.#files = options.files ?? encodedFiles(source, config);
     this.#steps = new TrainingSteps(this, this.#programs, this.#optimizer);
+    this.#drivenSteps = new DrivenSteps(this, this.#programs, this.#optimizer);
   }
 
   /** Plans, allocates, loads. On any error nothing stays allocated. */
@@ -115,8 +123,9 @@ export class Run implements TrainingRun {
     }
   }
 
-  #planWithin(input: Training | undefined, inference: Lengths): RunPlan {
-    const training = input && { ...input, shapes: input.data.shapes };
+  #planWithin(input: Training | undefined, inference: Lengths, driven = false): RunPlan {
+    const shapes = driven ? [{ ...limitsOf(this.config), share: 1 }] : input?.data.shapes;
+    const training = input && shapes && { ...input, shapes, driven };
     return planWithin(
       { model: this.source.model, capabilities: this.device.capabilities, config: this.config, training, inference },
       this.#memoryLimitBytes?.(),
@@ -126,6 +135,7 @@ export class Run implements TrainingRun {
   /** Makes the device hold exactly what `plan` needs. */
   async #install(plan: RunPlan, policy: TrainablePlan["optimizerState"]): Promise<void> {
     this.#programs.release();
+    this.#drivenSteps.forget();
     await this.#optimizer.change(plan.training[0]?.built.optimizer.entries ?? [], policy);
     await this.#programs.install(plan);
   }
@@ -166,6 +176,7 @@ export class Run implements TrainingRun {
   }
 
   trainStep(): Promise<StepMetrics> {
+    if (this.#driven) throw new Error("the run is driven by a loop of the caller's");
     return this.#steps.train(() => {
       const { batches } = this.#trainingOrThrow();
       const { accumulationSteps } = this.#programs.plan;
@@ -173,6 +184,35 @@ export class Run implements TrainingRun {
       const own = Array.from({ length: accumulationSteps }, (_, i) => batches.batchAt(first + i));
       return { step: this.#step++, batches: own };
     });
+  }
+
+  async forwardBackward(examples: readonly DrivenExample[], divisor?: number): Promise<DrivenBatch> {
+    const encoded = encodeDriven(this, examples);
+    await this.#drive(true);
+    return this.#drivenSteps.forwardBackward(encoded, this.#step, divisor);
+  }
+
+  get drivenBatches(): number {
+    return this.#drivenSteps.batches;
+  }
+
+  async optimStep(rate?: number): Promise<StepMetrics> {
+    const metrics = await this.#drivenSteps.optimStep(this.#step, rate);
+    this.#step++;
+    return metrics;
+  }
+
+  endDriving(): Promise<void> {
+    return this.#drive(false);
+  }
+
+  /** Has the programs of a caller's loop, or of the run's own. */
+  async #drive(driven: boolean): Promise<void> {
+    if (this.#driven === driven) return;
+    await this.#steps.quiet();
+    const plan = this.#planWithin(this.#trainingOrThrow(), this.#inferenceLengths, driven);
+    await this.#install(plan, "keep");
+    this.#driven = driven;
   }
 
   planTrainable(plan: TrainablePlan): TrainableReport {
@@ -183,6 +223,7 @@ export class Run implements TrainingRun {
     const change = this.#changeOf(plan);
     await this.#steps.quiet();
     await this.#install(change.runPlan, plan.optimizerState);
+    this.#driven = false;
     this.#training = change.training;
     return { ...change.report, effectiveStep: this.#step };
   }
@@ -256,7 +297,7 @@ export class Run implements TrainingRun {
   ): Promise<{ encoder: Ready<InferenceGraph>; decoder: Ready<InferenceGraph>; lengths: Lengths }> {
     const lengths = longest(needed, this.#inferenceLengths);
     if (lengths.input > this.#inferenceLengths.input || lengths.target > this.#inferenceLengths.target) {
-      await this.#install(this.#planWithin(this.#training, lengths), "keep");
+      await this.#install(this.#planWithin(this.#training, lengths, this.#driven), "keep");
       this.#inferenceLengths = lengths;
     }
     return { encoder: this.#programs.encoder, decoder: this.#programs.decoder, lengths };

@@ -13,6 +13,10 @@ export interface StepPart {
   readonly results: Results;
 }
 
+/** The coefficients of what a plan minimises. */
+export const minimised = (losses: LossOptions, { routerLosses }: { readonly routerLosses: boolean }): LossOptions =>
+  routerLosses ? losses : { ...losses, balanceCoefficient: 0, zCoefficient: 0 };
+
 /** Metrics of a training step over its batches; `losses` are the coefficients of what is minimised besides. */
 export function stepMetrics(
   parts: readonly StepPart[],

@@ -9,7 +9,7 @@ import type { Programs, Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import type { Run } from "./run.ts";
 import { learningRate } from "./schedule.ts";
-import { stepMetrics } from "./telemetry.ts";
+import { minimised, stepMetrics } from "./telemetry.ts";
 
 /** A batch and the program that it goes through. */
 interface Part {
@@ -61,7 +61,7 @@ export class TrainingSteps {
   async #submit(step: number, batches: readonly Batch[]): Promise<{ metrics: Promise<StepMetrics> }> {
     const run = this.#run;
     const { config } = run;
-    const { routerLosses } = this.#programs.plan;
+    const losses = minimised(config.losses, this.#programs.plan);
     const parts = batches.map((batch): Part => ({ batch, program: this.#programs.training(batch) }));
     const rate = learningRate(config.optimizer, step, config.steps);
     const { scalars } = parts[0].program.planned.built.optimizer;
@@ -74,7 +74,6 @@ export class TrainingSteps {
       if (listening)
         for (const [i, { batch, program }] of parts.entries())
           run.emitRoutes(run.routesOf(program, arrived[i], "training", step, batch));
-      const losses = routerLosses ? config.losses : { ...config.losses, balanceCoefficient: 0, zCoefficient: 0 };
       return stepMetrics(
         parts.map(({ batch, program }, i) => ({ built: program.planned.built, batch, results: arrived[i] })),
         { step: step + 1, learningRate: rate, stepSeconds },
@@ -110,7 +109,7 @@ async function submitParts(
     run.uploadScalars(step * parts.length + i, targetTokens);
     const { built, results, routes } = program.planned;
     const sums = i === 0 && parts.length > 1 ? [...built.gradients.values()] : [];
-    const part = { clear: sums, update: i + 1 === parts.length };
+    const part = { clear: sums, batch: true, update: i + 1 === parts.length };
     const tensors = listening ? [...results, ...routes] : results;
     pending.push((await program.readback.run(program.recorded, tensors, part)).results);
   }

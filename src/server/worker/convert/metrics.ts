@@ -26,7 +26,7 @@ export function metricsToProto(m: StepMetrics): event.StepMetrics {
   });
 }
 
-function layerToProto(l: RouterLayerMetrics): routing.RouterLayerMetrics {
+export function layerToProto(l: RouterLayerMetrics): routing.RouterLayerMetrics {
   return create(routing.RouterLayerMetricsSchema, {
     stack: enums.stack.toProto(l.stack),
     layer: l.layer,

@@ -133,7 +133,7 @@ export function trainingGraph(
   const pooledLosses = pooled ? poolRouterLosses(graph, routings) : undefined;
   const biases = learningBiases(build);
   const own = differentiate(graph);
-  const gradients = options.accumulationSteps > 1 ? accumulateGradients(graph, own) : own;
+  const gradients = options.sumGradients ? accumulateGradients(graph, own) : own;
   const optimizer = optimizerNodes(graph, gradients, t.step, algorithm);
   if (lossScale) learnLossScale(graph, lossScale, optimizer.norm);
   for (const bias of biases) learnBias(graph, bias, optimizer.norm, options.routing.selectionBias!.updateRate);
