@@ -160,7 +160,7 @@ test("what a run uses cannot be deleted; checkpoints are listed, fetched, delete
   for await (const { part } of thaw.checkpoints.downloadCheckpoint({ name })) {
     if (part.case === "file") paths.push(part.value.path);
   }
-  assert.equal(paths, ["optimizer.safetensors", "training.json"]);
+  assert.equal(paths, ["config.json", "model.safetensors", "optimizer.safetensors", "training.json"]);
   assert.is((await refused(thaw.checkpoints.saveCheckpoint({ run: "runs/r" }))).code, status.FAILED_PRECONDITION);
   await thaw.checkpoints.deleteCheckpoint({ name });
   assert.is((await refused(thaw.checkpoints.deleteCheckpoint({ name }))).code, status.NOT_FOUND);

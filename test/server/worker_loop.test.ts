@@ -469,7 +469,7 @@ scenario("a model routes as it is asked to, and is opened anew to route otherwis
 scenario("a directory is filled durably", {}, async ({ client, open, folder }) => {
   await client.reply(open({}, { paused: true }));
   for (const [request, names] of [
-    ["saveCheckpoint", ["optimizer.safetensors", "training.json"]],
+    ["saveCheckpoint", ["config.json", "model.safetensors", "optimizer.safetensors", "training.json"]],
     ["exportModel", ["config.json"]],
   ] as const) {
     const directory = join(folder, request);

@@ -116,6 +116,8 @@ export async function writeFakeCheckpoint(
   learnt = 0,
 ): Promise<void> {
   const tensor = { name: "learnt", dtype: "U32" as const, shape: [1], data: Uint32Array.of(learnt) };
+  await writeFileDurably(join(directory, "config.json"), "{}");
+  await writeSafetensors(join(directory, "model.safetensors"), []);
   await writeSafetensors(join(directory, "optimizer.safetensors"), [tensor]);
   await writeFileDurably(join(directory, "training.json"), JSON.stringify({ format: 1, ...state }));
 }

@@ -233,6 +233,39 @@ test("readInto refuses a target of another length and an integer tensor", async 
   await file.close();
 });
 
+test("a byte that is not as it was written is found in the tensor it belongs to", async ({ directory }) => {
+  const path = join(directory, "damaged.safetensors");
+  const tensor = (name: string, dtype: "F32" | "F16" | "I64", data: WritableTensor["data"]): WritableTensor => ({
+    name,
+    dtype,
+    shape: [2],
+    data,
+  });
+  const tensors = [
+    tensor("f32", "F32", new Float32Array([1, 2])),
+    tensor("f16", "F16", new Uint16Array([1, 2])),
+    tensor("i64", "I64", new BigInt64Array([1n, 2n])),
+  ];
+  const bytes = await writeSafetensors(path, tensors);
+  const whole = await readFile(path);
+  const last = { f32: bytes - 21, f16: bytes - 17, i64: bytes - 1 };
+  for (const [name, position] of Object.entries(last)) {
+    const damaged = Buffer.from(whole);
+    damaged[position] ^= 1;
+    await writeFile(path, damaged);
+    const file = await openSafetensors(path);
+    for (const other of Object.keys(last)) {
+      const error = await file.read(other).then(
+        () => undefined,
+        (thrown) => thrown,
+      );
+      const expected = `damaged.safetensors: tensor "${name}" is damaged: its bytes are not those written`;
+      assert.is(error?.message, other === name ? expected : undefined);
+    }
+    await file.close();
+  }
+});
+
 test("the writer refuses data that differs from the shape, and two tensors of one name", async ({ directory }) => {
   const path = join(directory, "x.safetensors");
   const x = { name: "x", dtype: "F32", shape: [2], data: new Float32Array(2) } as const;

@@ -4,7 +4,7 @@
 import { status } from "@grpc/grpc-js";
 import type { OutOfMemory, WorkerError } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { RpcError } from "../../../proto/rpc/status.ts";
-import { invalidArgument, refusal } from "../rpc/errors.ts";
+import { diskFull, invalidArgument, refusal } from "../rpc/errors.ts";
 
 /** A request that a GPU process refused. */
 export class WorkerFailure extends Error {
@@ -35,6 +35,10 @@ export function callerError(error: WorkerError["error"]): RpcError | undefined {
       return refusal(status.UNAVAILABLE, "DEVICE_LOST", "the GPU was lost; a new GPU process is starting", {}, 2);
     case "wrongState":
       return refusal(status.FAILED_PRECONDITION, "WRONG_STATE", error.value.message);
+    case "damagedCheckpoint":
+      return refusal(status.DATA_LOSS, "CHECKPOINT_DAMAGED", `the checkpoint is damaged: ${error.value.message}`);
+    case "diskFull":
+      return diskFull();
     case "cancelled":
       return refusal(status.CANCELLED, "CANCELLED", "given up");
     default:

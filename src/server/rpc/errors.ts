@@ -43,3 +43,6 @@ export function invalidArgument(problems: readonly { readonly field: string; rea
   });
   return withDetail(error, BadRequestSchema, create(BadRequestSchema, { fieldViolations }));
 }
+
+/** Nothing was done: the server's disk takes no more. */
+export const diskFull = (): RpcError => refusal(status.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full");

@@ -16,6 +16,8 @@ import { RequestInfoSchema } from "../../../proto/gen/google/rpc/error_details_p
 import { serviceDefinition } from "../../../proto/rpc/definition.ts";
 import { publicError, RpcError, toWire, withDetail } from "../../../proto/rpc/status.ts";
 import { abortable, drained } from "../../../proto/rpc/waiting.ts";
+import { isDiskFull } from "../storage/disk_full.ts";
+import { diskFull } from "./errors.ts";
 import { REQUEST_ID_KEY, requestIdOf } from "./request_id.ts";
 
 /** What a handler knows about the call it serves. */
@@ -105,7 +107,7 @@ function ended(error: RpcError, requestId: string): grpc.ServiceError {
 
 function implementation(method: DescMethod, handler: UntypedHandler, onFault: FaultListener): grpc.UntypedHandleCall {
   const failure = (thrown: unknown, { requestId }: CallContext) => {
-    const error = publicError(thrown);
+    const error = isDiskFull(thrown) ? diskFull() : publicError(thrown);
     if (error.code !== grpc.status.INTERNAL && error.code !== grpc.status.UNKNOWN) return ended(error, requestId);
     onFault(thrown, method, requestId);
     const info = create(RequestInfoSchema, { requestId });

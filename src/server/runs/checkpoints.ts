@@ -22,13 +22,16 @@ export interface Checkpoints {
   save(live: LiveRun, reason: CheckpointReason): Promise<Checkpoint>;
   /** Indexes one that the worker wrote by itself into a folder of ours. */
   adopt(live: LiveRun, directory: string, sizeBytes: bigint, reason: CheckpointReason): Promise<Checkpoint>;
-  /** Where a run goes on from. */
+  /** Leaves a damaged one out of what a run can go on from, as long as the server lives. It stays until it is deleted. */
+  setAside(name: string): void;
+  /** Where a run goes on from: the newest that is not damaged. */
   newest(id: string): Promise<{ readonly checkpoint: Checkpoint; readonly directory: string } | undefined>;
   directoryOf(run: string, folder: string): string;
 }
 
 export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, runLog: RunLog, log: Log): Checkpoints {
   const directoryOf = (run: string, folder: string): string => join(layout.checkpoints, run, folder);
+  const damaged = new Set<string>();
   const idOf = (live: LiveRun): string => live.run.name.replace(/^runs\//, "");
 
   async function freeName(run: string, step: bigint): Promise<string> {
@@ -52,6 +55,7 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
       reason,
       createTime: timestampNow(),
     });
+    damaged.delete(checkpoint.name); // A name may be free again.
     runLog.append(live, { case: "checkpoint", value: checkpoint }, id);
     await runLog.flush();
     failpoint("checkpoint.indexed");
@@ -60,7 +64,9 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
   }
 
   async function retain(run: string, keep: number): Promise<void> {
-    const kept = await registry.checkpoints(run, { before: undefined, limit: ALL });
+    const indexed = await registry.checkpoints(run, { before: undefined, limit: ALL });
+    // A damaged one is no reason to delete a good one.
+    const kept = indexed.filter(({ item }) => !damaged.has(item.checkpoint.name));
     const byPolicy = kept.filter(({ item }) => BY_POLICY.includes(item.checkpoint.reason));
     const best = kept.filter(({ item }) => item.checkpoint.reason === CheckpointReason.BEST);
     for (const { item } of [...byPolicy.slice(Math.max(keep, 1)), ...best.slice(1)]) {
@@ -98,8 +104,10 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
       }
       return inOrder(() => index(live, directory, step, sizeBytes, reason));
     },
+    setAside: (name) => void damaged.add(name),
     async newest(id) {
-      const [found] = await registry.checkpoints(id, { before: undefined, limit: 1 });
+      const indexed = await registry.checkpoints(id, { before: undefined, limit: damaged.size + 1 });
+      const found = indexed.find(({ item }) => !damaged.has(item.checkpoint.name));
       return found && { checkpoint: found.item.checkpoint, directory: directoryOf(id, found.item.directory) };
     },
     directoryOf,

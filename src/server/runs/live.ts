@@ -26,7 +26,8 @@ import { idIn } from "../ids.ts";
 import type { Log } from "../log.ts";
 import type { Registry } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
-import type { Layout } from "../storage/layout.ts";
+import { isDiskFull } from "../storage/disk_full.ts";
+import { discard, type Layout } from "../storage/layout.ts";
 import { invalidField } from "../validation/problems.ts";
 import { DIVERGENCE_REMEDY } from "../worker/errors.ts";
 import type { Checkpoints } from "./checkpoints.ts";
@@ -95,8 +96,8 @@ export const reportOf = (opened: Pick<RunOpened, "matched" | "cost" | "step">): 
     effectiveStep: opened.step,
   });
 
-/** Why a run has to be opened again: how its process ended, or how it diverged. */
-type Reopening = { readonly gone: string } | { readonly diverged: string };
+/** Why a run has to be opened again: how its process ended, how it diverged, or which checkpoint is damaged, and how. */
+type Reopening = { readonly gone: string } | { readonly diverged: string } | { readonly damaged: string };
 
 const INTERNAL = () => refusal(status.INTERNAL, "INTERNAL", "a fault of thaw; the server's log says more");
 
@@ -108,6 +109,8 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
   /** Ends the present opening: with why the run is to be opened again, or without when it is done with the GPU. */
   let leave: (why: Reopening | undefined) => void = () => {};
   let left = false;
+  /** Where this opening's checkpoints are written. */
+  let folder = "";
 
   const live: Live = {
     run: start.run,
@@ -120,7 +123,8 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       handled = handled
         .then(() => apply(update))
         .catch((thrown) => {
-          // A full disk, for one: the run cannot keep its promises any more.
+          if (isDiskFull(thrown)) return pauseForRoom();
+          // The run cannot keep its promises any more.
           log("error", `${thrown}`, { run: live.run.name });
           return end(RunState.FAILED, INTERNAL());
         })
@@ -172,6 +176,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         // A lost device takes its process along; the run goes on in the next one.
         if (error.case === "deviceLost") return;
         if (error.case === "diverged") return goBack(error.value);
+        if (error.case === "diskFull") return pauseForRoom();
         return end(RunState.FAILED, callerError(error) ?? INTERNAL());
       }
     }
@@ -186,6 +191,19 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     } finally {
       live.release();
     }
+  }
+
+  /** The disk takes no checkpoint: whoever makes room on it resumes the run. It leaves the GPU. */
+  async function pauseForRoom(): Promise<void> {
+    if (hasEnded(live.run.state)) return;
+    if (live.wanted === "run" || live.wanted === "pause") {
+      const { place, step } = await restart();
+      live.run.step = step;
+      const message = `the server's disk is full; the run is paused, and goes on from ${from(place, step)} when it is resumed`;
+      append({ case: "warning", value: { reason: "DISK_FULL", message } });
+      changeState(runLog, live, RunState.PAUSED);
+    }
+    await closeOnWorker().finally(live.release);
   }
 
   async function closeOnWorker(): Promise<void> {
@@ -203,6 +221,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
   async function open(): Promise<void> {
     const { place } = await restart();
     const request = { ...(await openRequest(live.run, parts)), passedOverSteps: rollbacks.passedOver(place) };
+    folder = request.checkpointsDirectory;
     const reply = await gpu.request({ case: "openRun", value: request }, live.giveUp.signal);
     if (reply.result.case !== "opened") throw new Error(`OpenRun answered with ${reply.result.case}`);
     const opened = reply.result.value;
@@ -237,6 +256,9 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     return { place: newest?.checkpoint.name ?? "", step: newest?.checkpoint.step ?? live.run.startStep };
   }
 
+  const from = (place: string, step: bigint): string =>
+    `${place || live.run.sourceCheckpoint || "the beginning"}, step ${step}`;
+
   /** After a step that was not finite; the worker has closed the run. */
   async function goBack({ step, message }: Diverged): Promise<void> {
     live.open = false;
@@ -258,8 +280,19 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       await open();
     } catch (thrown) {
       if (left || live.giveUp.signal.aborted) return undefined;
+      if (isDiskFull(thrown) || (thrown instanceof WorkerFailure && thrown.error.case === "diskFull")) {
+        await pauseForRoom();
+        return undefined;
+      }
       if (thrown instanceof WorkerGone) return { gone: thrown.message };
       if (thrown instanceof WorkerFailure && thrown.error.case === "deviceLost") return { gone: thrown.message };
+      if (thrown instanceof WorkerFailure && thrown.error.case === "damagedCheckpoint") {
+        const { place } = await restart();
+        if (place !== "") {
+          checkpoints.setAside(place);
+          return { damaged: `${place} is damaged: ${thrown.error.value.message}` };
+        }
+      }
       const error = asCallerError(thrown);
       if (error instanceof RpcError && error.code === status.UNAVAILABLE) return { gone: error.message };
       if (!(error instanceof RpcError)) log("error", `could not be opened: ${thrown}`, { run: live.run.name });
@@ -269,12 +302,19 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     return leaving;
   }
 
+  /** Nobody writes into the folder any more, and what it still has was never indexed. */
+  async function tidy(): Promise<void> {
+    live.open = false;
+    await live.settled();
+    if (folder !== "") await discard(folder);
+    folder = "";
+  }
+
   async function life(): Promise<void> {
     while (true) {
       const why = await opening();
+      await tidy();
       if (why === undefined || left) return;
-      live.open = false;
-      await live.settled();
       if (left || hasEnded(live.run.state)) return;
       if ("gone" in why) {
         tries++;
@@ -286,10 +326,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       }
       const { place, step } = await restart();
       live.run.step = step;
-      append({
-        case: "warning",
-        value: warningOf(why, `${place || live.run.sourceCheckpoint || "the beginning"}, step ${step}`),
-      });
+      append({ case: "warning", value: warningOf(why, from(place, step)) });
       if (live.wanted === "pause") changeState(runLog, live, RunState.PAUSING);
       await runLog.flush();
       if ("gone" in why)
@@ -300,19 +337,22 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
 
   return Object.assign(live, {
     over: life().catch(async (thrown) => {
+      if (isDiskFull(thrown)) return pauseForRoom().catch(() => {});
       log("error", `${thrown}`, { run: live.run.name });
       await end(RunState.FAILED, INTERNAL()).catch(() => {});
     }),
   });
 }
 
-const warningOf = (why: Reopening, from: string) =>
-  "gone" in why
-    ? {
-        reason: "GPU_PROCESS_RESTARTED",
-        message: `the GPU process ended (${why.gone}); the run goes on from ${from}, and later steps are repeated`,
-      }
-    : {
-        reason: "NON_FINITE_ROLLED_BACK",
-        message: `${why.diverged}; the run goes on from ${from}, and the batches it has seen since are passed over`,
-      };
+function warningOf(why: Reopening, from: string): { reason: string; message: string } {
+  const goesOn = `the run goes on from ${from}, and`;
+  if ("gone" in why) {
+    const message = `the GPU process ended (${why.gone}); ${goesOn} later steps are repeated`;
+    return { reason: "GPU_PROCESS_RESTARTED", message };
+  }
+  if ("damaged" in why) {
+    return { reason: "CHECKPOINT_DAMAGED", message: `${why.damaged}; ${goesOn} later steps are repeated` };
+  }
+  const message = `${why.diverged}; ${goesOn} the batches it has seen since are passed over`;
+  return { reason: "NON_FINITE_ROLLED_BACK", message };
+}

@@ -22,7 +22,7 @@ import type {
 import type { KernelUse } from "../../../proto/gen/thaw/v1/system_pb.ts";
 import type { ModelTarget, Target } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { ModelTargetSchema, TargetSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
-import { asCallerError, forCaller, WorkerFailure } from "../gpu/failures.ts";
+import { asCallerError, forCaller, WorkerFailure, WorkerGone } from "../gpu/failures.ts";
 import { idIn, newId } from "../ids.ts";
 import { type Answer, NameTakenError, type RunRecord } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
@@ -194,8 +194,8 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
           return resumed;
         }
         on.wanted = "run";
-        // Not open yet: it will step once it is.
-        if (on.run.state === PAUSING) return settledState(on, STARTING);
+        // Not open yet, or not any more: it will step once it is.
+        if (on.run.state === PAUSING || !on.open) return settledState(on, STARTING);
         const { step } = on.run;
         changeState(runLog, on, RUNNING);
         try {
@@ -206,7 +206,8 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
             on.wanted = "pause";
             await settledState(on, PAUSED);
           }
-          throw asCallerError(error);
+          // The process ended meanwhile: the run is opened again, and steps then.
+          if (on.open && !(error instanceof WorkerGone)) throw asCallerError(error);
         }
         await runLog.flush();
         return { ...(await effect(on)), effectiveStep: step };

@@ -13,7 +13,10 @@ import { notFound } from "./states.ts";
 type Parts = Pick<LiveParts, "registry" | "layout" | "checkpoints">;
 
 /** The request that opens `run` paused. @throws RpcError when something it starts from is gone */
-export async function openRequest(run: Run, parts: Parts): Promise<MessageInitShape<typeof OpenRunSchema>> {
+export async function openRequest(
+  run: Run,
+  parts: Parts,
+): Promise<MessageInitShape<typeof OpenRunSchema> & { readonly checkpointsDirectory: string }> {
   const { registry, layout, checkpoints } = parts;
   const spec = run.spec!;
   const model = await registry.model(idIn("models", spec.model) ?? "");

@@ -99,8 +99,9 @@ export function checkpointService(core: Core): Handlers<typeof CheckpointService
       const once = { schema: DeleteCheckpointRequestSchema, body: request };
       return answers.once(request.requestId, once, DeleteCheckpointResponseSchema, async (remember) => {
         const { run, directory } = await find(ids);
-        if (run.latestCheckpoint === request.name && !hasEnded(run.state)) {
-          throw wrongState(run, ALLOWED.delete, "its newest checkpoint is what it would go on from");
+        const newest = await checkpoints.newest(ids.run);
+        if (newest?.checkpoint.name === request.name && !hasEnded(run.state)) {
+          throw wrongState(run, ALLOWED.delete, "this checkpoint is what it would go on from");
         }
         const response = create(DeleteCheckpointResponseSchema);
         await registry.deleteCheckpoint(ids.run, ids.checkpoint, remember?.(response));

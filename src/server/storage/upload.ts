@@ -4,7 +4,8 @@ import { createHash } from "node:crypto";
 import { mkdir, open } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { status } from "@grpc/grpc-js";
-import { refusal } from "../rpc/errors.ts";
+import { diskFull, refusal } from "../rpc/errors.ts";
+import { isDiskFull } from "./disk_full.ts";
 
 export interface ReceivedFile {
   readonly path: string;
@@ -58,8 +59,7 @@ export function receiver(directory: string, maxBytes: number, reserve: (bytes: n
       try {
         await now!.file.appendFile(data);
       } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
-        throw refusal(status.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full");
+        throw isDiskFull(error) ? diskFull() : error;
       }
     },
     get current() {

@@ -9,6 +9,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { CheckpointReason } from "../../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import type { OpenRun, RunUpdateSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { failpoint } from "../../failpoints.ts";
+import { verifyCheckpoint } from "../../trainer/run/verify_checkpoint.ts";
 import {
   type Engine,
   type EvaluationResult,
@@ -59,7 +60,7 @@ export interface ActiveRun {
 /**
  * @param send takes the updates of the run, in the order in which things happened, with the step they happened at
  * @param cancelled whether the run is no longer wanted; asked while its data is tokenised
- * @throws CancelledError then
+ * @throws CancelledError then; DamagedCheckpointError when the checkpoint it is to go on from is not whole
  */
 export async function openActiveRun(
   engine: Engine,
@@ -70,6 +71,7 @@ export async function openActiveRun(
   const { config, policy } = openRunToConfig(open);
   const resumed = open.resumeDirectory || undefined;
   await sweepPartialCheckpoints(open.checkpointsDirectory);
+  if (resumed) await verifyCheckpoint(resumed);
   const report = reportEncoding(open.datasets, (value) => send(0, { case: "preparation", value }));
   const training = await engine.openRun(config, resumed, (file, progress) => {
     if (cancelled()) throw new CancelledError();

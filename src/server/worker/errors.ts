@@ -4,7 +4,9 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type WorkerError, WorkerErrorSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError, OutOfMemoryError } from "../../kernels/device/errors.ts";
+import { DamagedCheckpointError } from "../../trainer/run/verify_checkpoint.ts";
 import { InputError, MemoryError } from "../../trainer/types.ts";
+import { isDiskFull } from "../storage/disk_full.ts";
 import { count } from "./convert/scalars.ts";
 
 /** The request does not fit how the run stands. */
@@ -53,6 +55,8 @@ function caseOf(error: unknown): MessageInitShape<typeof WorkerErrorSchema>["err
   // The device refused what the plan allowed; how much is left it does not say.
   if (error instanceof OutOfMemoryError) return { case: "outOfMemory", value: { neededBytes: count(error.bytes) } };
   if (error instanceof DeviceLostError) return { case: "deviceLost", value: { message: error.message } };
+  if (error instanceof DamagedCheckpointError) return { case: "damagedCheckpoint", value: { message: error.message } };
+  if (isDiskFull(error)) return { case: "diskFull", value: { message: (error as Error).message } };
   if (error instanceof DivergedError)
     return { case: "diverged", value: { step: count(error.step), message: error.message } };
   if (error instanceof WrongStateError) return { case: "wrongState", value: { message: error.message } };

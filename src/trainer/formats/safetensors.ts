@@ -2,13 +2,16 @@
 //
 // Floating-point tensors come back as f32 whatever the file stores, because that is what the trainer computes from;
 // integers keep their width. Multi-byte elements are little-endian in the file, and so is every host that has a WebGPU
-// implementation, so bytes are read straight into the typed array.
+// implementation, so bytes are read straight into the typed array. A tensor whose checksum the file has (files of ours) is
+// checked whenever it is read.
 
+import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { basename } from "node:path";
 import { bfloat16ToFloat32, float16ToFloat32, float64ToFloat32 } from "./float_conversion.ts";
 import { inputError } from "./problems.ts";
 import {
+  CHECKSUM_KEY,
   ELEMENT_BYTES,
   MAX_HEADER_BYTES,
   parseHeader,
@@ -33,8 +36,9 @@ export type TensorData =
 export interface SafetensorsFile {
   /** In the order of the header. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
+  /** Without the checksums. */
   readonly metadata: Readonly<Record<string, string>>;
-  /** The elements of one tensor, row-major. Throws InputError for an unknown name. */
+  /** The elements of one tensor, row-major. Throws InputError for an unknown name or a damaged tensor. */
   read(name: string): Promise<TensorData>;
   /** The same for a floating-point tensor, into `target`, which must have exactly as many elements. */
   readInto(name: string, target: Float32Array<ArrayBuffer>): Promise<void>;
@@ -116,13 +120,34 @@ function view(
   file: FileHandle,
   fileName: string,
   tensors: ReadonlyMap<string, TensorInfo>,
-  metadata: Readonly<Record<string, string>>,
+  allMetadata: Readonly<Record<string, string>>,
 ): SafetensorsFile {
+  const metadata = Object.fromEntries(Object.entries(allMetadata).filter(([key]) => !key.startsWith(CHECKSUM_KEY)));
   const find = (name: string): TensorInfo => {
     const info = tensors.get(name);
     if (!info) throw inputError(fileName, [`has no tensor ${JSON.stringify(name)}`]);
     return info;
   };
+
+  /** Sees the bytes of a tensor in order; `end` throws when they are not those that were written. */
+  function checking(name: string) {
+    const expected = allMetadata[CHECKSUM_KEY + name];
+    const hash = expected === undefined ? undefined : createHash("sha256");
+    return {
+      update: (bytes: Uint8Array) => void hash?.update(bytes),
+      end() {
+        if (hash === undefined || hash.digest("hex") === expected) return;
+        throw inputError(fileName, [`tensor ${JSON.stringify(name)} is damaged: its bytes are not those written`]);
+      },
+    };
+  }
+
+  async function readWhole(name: string, bytes: Uint8Array, position: number): Promise<void> {
+    const check = checking(name);
+    await readExactly(file, fileName, bytes, position);
+    check.update(bytes);
+    check.end();
+  }
 
   async function readInto(name: string, target: Float32Array<ArrayBuffer>): Promise<void> {
     const { dtype, byteOffset, byteLength } = find(name);
@@ -132,14 +157,17 @@ function view(
     if (target.length * size !== byteLength) {
       throw new RangeError(`${name}: ${byteLength / size} elements do not fit a target of ${target.length}`);
     }
-    if (dtype === "F32") return readExactly(file, fileName, bytesOf(target), byteOffset);
+    if (dtype === "F32") return readWhole(name, bytesOf(target), byteOffset);
+    const check = checking(name);
     const chunk = new Uint8Array(Math.min(CONVERSION_CHUNK * size, byteLength));
     for (let first = 0; first < target.length; first += CONVERSION_CHUNK) {
       const elements = Math.min(CONVERSION_CHUNK, target.length - first);
       const source = chunk.subarray(0, elements * size);
       await readExactly(file, fileName, source, byteOffset + first * size);
+      check.update(source);
       CONVERSIONS[dtype](source, target.subarray(first, first + elements));
     }
+    check.end();
   }
 
   async function read(name: string): Promise<TensorData> {
@@ -147,7 +175,7 @@ function view(
     const elements = byteLength / ELEMENT_BYTES[dtype];
     if (isInteger(dtype)) {
       const data = new INTEGER_ARRAYS[dtype](elements);
-      await readExactly(file, fileName, bytesOf(data), byteOffset);
+      await readWhole(name, bytesOf(data), byteOffset);
       return data;
     }
     const data = new Float32Array(elements);

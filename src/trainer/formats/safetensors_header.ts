@@ -22,6 +22,9 @@ export const ELEMENT_BYTES = {
   F64: 8,
 } as const;
 
+/** Before a tensor's name: the metadata key of the SHA-256 of its bytes, in hexadecimal. Ours, not the format's. */
+export const CHECKSUM_KEY = "sha256.";
+
 export type SafetensorsDType = keyof typeof ELEMENT_BYTES;
 
 export interface TensorInfo {

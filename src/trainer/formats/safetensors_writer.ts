@@ -1,9 +1,13 @@
 // Writes safetensors files. Shapes are known before data is: the header is written from the shapes of all tensors, then
 // each tensor's data is produced, written and forgotten, so a checkpoint is never in memory twice.
+//
+// The SHA-256 of every tensor stands in the header's metadata, as `sha256.NAME`, and is checked by who reads the tensor
+// here; other readers pass it over. It is known last: the header is written with room for it, and again at the end.
 
+import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { failpoint } from "../../failpoints.ts";
-import { ELEMENT_BYTES, type SafetensorsDType } from "./safetensors_header.ts";
+import { CHECKSUM_KEY, ELEMENT_BYTES, type SafetensorsDType } from "./safetensors_header.ts";
 
 /** The typed array a dtype is written from, row-major; F16 and BF16 as their bits. */
 export type WritableData =
@@ -31,10 +35,22 @@ const ALIGNMENT = 8;
 
 const byteLengthOf = ({ dtype, shape }: WritableTensor): number => shape.reduce((a, b) => a * b, ELEMENT_BYTES[dtype]);
 
-/** 8 bytes of length, then the header padded with spaces so that the data after it is aligned. */
-function encodeHeader(tensors: readonly WritableTensor[], metadata: Readonly<Record<string, string>>): Uint8Array {
+/** As long as a SHA-256 in hexadecimal. */
+const NO_CHECKSUM = "0".repeat(64);
+
+/**
+ * 8 bytes of length, then the header padded with spaces so that the data after it is aligned. As long whatever the
+ * checksums, of which those of `checksums` are known.
+ */
+function encodeHeader(
+  tensors: readonly WritableTensor[],
+  metadata: Readonly<Record<string, string>>,
+  checksums: ReadonlyMap<string, string> = new Map(),
+): Uint8Array {
   const entries = new Map<string, unknown>();
-  if (Object.keys(metadata).length > 0) entries.set("__metadata__", metadata);
+  const sums = tensors.map(({ name }) => [CHECKSUM_KEY + name, checksums.get(name) ?? NO_CHECKSUM]);
+  const all = { ...metadata, ...Object.fromEntries(sums) };
+  if (Object.keys(all).length > 0) entries.set("__metadata__", all);
   let offset = 0;
   for (const tensor of tensors) {
     if (entries.has(tensor.name)) throw new TypeError(`two tensors are named ${tensor.name}`);
@@ -53,10 +69,15 @@ function encodeHeader(tensors: readonly WritableTensor[], metadata: Readonly<Rec
 }
 
 /** A full disk makes `write` write less than asked without failing; only a loop notices. */
-async function writeFully(file: FileHandle, bytes: Uint8Array): Promise<void> {
+async function writeFully(file: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   const largestWrite = 1 << 30;
   for (let done = 0; done < bytes.byteLength; ) {
-    const { bytesWritten } = await file.write(bytes, done, Math.min(bytes.byteLength - done, largestWrite));
+    const { bytesWritten } = await file.write(
+      bytes,
+      done,
+      Math.min(bytes.byteLength - done, largestWrite),
+      position + done,
+    );
     if (bytesWritten === 0) throw new Error("the file system accepts no more bytes");
     done += bytesWritten;
   }
@@ -76,9 +97,10 @@ export async function writeSafetensors(
 ): Promise<number> {
   const list = [...tensors];
   const header = encodeHeader(list, metadata);
+  const checksums = new Map<string, string>();
   const file = await open(path, "w");
   try {
-    await writeFully(file, header);
+    await writeFully(file, header, 0);
     let total = header.byteLength;
     for (const tensor of list) {
       failpoint("checkpoint.before_tensor");
@@ -88,9 +110,12 @@ export async function writeSafetensors(
           `${tensor.name}: ${data.byteLength} bytes given for ${tensor.dtype} [${tensor.shape.join(", ")}]`,
         );
       }
-      await writeFully(file, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+      const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+      await writeFully(file, bytes, total);
+      checksums.set(tensor.name, createHash("sha256").update(bytes).digest("hex"));
       total += data.byteLength;
     }
+    await writeFully(file, encodeHeader(list, metadata, checksums), 0);
     failpoint("checkpoint.before_sync");
     await file.sync();
     return total;

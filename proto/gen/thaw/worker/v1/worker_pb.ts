@@ -38,7 +38,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/worker/v1/worker.proto.
  */
 export const file_thaw_worker_v1_worker: GenFile = /*@__PURE__*/
-  fileDesc("Cht0aGF3L3dvcmtlci92MS93b3JrZXIucHJvdG8SDnRoYXcud29ya2VyLnYxIqcHCghUb1dvcmtlchIKCgJpZBgBIAEoAxIrCghvcGVuX3J1bhgCIAEoCzIXLnRoYXcud29ya2VyLnYxLk9wZW5SdW5IABIuCgVwYXVzZRgDIAEoCzIdLnRoYXcud29ya2VyLnYxLlBhdXNlU3RlcHBpbmdIABIwCgZyZXN1bWUYBCABKAsyHi50aGF3Lndvcmtlci52MS5SZXN1bWVTdGVwcGluZ0gAEi0KCWNsb3NlX3J1bhgFIAEoCzIYLnRoYXcud29ya2VyLnYxLkNsb3NlUnVuSAASNwoOcGxhbl90cmFpbmFibGUYBiABKAsyHS50aGF3Lndvcmtlci52MS5QbGFuVHJhaW5hYmxlSAASNQoNc2V0X3RyYWluYWJsZRgHIAEoCzIcLnRoYXcud29ya2VyLnYxLlNldFRyYWluYWJsZUgAEjkKD3NhdmVfY2hlY2twb2ludBgIIAEoCzIeLnRoYXcud29ya2VyLnYxLlNhdmVDaGVja3BvaW50SAASMwoMZXhwb3J0X21vZGVsGAkgASgLMhsudGhhdy53b3JrZXIudjEuRXhwb3J0TW9kZWxIABIsCghldmFsdWF0ZRgKIAEoCzIYLnRoYXcud29ya2VyLnYxLkV2YWx1YXRlSAASLAoIZ2VuZXJhdGUYCyABKAsyGC50aGF3Lndvcmtlci52MS5HZW5lcmF0ZUgAEjcKDmRlc2NyaWJlX21vZGVsGAwgASgLMh0udGhhdy53b3JrZXIudjEuRGVzY3JpYmVNb2RlbEgAEjsKEHN1YnNjcmliZV9yb3V0ZXMYDSABKAsyHy50aGF3Lndvcmtlci52MS5TdWJzY3JpYmVSb3V0ZXNIABI/ChJ1bnN1YnNjcmliZV9yb3V0ZXMYDiABKAsyIS50aGF3Lndvcmtlci52MS5VbnN1YnNjcmliZVJvdXRlc0gAEjcKDmNhbmNlbF9yZXF1ZXN0GA8gASgLMh0udGhhdy53b3JrZXIudjEuQ2FuY2VsUmVxdWVzdEgAEiwKCHNodXRkb3duGBAgASgLMhgudGhhdy53b3JrZXIudjEuU2h1dGRvd25IABI7ChBmb3J3YXJkX2JhY2t3YXJkGBEgASgLMh8udGhhdy52MS5Gb3J3YXJkQmFja3dhcmRSZXF1ZXN0SAASLwoKb3B0aW1fc3RlcBgSIAEoCzIZLnRoYXcudjEuT3B0aW1TdGVwUmVxdWVzdEgAQgkKB3JlcXVlc3Qi6AEKCkZyb21Xb3JrZXISJgoFaGVsbG8YASABKAsyFS50aGF3Lndvcmtlci52MS5IZWxsb0gAEiYKBXJlcGx5GAIgASgLMhUudGhhdy53b3JrZXIudjEuUmVwbHlIABIqCgdmYWlsdXJlGAMgASgLMhcudGhhdy53b3JrZXIudjEuRmFpbHVyZUgAEisKBnVwZGF0ZRgEIAEoCzIZLnRoYXcud29ya2VyLnYxLlJ1blVwZGF0ZUgAEiYKA2xvZxgFIAEoCzIXLnRoYXcud29ya2VyLnYxLkxvZ0xpbmVIAEIJCgdtZXNzYWdlItYBCgVIZWxsbxIYChBwcm90b2NvbF92ZXJzaW9uGAEgASgFEiEKB2FkYXB0ZXIYAiABKAsyEC50aGF3LnYxLkFkYXB0ZXISNQoIdmVyc2lvbnMYAyADKAsyIy50aGF3Lndvcmtlci52MS5IZWxsby5WZXJzaW9uc0VudHJ5EhIKCnByb2Nlc3NfaWQYBCABKAMSFAoMbWVtb3J5X2J5dGVzGAUgASgDGi8KDVZlcnNpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJPCgZUYXJnZXQSDQoDcnVuGAEgASgJSAASLAoFbW9kZWwYAiABKAsyGy50aGF3Lndvcmtlci52MS5Nb2RlbFRhcmdldEgAQggKBnRhcmdldCKxAQoLTW9kZWxUYXJnZXQSEQoJZGlyZWN0b3J5GAEgASgJEhwKFGNoZWNrcG9pbnRfZGlyZWN0b3J5GAIgASgJEhIKCmJhdGNoX3NpemUYAyABKAMSGAoQbWF4X2lucHV0X3Rva2VucxgEIAEoAxIZChFtYXhfdGFyZ2V0X3Rva2VucxgFIAEoAxIoCgdyb3V0aW5nGAYgASgLMhcudGhhdy52MS5Sb3V0aW5nT3B0aW9ucyKyAQoKUnVuRGF0YXNldBIMCgRuYW1lGAEgASgJEj8KC3NwbGl0X2ZpbGVzGAIgAygLMioudGhhdy53b3JrZXIudjEuUnVuRGF0YXNldC5TcGxpdEZpbGVzRW50cnkSIgoEdGFzaxgDIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2saMQoPU3BsaXRGaWxlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEisgMKB09wZW5SdW4SCwoDcnVuGAEgASgJEh4KBHNwZWMYAiABKAsyEC50aGF3LnYxLlJ1blNwZWMSFwoPbW9kZWxfZGlyZWN0b3J5GAMgASgJEkAKC3NwbGl0X2ZpbGVzGAQgAygLMicudGhhdy53b3JrZXIudjEuT3BlblJ1bi5TcGxpdEZpbGVzRW50cnlCAhgBEhgKEHJlc3VtZV9kaXJlY3RvcnkYBSABKAkSGQoRaW5pdGlhbF9kaXJlY3RvcnkYBiABKAkSHQoVY2hlY2twb2ludHNfZGlyZWN0b3J5GAcgASgJEg4KBnBhdXNlZBgIIAEoCBIvCgtvdmVyZml0dGluZxgJIAEoCzIaLnRoYXcudjEuT3ZlcmZpdHRpbmdSZXBvcnQSLAoIZGF0YXNldHMYCiADKAsyGi50aGF3Lndvcmtlci52MS5SdW5EYXRhc2V0EhkKEXBhc3NlZF9vdmVyX3N0ZXBzGAsgASgDEg4KBndlaWdodBgMIAEoBRoxCg9TcGxpdEZpbGVzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLYAQoJUnVuT3BlbmVkEgwKBHN0ZXAYASABKAMSKQoJdHJhaW5hYmxlGAIgASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEikKB21hdGNoZWQYAyADKAsyGC50aGF3LnYxLlBhcmFtZXRlclRlbnNvchIfCgRjb3N0GAQgASgLMhEudGhhdy52MS5QbGFuQ29zdBIhCgRkYXRhGAUgASgLMhMudGhhdy52MS5EYXRhUmVwb3J0EiMKB2tlcm5lbHMYBiADKAsyEi50aGF3LnYxLktlcm5lbFVzZSIcCg1QYXVzZVN0ZXBwaW5nEgsKA3J1bhgBIAEoCSIdCg5SZXN1bWVTdGVwcGluZxILCgNydW4YASABKAkiFwoIQ2xvc2VSdW4SCwoDcnVuGAEgASgJIh8KD1N0ZXBwaW5nQ2hhbmdlZBIMCgRzdGVwGAEgASgDIn0KDVBsYW5UcmFpbmFibGUSJgoGdGFyZ2V0GAEgASgLMhYudGhhdy53b3JrZXIudjEuVGFyZ2V0EiQKBHBsYW4YAiABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SHgoEc3BlYxgDIAEoCzIQLnRoYXcudjEuUnVuU3BlYyJBCgxTZXRUcmFpbmFibGUSCwoDcnVuGAEgASgJEiQKBHBsYW4YAiABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4iMAoOU2F2ZUNoZWNrcG9pbnQSCwoDcnVuGAEgASgJEhEKCWRpcmVjdG9yeRgCIAEoCSJICgtFeHBvcnRNb2RlbBImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSEQoJZGlyZWN0b3J5GAIgASgJIisKB1dyaXR0ZW4SDAoEc3RlcBgBIAEoAxISCgpzaXplX2J5dGVzGAIgASgDIokBCghFdmFsdWF0ZRImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSDAoEZmlsZRgCIAEoCRINCgVzcGxpdBgDIAEoCRIUCgxtYXhfZXhhbXBsZXMYBCABKAMSIgoEdGFzaxgFIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2si+wEKCEdlbmVyYXRlEiYKBnRhcmdldBgBIAEoCzIWLnRoYXcud29ya2VyLnYxLlRhcmdldBIOCgZpbnB1dHMYAiADKAkSFgoObWF4X25ld190b2tlbnMYAyABKAMSFgoOaW5jbHVkZV9yb3V0ZXMYBCABKAgSKQoGZ3JlZWR5GAUgASgLMhcudGhhdy52MS5HcmVlZHlEZWNvZGluZ0gAEikKBnNhbXBsZRgGIAEoCzIXLnRoYXcudjEuU2FtcGxlRGVjb2RpbmdIABIlCgRiZWFtGAcgASgLMhUudGhhdy52MS5CZWFtRGVjb2RpbmdIAEIKCghkZWNvZGluZyIiCg1EZXNjcmliZU1vZGVsEhEKCWRpcmVjdG9yeRgBIAEoCSJ2Cg9TdWJzY3JpYmVSb3V0ZXMSCwoDcnVuGAEgASgJEiQKBmZpbHRlchgCIAEoCzIULnRoYXcudjEuUm91dGVGaWx0ZXISGQoRaW5jbHVkZV90b2tlbl9pZHMYAyABKAgSFQoNaW5jbHVkZV9nYXRlcxgEIAEoCCIgChFVbnN1YnNjcmliZVJvdXRlcxILCgNydW4YASABKAkiGwoNQ2FuY2VsUmVxdWVzdBIKCgJpZBgBIAEoAyIKCghTaHV0ZG93biIGCgREb25lIowECgVSZXBseRIKCgJpZBgBIAEoAxIMCgRtb3JlGAIgASgIEiQKBGRvbmUYAyABKAsyFC50aGF3Lndvcmtlci52MS5Eb25lSAASKwoGb3BlbmVkGAQgASgLMhkudGhhdy53b3JrZXIudjEuUnVuT3BlbmVkSAASMwoIc3RlcHBpbmcYBSABKAsyHy50aGF3Lndvcmtlci52MS5TdGVwcGluZ0NoYW5nZWRIABItCgl0cmFpbmFibGUYBiABKAsyGC50aGF3LnYxLlRyYWluYWJsZVJlcG9ydEgAEioKB3dyaXR0ZW4YByABKAsyFy50aGF3Lndvcmtlci52MS5Xcml0dGVuSAASLwoKZXZhbHVhdGlvbhgIIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEikKCmdlbmVyYXRpb24YCSABKAsyEy50aGF3LnYxLkdlbmVyYXRpb25IABIwCgtkZXNjcmlwdGlvbhgKIAEoCzIZLnRoYXcudjEuTW9kZWxEZXNjcmlwdGlvbkgAEjwKEGZvcndhcmRfYmFja3dhcmQYCyABKAsyIC50aGF3LnYxLkZvcndhcmRCYWNrd2FyZFJlc3BvbnNlSAASMAoKb3B0aW1fc3RlcBgMIAEoCzIaLnRoYXcudjEuT3B0aW1TdGVwUmVzcG9uc2VIAEIICgZyZXN1bHQiKQoHUHJvYmxlbRINCgVmaWVsZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJIjoKDUlucHV0UHJvYmxlbXMSKQoIcHJvYmxlbXMYASADKAsyFy50aGF3Lndvcmtlci52MS5Qcm9ibGVtIlgKC091dE9mTWVtb3J5EhQKDG5lZWRlZF9ieXRlcxgBIAEoAxIXCg9hdmFpbGFibGVfYnl0ZXMYAiABKAMSGgoSZml0dGluZ19iYXRjaF9zaXplGAMgASgDIh0KCkRldmljZUxvc3QSDwoHbWVzc2FnZRgBIAEoCSIdCgpXcm9uZ1N0YXRlEg8KB21lc3NhZ2UYASABKAkiCwoJQ2FuY2VsbGVkIiAKDUludGVybmFsRmF1bHQSDwoHbWVzc2FnZRgBIAEoCSIpCghEaXZlcmdlZBIMCgRzdGVwGAEgASgDEg8KB21lc3NhZ2UYAiABKAki8wIKC1dvcmtlckVycm9yEi4KBWlucHV0GAEgASgLMh0udGhhdy53b3JrZXIudjEuSW5wdXRQcm9ibGVtc0gAEjQKDW91dF9vZl9tZW1vcnkYAiABKAsyGy50aGF3Lndvcmtlci52MS5PdXRPZk1lbW9yeUgAEjEKC2RldmljZV9sb3N0GAMgASgLMhoudGhhdy53b3JrZXIudjEuRGV2aWNlTG9zdEgAEjEKC3dyb25nX3N0YXRlGAQgASgLMhoudGhhdy53b3JrZXIudjEuV3JvbmdTdGF0ZUgAEi4KCWNhbmNlbGxlZBgFIAEoCzIZLnRoYXcud29ya2VyLnYxLkNhbmNlbGxlZEgAEjEKCGludGVybmFsGAYgASgLMh0udGhhdy53b3JrZXIudjEuSW50ZXJuYWxGYXVsdEgAEiwKCGRpdmVyZ2VkGAcgASgLMhgudGhhdy53b3JrZXIudjEuRGl2ZXJnZWRIAEIHCgVlcnJvciJBCgdGYWlsdXJlEgoKAmlkGAEgASgDEioKBWVycm9yGAIgASgLMhsudGhhdy53b3JrZXIudjEuV29ya2VyRXJyb3IikgEKEUNoZWNrcG9pbnRXcml0dGVuEhEKCWRpcmVjdG9yeRgBIAEoCRISCgpzaXplX2J5dGVzGAIgASgDEikKBnJlYXNvbhgDIAEoDjIZLnRoYXcudjEuQ2hlY2twb2ludFJlYXNvbhIrCghkdXJhdGlvbhgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIKCghGaW5pc2hlZCI0CgZGYWlsZWQSKgoFZXJyb3IYASABKAsyGy50aGF3Lndvcmtlci52MS5Xb3JrZXJFcnJvciKABAoJUnVuVXBkYXRlEgsKA3J1bhgBIAEoCRIMCgRzdGVwGAIgASgDEicKB21ldHJpY3MYAyABKAsyFC50aGF3LnYxLlN0ZXBNZXRyaWNzSAASLwoKZXZhbHVhdGlvbhgEIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEi4KCXRyYWluYWJsZRgFIAEoCzIZLnRoYXcudjEuVHJhaW5hYmxlQ2hhbmdlZEgAEjcKCmNoZWNrcG9pbnQYBiABKAsyIS50aGF3Lndvcmtlci52MS5DaGVja3BvaW50V3JpdHRlbkgAEioKBnJvdXRlcxgHIAEoCzIYLnRoYXcudjEuQXNzaWdubWVudFNsaWNlSAASIwoHd2FybmluZxgIIAEoCzIQLnRoYXcudjEuV2FybmluZ0gAEiwKCGZpbmlzaGVkGAkgASgLMhgudGhhdy53b3JrZXIudjEuRmluaXNoZWRIABIoCgZmYWlsZWQYCiABKAsyFi50aGF3Lndvcmtlci52MS5GYWlsZWRIABIxCgtvdmVyZml0dGluZxgLIAEoCzIaLnRoYXcudjEuT3ZlcmZpdHRpbmdSZXBvcnRIABIvCgtwcmVwYXJhdGlvbhgMIAEoCzIYLnRoYXcudjEuRGF0YVByZXBhcmF0aW9uSABCCAoGdXBkYXRlIkMKB0xvZ0xpbmUSJwoFbGV2ZWwYASABKA4yGC50aGF3Lndvcmtlci52MS5Mb2dMZXZlbBIPCgdtZXNzYWdlGAIgASgJKnoKCExvZ0xldmVsEhkKFUxPR19MRVZFTF9VTlNQRUNJRklFRBAAEhMKD0xPR19MRVZFTF9ERUJVRxABEhIKDkxPR19MRVZFTF9JTkZPEAISFQoRTE9HX0xFVkVMX1dBUk5JTkcQAxITCg9MT0dfTEVWRUxfRVJST1IQBGIGcHJvdG8z", [file_google_protobuf_duration, file_thaw_v1_checkpoint, file_thaw_v1_dataset, file_thaw_v1_evaluation, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_model, file_thaw_v1_routing, file_thaw_v1_run, file_thaw_v1_step_service, file_thaw_v1_system]);
+  fileDesc("Cht0aGF3L3dvcmtlci92MS93b3JrZXIucHJvdG8SDnRoYXcud29ya2VyLnYxIqcHCghUb1dvcmtlchIKCgJpZBgBIAEoAxIrCghvcGVuX3J1bhgCIAEoCzIXLnRoYXcud29ya2VyLnYxLk9wZW5SdW5IABIuCgVwYXVzZRgDIAEoCzIdLnRoYXcud29ya2VyLnYxLlBhdXNlU3RlcHBpbmdIABIwCgZyZXN1bWUYBCABKAsyHi50aGF3Lndvcmtlci52MS5SZXN1bWVTdGVwcGluZ0gAEi0KCWNsb3NlX3J1bhgFIAEoCzIYLnRoYXcud29ya2VyLnYxLkNsb3NlUnVuSAASNwoOcGxhbl90cmFpbmFibGUYBiABKAsyHS50aGF3Lndvcmtlci52MS5QbGFuVHJhaW5hYmxlSAASNQoNc2V0X3RyYWluYWJsZRgHIAEoCzIcLnRoYXcud29ya2VyLnYxLlNldFRyYWluYWJsZUgAEjkKD3NhdmVfY2hlY2twb2ludBgIIAEoCzIeLnRoYXcud29ya2VyLnYxLlNhdmVDaGVja3BvaW50SAASMwoMZXhwb3J0X21vZGVsGAkgASgLMhsudGhhdy53b3JrZXIudjEuRXhwb3J0TW9kZWxIABIsCghldmFsdWF0ZRgKIAEoCzIYLnRoYXcud29ya2VyLnYxLkV2YWx1YXRlSAASLAoIZ2VuZXJhdGUYCyABKAsyGC50aGF3Lndvcmtlci52MS5HZW5lcmF0ZUgAEjcKDmRlc2NyaWJlX21vZGVsGAwgASgLMh0udGhhdy53b3JrZXIudjEuRGVzY3JpYmVNb2RlbEgAEjsKEHN1YnNjcmliZV9yb3V0ZXMYDSABKAsyHy50aGF3Lndvcmtlci52MS5TdWJzY3JpYmVSb3V0ZXNIABI/ChJ1bnN1YnNjcmliZV9yb3V0ZXMYDiABKAsyIS50aGF3Lndvcmtlci52MS5VbnN1YnNjcmliZVJvdXRlc0gAEjcKDmNhbmNlbF9yZXF1ZXN0GA8gASgLMh0udGhhdy53b3JrZXIudjEuQ2FuY2VsUmVxdWVzdEgAEiwKCHNodXRkb3duGBAgASgLMhgudGhhdy53b3JrZXIudjEuU2h1dGRvd25IABI7ChBmb3J3YXJkX2JhY2t3YXJkGBEgASgLMh8udGhhdy52MS5Gb3J3YXJkQmFja3dhcmRSZXF1ZXN0SAASLwoKb3B0aW1fc3RlcBgSIAEoCzIZLnRoYXcudjEuT3B0aW1TdGVwUmVxdWVzdEgAQgkKB3JlcXVlc3QimAIKCkZyb21Xb3JrZXISJgoFaGVsbG8YASABKAsyFS50aGF3Lndvcmtlci52MS5IZWxsb0gAEiYKBXJlcGx5GAIgASgLMhUudGhhdy53b3JrZXIudjEuUmVwbHlIABIqCgdmYWlsdXJlGAMgASgLMhcudGhhdy53b3JrZXIudjEuRmFpbHVyZUgAEisKBnVwZGF0ZRgEIAEoCzIZLnRoYXcud29ya2VyLnYxLlJ1blVwZGF0ZUgAEiYKA2xvZxgFIAEoCzIXLnRoYXcud29ya2VyLnYxLkxvZ0xpbmVIABIuCgloZWFydGJlYXQYBiABKAsyGS50aGF3Lndvcmtlci52MS5IZWFydGJlYXRIAEIJCgdtZXNzYWdlItYBCgVIZWxsbxIYChBwcm90b2NvbF92ZXJzaW9uGAEgASgFEiEKB2FkYXB0ZXIYAiABKAsyEC50aGF3LnYxLkFkYXB0ZXISNQoIdmVyc2lvbnMYAyADKAsyIy50aGF3Lndvcmtlci52MS5IZWxsby5WZXJzaW9uc0VudHJ5EhIKCnByb2Nlc3NfaWQYBCABKAMSFAoMbWVtb3J5X2J5dGVzGAUgASgDGi8KDVZlcnNpb25zRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASIrCglIZWFydGJlYXQSDAoEYnVzeRgBIAEoCBIQCghwcm9ncmVzcxgCIAEoAyJPCgZUYXJnZXQSDQoDcnVuGAEgASgJSAASLAoFbW9kZWwYAiABKAsyGy50aGF3Lndvcmtlci52MS5Nb2RlbFRhcmdldEgAQggKBnRhcmdldCKxAQoLTW9kZWxUYXJnZXQSEQoJZGlyZWN0b3J5GAEgASgJEhwKFGNoZWNrcG9pbnRfZGlyZWN0b3J5GAIgASgJEhIKCmJhdGNoX3NpemUYAyABKAMSGAoQbWF4X2lucHV0X3Rva2VucxgEIAEoAxIZChFtYXhfdGFyZ2V0X3Rva2VucxgFIAEoAxIoCgdyb3V0aW5nGAYgASgLMhcudGhhdy52MS5Sb3V0aW5nT3B0aW9ucyKyAQoKUnVuRGF0YXNldBIMCgRuYW1lGAEgASgJEj8KC3NwbGl0X2ZpbGVzGAIgAygLMioudGhhdy53b3JrZXIudjEuUnVuRGF0YXNldC5TcGxpdEZpbGVzRW50cnkSIgoEdGFzaxgDIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2saMQoPU3BsaXRGaWxlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEisgMKB09wZW5SdW4SCwoDcnVuGAEgASgJEh4KBHNwZWMYAiABKAsyEC50aGF3LnYxLlJ1blNwZWMSFwoPbW9kZWxfZGlyZWN0b3J5GAMgASgJEkAKC3NwbGl0X2ZpbGVzGAQgAygLMicudGhhdy53b3JrZXIudjEuT3BlblJ1bi5TcGxpdEZpbGVzRW50cnlCAhgBEhgKEHJlc3VtZV9kaXJlY3RvcnkYBSABKAkSGQoRaW5pdGlhbF9kaXJlY3RvcnkYBiABKAkSHQoVY2hlY2twb2ludHNfZGlyZWN0b3J5GAcgASgJEg4KBnBhdXNlZBgIIAEoCBIvCgtvdmVyZml0dGluZxgJIAEoCzIaLnRoYXcudjEuT3ZlcmZpdHRpbmdSZXBvcnQSLAoIZGF0YXNldHMYCiADKAsyGi50aGF3Lndvcmtlci52MS5SdW5EYXRhc2V0EhkKEXBhc3NlZF9vdmVyX3N0ZXBzGAsgASgDEg4KBndlaWdodBgMIAEoBRoxCg9TcGxpdEZpbGVzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASLYAQoJUnVuT3BlbmVkEgwKBHN0ZXAYASABKAMSKQoJdHJhaW5hYmxlGAIgASgLMhYudGhhdy52MS5UcmFpbmFibGVQbGFuEikKB21hdGNoZWQYAyADKAsyGC50aGF3LnYxLlBhcmFtZXRlclRlbnNvchIfCgRjb3N0GAQgASgLMhEudGhhdy52MS5QbGFuQ29zdBIhCgRkYXRhGAUgASgLMhMudGhhdy52MS5EYXRhUmVwb3J0EiMKB2tlcm5lbHMYBiADKAsyEi50aGF3LnYxLktlcm5lbFVzZSIcCg1QYXVzZVN0ZXBwaW5nEgsKA3J1bhgBIAEoCSIdCg5SZXN1bWVTdGVwcGluZxILCgNydW4YASABKAkiFwoIQ2xvc2VSdW4SCwoDcnVuGAEgASgJIh8KD1N0ZXBwaW5nQ2hhbmdlZBIMCgRzdGVwGAEgASgDIn0KDVBsYW5UcmFpbmFibGUSJgoGdGFyZ2V0GAEgASgLMhYudGhhdy53b3JrZXIudjEuVGFyZ2V0EiQKBHBsYW4YAiABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4SHgoEc3BlYxgDIAEoCzIQLnRoYXcudjEuUnVuU3BlYyJBCgxTZXRUcmFpbmFibGUSCwoDcnVuGAEgASgJEiQKBHBsYW4YAiABKAsyFi50aGF3LnYxLlRyYWluYWJsZVBsYW4iMAoOU2F2ZUNoZWNrcG9pbnQSCwoDcnVuGAEgASgJEhEKCWRpcmVjdG9yeRgCIAEoCSJICgtFeHBvcnRNb2RlbBImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSEQoJZGlyZWN0b3J5GAIgASgJIisKB1dyaXR0ZW4SDAoEc3RlcBgBIAEoAxISCgpzaXplX2J5dGVzGAIgASgDIokBCghFdmFsdWF0ZRImCgZ0YXJnZXQYASABKAsyFi50aGF3Lndvcmtlci52MS5UYXJnZXQSDAoEZmlsZRgCIAEoCRINCgVzcGxpdBgDIAEoCRIUCgxtYXhfZXhhbXBsZXMYBCABKAMSIgoEdGFzaxgFIAEoCzIULnRoYXcudjEuRGF0YXNldFRhc2si+wEKCEdlbmVyYXRlEiYKBnRhcmdldBgBIAEoCzIWLnRoYXcud29ya2VyLnYxLlRhcmdldBIOCgZpbnB1dHMYAiADKAkSFgoObWF4X25ld190b2tlbnMYAyABKAMSFgoOaW5jbHVkZV9yb3V0ZXMYBCABKAgSKQoGZ3JlZWR5GAUgASgLMhcudGhhdy52MS5HcmVlZHlEZWNvZGluZ0gAEikKBnNhbXBsZRgGIAEoCzIXLnRoYXcudjEuU2FtcGxlRGVjb2RpbmdIABIlCgRiZWFtGAcgASgLMhUudGhhdy52MS5CZWFtRGVjb2RpbmdIAEIKCghkZWNvZGluZyIiCg1EZXNjcmliZU1vZGVsEhEKCWRpcmVjdG9yeRgBIAEoCSJ2Cg9TdWJzY3JpYmVSb3V0ZXMSCwoDcnVuGAEgASgJEiQKBmZpbHRlchgCIAEoCzIULnRoYXcudjEuUm91dGVGaWx0ZXISGQoRaW5jbHVkZV90b2tlbl9pZHMYAyABKAgSFQoNaW5jbHVkZV9nYXRlcxgEIAEoCCIgChFVbnN1YnNjcmliZVJvdXRlcxILCgNydW4YASABKAkiGwoNQ2FuY2VsUmVxdWVzdBIKCgJpZBgBIAEoAyIKCghTaHV0ZG93biIGCgREb25lIowECgVSZXBseRIKCgJpZBgBIAEoAxIMCgRtb3JlGAIgASgIEiQKBGRvbmUYAyABKAsyFC50aGF3Lndvcmtlci52MS5Eb25lSAASKwoGb3BlbmVkGAQgASgLMhkudGhhdy53b3JrZXIudjEuUnVuT3BlbmVkSAASMwoIc3RlcHBpbmcYBSABKAsyHy50aGF3Lndvcmtlci52MS5TdGVwcGluZ0NoYW5nZWRIABItCgl0cmFpbmFibGUYBiABKAsyGC50aGF3LnYxLlRyYWluYWJsZVJlcG9ydEgAEioKB3dyaXR0ZW4YByABKAsyFy50aGF3Lndvcmtlci52MS5Xcml0dGVuSAASLwoKZXZhbHVhdGlvbhgIIAEoCzIZLnRoYXcudjEuRXZhbHVhdGlvblJlc3VsdEgAEikKCmdlbmVyYXRpb24YCSABKAsyEy50aGF3LnYxLkdlbmVyYXRpb25IABIwCgtkZXNjcmlwdGlvbhgKIAEoCzIZLnRoYXcudjEuTW9kZWxEZXNjcmlwdGlvbkgAEjwKEGZvcndhcmRfYmFja3dhcmQYCyABKAsyIC50aGF3LnYxLkZvcndhcmRCYWNrd2FyZFJlc3BvbnNlSAASMAoKb3B0aW1fc3RlcBgMIAEoCzIaLnRoYXcudjEuT3B0aW1TdGVwUmVzcG9uc2VIAEIICgZyZXN1bHQiKQoHUHJvYmxlbRINCgVmaWVsZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJIjoKDUlucHV0UHJvYmxlbXMSKQoIcHJvYmxlbXMYASADKAsyFy50aGF3Lndvcmtlci52MS5Qcm9ibGVtIlgKC091dE9mTWVtb3J5EhQKDG5lZWRlZF9ieXRlcxgBIAEoAxIXCg9hdmFpbGFibGVfYnl0ZXMYAiABKAMSGgoSZml0dGluZ19iYXRjaF9zaXplGAMgASgDIh0KCkRldmljZUxvc3QSDwoHbWVzc2FnZRgBIAEoCSIdCgpXcm9uZ1N0YXRlEg8KB21lc3NhZ2UYASABKAkiCwoJQ2FuY2VsbGVkIiAKDUludGVybmFsRmF1bHQSDwoHbWVzc2FnZRgBIAEoCSIpCghEaXZlcmdlZBIMCgRzdGVwGAEgASgDEg8KB21lc3NhZ2UYAiABKAkiJAoRRGFtYWdlZENoZWNrcG9pbnQSDwoHbWVzc2FnZRgBIAEoCSIbCghEaXNrRnVsbBIPCgdtZXNzYWdlGAEgASgJIuMDCgtXb3JrZXJFcnJvchIuCgVpbnB1dBgBIAEoCzIdLnRoYXcud29ya2VyLnYxLklucHV0UHJvYmxlbXNIABI0Cg1vdXRfb2ZfbWVtb3J5GAIgASgLMhsudGhhdy53b3JrZXIudjEuT3V0T2ZNZW1vcnlIABIxCgtkZXZpY2VfbG9zdBgDIAEoCzIaLnRoYXcud29ya2VyLnYxLkRldmljZUxvc3RIABIxCgt3cm9uZ19zdGF0ZRgEIAEoCzIaLnRoYXcud29ya2VyLnYxLldyb25nU3RhdGVIABIuCgljYW5jZWxsZWQYBSABKAsyGS50aGF3Lndvcmtlci52MS5DYW5jZWxsZWRIABIxCghpbnRlcm5hbBgGIAEoCzIdLnRoYXcud29ya2VyLnYxLkludGVybmFsRmF1bHRIABIsCghkaXZlcmdlZBgHIAEoCzIYLnRoYXcud29ya2VyLnYxLkRpdmVyZ2VkSAASPwoSZGFtYWdlZF9jaGVja3BvaW50GAggASgLMiEudGhhdy53b3JrZXIudjEuRGFtYWdlZENoZWNrcG9pbnRIABItCglkaXNrX2Z1bGwYCSABKAsyGC50aGF3Lndvcmtlci52MS5EaXNrRnVsbEgAQgcKBWVycm9yIkEKB0ZhaWx1cmUSCgoCaWQYASABKAMSKgoFZXJyb3IYAiABKAsyGy50aGF3Lndvcmtlci52MS5Xb3JrZXJFcnJvciKSAQoRQ2hlY2twb2ludFdyaXR0ZW4SEQoJZGlyZWN0b3J5GAEgASgJEhIKCnNpemVfYnl0ZXMYAiABKAMSKQoGcmVhc29uGAMgASgOMhkudGhhdy52MS5DaGVja3BvaW50UmVhc29uEisKCGR1cmF0aW9uGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIgoKCEZpbmlzaGVkIjQKBkZhaWxlZBIqCgVlcnJvchgBIAEoCzIbLnRoYXcud29ya2VyLnYxLldvcmtlckVycm9yIoAECglSdW5VcGRhdGUSCwoDcnVuGAEgASgJEgwKBHN0ZXAYAiABKAMSJwoHbWV0cmljcxgDIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3NIABIvCgpldmFsdWF0aW9uGAQgASgLMhkudGhhdy52MS5FdmFsdWF0aW9uUmVzdWx0SAASLgoJdHJhaW5hYmxlGAUgASgLMhkudGhhdy52MS5UcmFpbmFibGVDaGFuZ2VkSAASNwoKY2hlY2twb2ludBgGIAEoCzIhLnRoYXcud29ya2VyLnYxLkNoZWNrcG9pbnRXcml0dGVuSAASKgoGcm91dGVzGAcgASgLMhgudGhhdy52MS5Bc3NpZ25tZW50U2xpY2VIABIjCgd3YXJuaW5nGAggASgLMhAudGhhdy52MS5XYXJuaW5nSAASLAoIZmluaXNoZWQYCSABKAsyGC50aGF3Lndvcmtlci52MS5GaW5pc2hlZEgAEigKBmZhaWxlZBgKIAEoCzIWLnRoYXcud29ya2VyLnYxLkZhaWxlZEgAEjEKC292ZXJmaXR0aW5nGAsgASgLMhoudGhhdy52MS5PdmVyZml0dGluZ1JlcG9ydEgAEi8KC3ByZXBhcmF0aW9uGAwgASgLMhgudGhhdy52MS5EYXRhUHJlcGFyYXRpb25IAEIICgZ1cGRhdGUiQwoHTG9nTGluZRInCgVsZXZlbBgBIAEoDjIYLnRoYXcud29ya2VyLnYxLkxvZ0xldmVsEg8KB21lc3NhZ2UYAiABKAkqegoITG9nTGV2ZWwSGQoVTE9HX0xFVkVMX1VOU1BFQ0lGSUVEEAASEwoPTE9HX0xFVkVMX0RFQlVHEAESEgoOTE9HX0xFVkVMX0lORk8QAhIVChFMT0dfTEVWRUxfV0FSTklORxADEhMKD0xPR19MRVZFTF9FUlJPUhAEYgZwcm90bzM", [file_google_protobuf_duration, file_thaw_v1_checkpoint, file_thaw_v1_dataset, file_thaw_v1_evaluation, file_thaw_v1_event, file_thaw_v1_group, file_thaw_v1_model, file_thaw_v1_routing, file_thaw_v1_run, file_thaw_v1_step_service, file_thaw_v1_system]);
 
 /**
  * Server to worker: one request.
@@ -255,6 +255,14 @@ export type FromWorker = Message<"thaw.worker.v1.FromWorker"> & {
      */
     value: LogLine;
     case: "log";
+  } | {
+    /**
+     * The process lives.
+     *
+     * @generated from field: thaw.worker.v1.Heartbeat heartbeat = 6;
+     */
+    value: Heartbeat;
+    case: "heartbeat";
   } | { case: undefined; value?: undefined };
 };
 
@@ -315,6 +323,34 @@ export const HelloSchema: GenMessage<Hello> = /*@__PURE__*/
   messageDesc(file_thaw_worker_v1_worker, 2);
 
 /**
+ * Sent every second. A worker that says nothing, or is busy and does not get on, has hung: the server ends it.
+ *
+ * @generated from message thaw.worker.v1.Heartbeat
+ */
+export type Heartbeat = Message<"thaw.worker.v1.Heartbeat"> & {
+  /**
+   * Whether a request or a step of the run is under way.
+   *
+   * @generated from field: bool busy = 1;
+   */
+  busy: boolean;
+
+  /**
+   * Grows when work gets on: a request or step done, results read from the device.
+   *
+   * @generated from field: int64 progress = 2;
+   */
+  progress: bigint;
+};
+
+/**
+ * Describes the message thaw.worker.v1.Heartbeat.
+ * Use `create(HeartbeatSchema)` to create a new message.
+ */
+export const HeartbeatSchema: GenMessage<Heartbeat> = /*@__PURE__*/
+  messageDesc(file_thaw_worker_v1_worker, 3);
+
+/**
  * A run on this worker, or a model opened only for the request.
  *
  * @generated from message thaw.worker.v1.Target
@@ -349,7 +385,7 @@ export type Target = Message<"thaw.worker.v1.Target"> & {
  * Use `create(TargetSchema)` to create a new message.
  */
 export const TargetSchema: GenMessage<Target> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 3);
+  messageDesc(file_thaw_worker_v1_worker, 4);
 
 /**
  * A model opened for a request.
@@ -405,7 +441,7 @@ export type ModelTarget = Message<"thaw.worker.v1.ModelTarget"> & {
  * Use `create(ModelTargetSchema)` to create a new message.
  */
 export const ModelTargetSchema: GenMessage<ModelTarget> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 4);
+  messageDesc(file_thaw_worker_v1_worker, 5);
 
 /**
  * A dataset of a run.
@@ -440,7 +476,7 @@ export type RunDataset = Message<"thaw.worker.v1.RunDataset"> & {
  * Use `create(RunDatasetSchema)` to create a new message.
  */
 export const RunDatasetSchema: GenMessage<RunDataset> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 5);
+  messageDesc(file_thaw_worker_v1_worker, 6);
 
 /**
  * Opens a run. Answered with RunOpened when the first step can begin.
@@ -539,7 +575,7 @@ export type OpenRun = Message<"thaw.worker.v1.OpenRun"> & {
  * Use `create(OpenRunSchema)` to create a new message.
  */
 export const OpenRunSchema: GenMessage<OpenRun> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 6);
+  messageDesc(file_thaw_worker_v1_worker, 7);
 
 /**
  * A run is open.
@@ -595,7 +631,7 @@ export type RunOpened = Message<"thaw.worker.v1.RunOpened"> & {
  * Use `create(RunOpenedSchema)` to create a new message.
  */
 export const RunOpenedSchema: GenMessage<RunOpened> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 7);
+  messageDesc(file_thaw_worker_v1_worker, 8);
 
 /**
  * Pauses.
@@ -616,7 +652,7 @@ export type PauseStepping = Message<"thaw.worker.v1.PauseStepping"> & {
  * Use `create(PauseSteppingSchema)` to create a new message.
  */
 export const PauseSteppingSchema: GenMessage<PauseStepping> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 8);
+  messageDesc(file_thaw_worker_v1_worker, 9);
 
 /**
  * Resumes.
@@ -637,7 +673,7 @@ export type ResumeStepping = Message<"thaw.worker.v1.ResumeStepping"> & {
  * Use `create(ResumeSteppingSchema)` to create a new message.
  */
 export const ResumeSteppingSchema: GenMessage<ResumeStepping> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 9);
+  messageDesc(file_thaw_worker_v1_worker, 10);
 
 /**
  * Closes.
@@ -658,7 +694,7 @@ export type CloseRun = Message<"thaw.worker.v1.CloseRun"> & {
  * Use `create(CloseRunSchema)` to create a new message.
  */
 export const CloseRunSchema: GenMessage<CloseRun> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 10);
+  messageDesc(file_thaw_worker_v1_worker, 11);
 
 /**
  * Stepping was paused or resumed, or the run was closed.
@@ -679,7 +715,7 @@ export type SteppingChanged = Message<"thaw.worker.v1.SteppingChanged"> & {
  * Use `create(SteppingChangedSchema)` to create a new message.
  */
 export const SteppingChangedSchema: GenMessage<SteppingChanged> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 11);
+  messageDesc(file_thaw_worker_v1_worker, 12);
 
 /**
  * Prices a freeze plan. Answered with TrainableReport.
@@ -714,7 +750,7 @@ export type PlanTrainable = Message<"thaw.worker.v1.PlanTrainable"> & {
  * Use `create(PlanTrainableSchema)` to create a new message.
  */
 export const PlanTrainableSchema: GenMessage<PlanTrainable> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 12);
+  messageDesc(file_thaw_worker_v1_worker, 13);
 
 /**
  * Changes what trains. Answered with TrainableReport, after the `trainable` update.
@@ -742,7 +778,7 @@ export type SetTrainable = Message<"thaw.worker.v1.SetTrainable"> & {
  * Use `create(SetTrainableSchema)` to create a new message.
  */
 export const SetTrainableSchema: GenMessage<SetTrainable> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 13);
+  messageDesc(file_thaw_worker_v1_worker, 14);
 
 /**
  * Writes a checkpoint. Answered with Written.
@@ -770,7 +806,7 @@ export type SaveCheckpoint = Message<"thaw.worker.v1.SaveCheckpoint"> & {
  * Use `create(SaveCheckpointSchema)` to create a new message.
  */
 export const SaveCheckpointSchema: GenMessage<SaveCheckpoint> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 14);
+  messageDesc(file_thaw_worker_v1_worker, 15);
 
 /**
  * Writes a Hugging Face directory. Answered with Written.
@@ -798,7 +834,7 @@ export type ExportModel = Message<"thaw.worker.v1.ExportModel"> & {
  * Use `create(ExportModelSchema)` to create a new message.
  */
 export const ExportModelSchema: GenMessage<ExportModel> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 15);
+  messageDesc(file_thaw_worker_v1_worker, 16);
 
 /**
  * Files are on disk.
@@ -826,7 +862,7 @@ export type Written = Message<"thaw.worker.v1.Written"> & {
  * Use `create(WrittenSchema)` to create a new message.
  */
 export const WrittenSchema: GenMessage<Written> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 16);
+  messageDesc(file_thaw_worker_v1_worker, 17);
 
 /**
  * Scores a split. Answered with EvaluationResult.
@@ -875,7 +911,7 @@ export type Evaluate = Message<"thaw.worker.v1.Evaluate"> & {
  * Use `create(EvaluateSchema)` to create a new message.
  */
 export const EvaluateSchema: GenMessage<Evaluate> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 17);
+  messageDesc(file_thaw_worker_v1_worker, 18);
 
 /**
  * Generates. Answered with one Generation per input, in order; the last reply has no `more`.
@@ -948,7 +984,7 @@ export type Generate = Message<"thaw.worker.v1.Generate"> & {
  * Use `create(GenerateSchema)` to create a new message.
  */
 export const GenerateSchema: GenMessage<Generate> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 18);
+  messageDesc(file_thaw_worker_v1_worker, 19);
 
 /**
  * Reads a model directory. Answered with ModelDescription, or with every problem found.
@@ -969,7 +1005,7 @@ export type DescribeModel = Message<"thaw.worker.v1.DescribeModel"> & {
  * Use `create(DescribeModelSchema)` to create a new message.
  */
 export const DescribeModelSchema: GenMessage<DescribeModel> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 19);
+  messageDesc(file_thaw_worker_v1_worker, 20);
 
 /**
  * Subscribes to the routes of a run.
@@ -1011,7 +1047,7 @@ export type SubscribeRoutes = Message<"thaw.worker.v1.SubscribeRoutes"> & {
  * Use `create(SubscribeRoutesSchema)` to create a new message.
  */
 export const SubscribeRoutesSchema: GenMessage<SubscribeRoutes> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 20);
+  messageDesc(file_thaw_worker_v1_worker, 21);
 
 /**
  * Ends the subscription.
@@ -1032,7 +1068,7 @@ export type UnsubscribeRoutes = Message<"thaw.worker.v1.UnsubscribeRoutes"> & {
  * Use `create(UnsubscribeRoutesSchema)` to create a new message.
  */
 export const UnsubscribeRoutesSchema: GenMessage<UnsubscribeRoutes> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 21);
+  messageDesc(file_thaw_worker_v1_worker, 22);
 
 /**
  * Gives up a request.
@@ -1053,7 +1089,7 @@ export type CancelRequest = Message<"thaw.worker.v1.CancelRequest"> & {
  * Use `create(CancelRequestSchema)` to create a new message.
  */
 export const CancelRequestSchema: GenMessage<CancelRequest> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 22);
+  messageDesc(file_thaw_worker_v1_worker, 23);
 
 /**
  * Ends the worker.
@@ -1068,7 +1104,7 @@ export type Shutdown = Message<"thaw.worker.v1.Shutdown"> & {
  * Use `create(ShutdownSchema)` to create a new message.
  */
 export const ShutdownSchema: GenMessage<Shutdown> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 23);
+  messageDesc(file_thaw_worker_v1_worker, 24);
 
 /**
  * Carried out, nothing to say.
@@ -1083,7 +1119,7 @@ export type Done = Message<"thaw.worker.v1.Done"> & {
  * Use `create(DoneSchema)` to create a new message.
  */
 export const DoneSchema: GenMessage<Done> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 24);
+  messageDesc(file_thaw_worker_v1_worker, 25);
 
 /**
  * The answer to a request.
@@ -1198,7 +1234,7 @@ export type Reply = Message<"thaw.worker.v1.Reply"> & {
  * Use `create(ReplySchema)` to create a new message.
  */
 export const ReplySchema: GenMessage<Reply> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 25);
+  messageDesc(file_thaw_worker_v1_worker, 26);
 
 /**
  * One mistake of the caller.
@@ -1226,7 +1262,7 @@ export type Problem = Message<"thaw.worker.v1.Problem"> & {
  * Use `create(ProblemSchema)` to create a new message.
  */
 export const ProblemSchema: GenMessage<Problem> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 26);
+  messageDesc(file_thaw_worker_v1_worker, 27);
 
 /**
  * Mistakes of the caller.
@@ -1247,7 +1283,7 @@ export type InputProblems = Message<"thaw.worker.v1.InputProblems"> & {
  * Use `create(InputProblemsSchema)` to create a new message.
  */
 export const InputProblemsSchema: GenMessage<InputProblems> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 27);
+  messageDesc(file_thaw_worker_v1_worker, 28);
 
 /**
  * The plan needs more device memory than there is.
@@ -1282,7 +1318,7 @@ export type OutOfMemory = Message<"thaw.worker.v1.OutOfMemory"> & {
  * Use `create(OutOfMemorySchema)` to create a new message.
  */
 export const OutOfMemorySchema: GenMessage<OutOfMemory> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 28);
+  messageDesc(file_thaw_worker_v1_worker, 29);
 
 /**
  * The device is gone; the worker exits after saying so.
@@ -1303,7 +1339,7 @@ export type DeviceLost = Message<"thaw.worker.v1.DeviceLost"> & {
  * Use `create(DeviceLostSchema)` to create a new message.
  */
 export const DeviceLostSchema: GenMessage<DeviceLost> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 29);
+  messageDesc(file_thaw_worker_v1_worker, 30);
 
 /**
  * The request does not fit how the run stands.
@@ -1324,7 +1360,7 @@ export type WrongState = Message<"thaw.worker.v1.WrongState"> & {
  * Use `create(WrongStateSchema)` to create a new message.
  */
 export const WrongStateSchema: GenMessage<WrongState> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 30);
+  messageDesc(file_thaw_worker_v1_worker, 31);
 
 /**
  * The request was given up by CancelRequest.
@@ -1339,7 +1375,7 @@ export type Cancelled = Message<"thaw.worker.v1.Cancelled"> & {
  * Use `create(CancelledSchema)` to create a new message.
  */
 export const CancelledSchema: GenMessage<Cancelled> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 31);
+  messageDesc(file_thaw_worker_v1_worker, 32);
 
 /**
  * A fault of thaw.
@@ -1360,7 +1396,7 @@ export type InternalFault = Message<"thaw.worker.v1.InternalFault"> & {
  * Use `create(InternalFaultSchema)` to create a new message.
  */
 export const InternalFaultSchema: GenMessage<InternalFault> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 32);
+  messageDesc(file_thaw_worker_v1_worker, 33);
 
 /**
  * A step had no finite loss or gradient. The run is closed; nothing of the step is kept.
@@ -1388,7 +1424,49 @@ export type Diverged = Message<"thaw.worker.v1.Diverged"> & {
  * Use `create(DivergedSchema)` to create a new message.
  */
 export const DivergedSchema: GenMessage<Diverged> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 33);
+  messageDesc(file_thaw_worker_v1_worker, 34);
+
+/**
+ * The checkpoint to go on from is not as it was written. The run is not open.
+ *
+ * @generated from message thaw.worker.v1.DamagedCheckpoint
+ */
+export type DamagedCheckpoint = Message<"thaw.worker.v1.DamagedCheckpoint"> & {
+  /**
+   * Every file and tensor that is wrong, for people.
+   *
+   * @generated from field: string message = 1;
+   */
+  message: string;
+};
+
+/**
+ * Describes the message thaw.worker.v1.DamagedCheckpoint.
+ * Use `create(DamagedCheckpointSchema)` to create a new message.
+ */
+export const DamagedCheckpointSchema: GenMessage<DamagedCheckpoint> = /*@__PURE__*/
+  messageDesc(file_thaw_worker_v1_worker, 35);
+
+/**
+ * The disk takes nothing more. What was being written is gone.
+ *
+ * @generated from message thaw.worker.v1.DiskFull
+ */
+export type DiskFull = Message<"thaw.worker.v1.DiskFull"> & {
+  /**
+   * What the system said.
+   *
+   * @generated from field: string message = 1;
+   */
+  message: string;
+};
+
+/**
+ * Describes the message thaw.worker.v1.DiskFull.
+ * Use `create(DiskFullSchema)` to create a new message.
+ */
+export const DiskFullSchema: GenMessage<DiskFull> = /*@__PURE__*/
+  messageDesc(file_thaw_worker_v1_worker, 36);
 
 /**
  * What went wrong.
@@ -1457,6 +1535,22 @@ export type WorkerError = Message<"thaw.worker.v1.WorkerError"> & {
      */
     value: Diverged;
     case: "diverged";
+  } | {
+    /**
+     * The checkpoint to go on from is not as it was written.
+     *
+     * @generated from field: thaw.worker.v1.DamagedCheckpoint damaged_checkpoint = 8;
+     */
+    value: DamagedCheckpoint;
+    case: "damagedCheckpoint";
+  } | {
+    /**
+     * The disk takes nothing more.
+     *
+     * @generated from field: thaw.worker.v1.DiskFull disk_full = 9;
+     */
+    value: DiskFull;
+    case: "diskFull";
   } | { case: undefined; value?: undefined };
 };
 
@@ -1465,7 +1559,7 @@ export type WorkerError = Message<"thaw.worker.v1.WorkerError"> & {
  * Use `create(WorkerErrorSchema)` to create a new message.
  */
 export const WorkerErrorSchema: GenMessage<WorkerError> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 34);
+  messageDesc(file_thaw_worker_v1_worker, 37);
 
 /**
  * A request was refused or failed. Nothing is left half-made.
@@ -1493,7 +1587,7 @@ export type Failure = Message<"thaw.worker.v1.Failure"> & {
  * Use `create(FailureSchema)` to create a new message.
  */
 export const FailureSchema: GenMessage<Failure> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 35);
+  messageDesc(file_thaw_worker_v1_worker, 38);
 
 /**
  * A checkpoint is on disk.
@@ -1535,7 +1629,7 @@ export type CheckpointWritten = Message<"thaw.worker.v1.CheckpointWritten"> & {
  * Use `create(CheckpointWrittenSchema)` to create a new message.
  */
 export const CheckpointWrittenSchema: GenMessage<CheckpointWritten> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 36);
+  messageDesc(file_thaw_worker_v1_worker, 39);
 
 /**
  * The run took its last step. The last checkpoint and evaluations were sent before.
@@ -1550,7 +1644,7 @@ export type Finished = Message<"thaw.worker.v1.Finished"> & {
  * Use `create(FinishedSchema)` to create a new message.
  */
 export const FinishedSchema: GenMessage<Finished> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 37);
+  messageDesc(file_thaw_worker_v1_worker, 40);
 
 /**
  * The run cannot go on; it is closed.
@@ -1571,7 +1665,7 @@ export type Failed = Message<"thaw.worker.v1.Failed"> & {
  * Use `create(FailedSchema)` to create a new message.
  */
 export const FailedSchema: GenMessage<Failed> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 38);
+  messageDesc(file_thaw_worker_v1_worker, 41);
 
 /**
  * Something happened to the run. Updates arrive in the order in which they happened.
@@ -1686,7 +1780,7 @@ export type RunUpdate = Message<"thaw.worker.v1.RunUpdate"> & {
  * Use `create(RunUpdateSchema)` to create a new message.
  */
 export const RunUpdateSchema: GenMessage<RunUpdate> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 39);
+  messageDesc(file_thaw_worker_v1_worker, 42);
 
 /**
  * A line for the server's log.
@@ -1714,7 +1808,7 @@ export type LogLine = Message<"thaw.worker.v1.LogLine"> & {
  * Use `create(LogLineSchema)` to create a new message.
  */
 export const LogLineSchema: GenMessage<LogLine> = /*@__PURE__*/
-  messageDesc(file_thaw_worker_v1_worker, 40);
+  messageDesc(file_thaw_worker_v1_worker, 43);
 
 /**
  * How much a line matters.
