@@ -203,7 +203,9 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
       append({ case: "warning", value: { reason: "DISK_FULL", message } });
       changeState(runLog, live, RunState.PAUSED);
     }
-    await closeOnWorker().finally(live.release);
+    const closed = closeOnWorker();
+    live.release();
+    await closed;
   }
 
   async function closeOnWorker(): Promise<void> {

@@ -186,9 +186,11 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
         const live = await present(id);
         requireState(live.run, ALLOWED.resume);
         const on = activeRun(id);
-        if (on && stayPaused) return effect(on);
+        // One that is leaving the GPU goes back to it by the queue, when it has left.
+        const leaving = on?.giveUp.signal.aborted;
+        if (on && stayPaused && !leaving) return effect(on);
         live.run.startPaused = stayPaused;
-        if (!on) {
+        if (!on || leaving) {
           const resumed = await settledState(live, QUEUED);
           queue.schedule();
           return resumed;
