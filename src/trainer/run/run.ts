@@ -40,6 +40,7 @@ import { loadLossScale, loadParameters, loadSelectionBiases, readLossScale } fro
 import { OptimizerState, planStateChange } from "./optimizer_state.ts";
 import type { OpenOptions, RunSettings, TrainingInput } from "./options.ts";
 import { longest, planDecoderWithin, planWithin, type RunPlan } from "./plan.ts";
+import type { OperationTime } from "./profile.ts";
 import { Programs, type Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import { routeBatch } from "./telemetry.ts";
@@ -176,14 +177,25 @@ export class Run implements TrainingRun {
   }
 
   trainStep(): Promise<StepMetrics> {
+    return this.#steps.train(() => this.#nextStep());
+  }
+
+  /**
+   * One optimizer step like {@link trainStep}, with the time of every operation instead of metrics. Each dispatch runs in a
+   * pass of its own, so that the whole takes somewhat longer than a step.
+   * @throws Error when the adapter has no timestamp queries; nothing has been trained then
+   */
+  profileStep(): Promise<OperationTime[]> {
+    return this.#steps.profile(() => this.#nextStep());
+  }
+
+  #nextStep(): { readonly step: number; readonly batches: readonly Batch[] } {
     if (this.#driven) throw new Error("the run is driven by a loop of the caller's");
-    return this.#steps.train(() => {
-      const { batches } = this.#trainingOrThrow();
-      const { accumulationSteps } = this.#programs.plan;
-      const first = (this.#step + this.#passedOver) * accumulationSteps;
-      const own = Array.from({ length: accumulationSteps }, (_, i) => batches.batchAt(first + i));
-      return { step: this.#step++, batches: own };
-    });
+    const { batches } = this.#trainingOrThrow();
+    const { accumulationSteps } = this.#programs.plan;
+    const first = (this.#step + this.#passedOver) * accumulationSteps;
+    const own = Array.from({ length: accumulationSteps }, (_, i) => batches.batchAt(first + i));
+    return { step: this.#step++, batches: own };
   }
 
   async forwardBackward(examples: readonly DrivenExample[], divisor?: number): Promise<DrivenBatch> {

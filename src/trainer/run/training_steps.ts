@@ -2,9 +2,11 @@
 // the last. Steps are submitted one after another, each as soon as it is asked for; results arrive later, in order.
 
 import type { Batch } from "../data/batches.ts";
+import type { Tensor } from "../graph/graph.ts";
 import type { TrainingGraph } from "../model/family.ts";
 import type { StepMetrics } from "../types.ts";
 import type { OptimizerState } from "./optimizer_state.ts";
+import { type OperationTime, profileGraph } from "./profile.ts";
 import type { Programs, Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import type { Run } from "./run.ts";
@@ -58,14 +60,44 @@ export class TrainingSteps {
     await this.#arrived;
   }
 
+  /**
+   * Trains a step with every dispatch timed, the operations of its batches one after another. Its metrics are not read.
+   * @throws what `begin` throws; Error when the adapter has no timestamp queries; DeviceLostError, KernelError
+   */
+  async profile(begin: () => { readonly step: number; readonly batches: readonly Batch[] }): Promise<OperationTime[]> {
+    const { device } = this.#run;
+    if (!device.capabilities.timestampQuery) throw new Error("this adapter has no timestamp queries");
+    await this.quiet();
+    const { step, batches } = begin();
+    const { parts } = this.#prepared(step, batches);
+    const times: OperationTime[] = [];
+    for (const [i, { program }] of parts.entries()) {
+      uploadPart(this.#run, parts, i, step);
+      const { recorded } = program;
+      const encoder = device.gpu.createCommandEncoder();
+      for (const t of sumsBefore(parts, i)) encoder.clearBuffer(recorded.buffer(t));
+      device.submit(encoder.finish());
+      const whole = i + 1 === parts.length;
+      times.push(...(await profileGraph(device, whole ? recorded : { ...recorded, update: undefined })));
+    }
+    return times;
+  }
+
+  /** A step's batches with their programs, the optimizer's scalars uploaded. */
+  #prepared(step: number, batches: readonly Batch[]): { parts: readonly Part[]; rate: number } {
+    const { config } = this.#run;
+    const parts = batches.map((batch): Part => ({ batch, program: this.#programs.training(batch) }));
+    const rate = learningRate(config.optimizer, step, config.steps);
+    const { scalars } = parts[0].program.planned.built.optimizer;
+    this.#run.uploadInput(scalars.name, this.#optimizer.nextScalars(config.optimizer, rate));
+    return { parts, rate };
+  }
+
   async #submit(step: number, batches: readonly Batch[]): Promise<{ metrics: Promise<StepMetrics> }> {
     const run = this.#run;
     const { config } = run;
     const losses = minimised(config.losses, this.#programs.plan);
-    const parts = batches.map((batch): Part => ({ batch, program: this.#programs.training(batch) }));
-    const rate = learningRate(config.optimizer, step, config.steps);
-    const { scalars } = parts[0].program.planned.built.optimizer;
-    run.uploadInput(scalars.name, this.#optimizer.nextScalars(config.optimizer, rate));
+    const { parts, rate } = this.#prepared(step, batches);
     const listening = run.onRoutes !== undefined;
     const submittedAt = performance.now();
     const { results } = await submitParts(run, parts, step, listening);
@@ -95,6 +127,19 @@ export class TrainingSteps {
   }
 }
 
+/** Uploads the `index`-th batch of a step. */
+function uploadPart(run: Run, parts: readonly Part[], index: number, step: number): void {
+  run.upload(parts[index].batch);
+  run.uploadScalars(
+    step * parts.length + index,
+    parts.reduce((n, { batch }) => n + batch.targetTokens, 0),
+  );
+}
+
+/** The gradients to clear before the `index`-th batch: those that its step sums, before the first. */
+const sumsBefore = (parts: readonly Part[], index: number): readonly Tensor[] =>
+  index === 0 && parts.length > 1 ? [...parts[0].program.planned.built.gradients.values()] : [];
+
 /** Uploads and submits a step's batches in turn; returns when all are submitted. */
 async function submitParts(
   run: Run,
@@ -102,14 +147,11 @@ async function submitParts(
   step: number,
   listening: boolean,
 ): Promise<{ results: Promise<Results[]> }> {
-  const targetTokens = parts.reduce((n, { batch }) => n + batch.targetTokens, 0);
   const pending: Promise<Results>[] = [];
-  for (const [i, { batch, program }] of parts.entries()) {
-    run.upload(batch);
-    run.uploadScalars(step * parts.length + i, targetTokens);
-    const { built, results, routes } = program.planned;
-    const sums = i === 0 && parts.length > 1 ? [...built.gradients.values()] : [];
-    const part = { clear: sums, batch: true, update: i + 1 === parts.length };
+  for (const [i, { program }] of parts.entries()) {
+    uploadPart(run, parts, i, step);
+    const { results, routes } = program.planned;
+    const part = { clear: sumsBefore(parts, i), batch: true, update: i + 1 === parts.length };
     const tensors = listening ? [...results, ...routes] : results;
     pending.push((await program.readback.run(program.recorded, tensors, part)).results);
   }
