@@ -9,7 +9,7 @@
 //
 // Software: 8×8 results per thread, 16×4 for very narrow outputs (a router), 4×8 and 1×8 for very short ones (a decode
 // step). On SwiftShader with two AMD EPYC cores shared with other work (so ±30 %), GFLOP/s in the order of
-// test/bench/matmul.ts, which repeats the tile that is chosen; the others by editing `softwareTile`:
+// bench/parts/matmul.ts, which repeats the tile that is chosen; the others by editing `softwareTile`:
 //   m×n×k   512×64×64  512×64×128  64×64×1000  4096×64×64  512×4×64
 //   8×8     2.2        2.4         2.3         3.2         0.9
 //   16×4    2.1        2.3         1.8         2.5         1.5

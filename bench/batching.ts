@@ -3,7 +3,7 @@
 // padding. Rows are as long as the longest input and target; packed rows may have longer targets, which let their inputs
 // fill.
 //
-//   npx tsx test/bench/batching.ts [MODEL_DIRECTORY [DATA.jsonl]]
+//   npx tsx bench/batching.ts [MODEL_DIRECTORY [DATA.jsonl]]
 //
 // Without data of one's own, inputs are of 4 to 128 tokens and targets of 2 to 16, short ones more frequent (their
 // logarithm is uniform).
@@ -12,21 +12,24 @@ import { mkdtemp, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { lengthsOf } from "../../src/trainer/data/batching.ts";
-import { encodeDataset } from "../../src/trainer/data/dataset.ts";
-import { parseJsonl } from "../../src/trainer/data/jsonl.ts";
-import { randomBelow } from "../../src/trainer/data/random.ts";
-import { loadTokenizer } from "../../src/trainer/data/tokenizer.ts";
-import { openRun } from "../../src/trainer/engine.ts";
-import { testDevice } from "../support/gpu.ts";
-import { tinyRun } from "../support/tiny_model.ts";
+import { openDevice } from "../src/kernels/device/open.ts";
+import { ensureGpuEnvironment } from "../src/kernels/device/relaunch.ts";
+import { lengthsOf } from "../src/trainer/data/batching.ts";
+import { encodeDataset } from "../src/trainer/data/dataset.ts";
+import { parseJsonl } from "../src/trainer/data/jsonl.ts";
+import { randomBelow } from "../src/trainer/data/random.ts";
+import { loadTokenizer } from "../src/trainer/data/tokenizer.ts";
+import { openRun } from "../src/trainer/engine.ts";
+import { tinyRun } from "../test/support/tiny_model.ts";
+
+ensureGpuEnvironment();
 
 const STEPS = 16;
 const WARM_UP = 4;
 const LIMITS = { input: 512, target: 128 };
 const EXAMPLES = 512;
 
-const exampleModel = join(import.meta.dirname, "../../examples/models/mini-switch");
+const exampleModel = join(import.meta.dirname, "../examples/models/mini-switch");
 const [model = exampleModel, data = await unequalData()] = process.argv.slice(2);
 
 async function unequalData(): Promise<string> {
@@ -46,7 +49,7 @@ async function unequalData(): Promise<string> {
 const whole = { maxInputTokens: LIMITS.input, maxTargetTokens: LIMITS.target, vocabularySize: 2 ** 31, eosTokenId: 1 };
 const { examples } = encodeDataset(await parseJsonl(data), await loadTokenizer(model), whole);
 const longest = lengthsOf(examples, LIMITS);
-const device = await testDevice();
+const device = await openDevice();
 const base = { clock: 0, processor: 0 };
 for (const batching of ["padded", "packed", "bucketed"] as const) {
   const maxTargetTokens = batching === "packed" ? LIMITS.target : longest.target;
