@@ -28,6 +28,8 @@ export interface BuildOptions {
   readonly lossGradient: boolean;
   /** Whether the gradients of several batches are summed before an optimizer step. */
   readonly sumGradients: boolean;
+  /** Whether tokens can be told their experts: `Routing.forcedIds` are inputs. Default: false. */
+  readonly replay?: boolean;
   /** How matrix products take their operands. Default: f32. */
   readonly products?: Products;
 }
