@@ -5,7 +5,7 @@ import * as assert from "uvu/assert";
 import type { PartResult } from "../../bench/bench.ts";
 import { fillWithNoise, noiseAt } from "../../bench/noise.ts";
 import { roofline } from "../../bench/part.ts";
-import { figure } from "../../bench/rows.ts";
+import { figure, type Row } from "../../bench/rows.ts";
 import { summaryTable } from "../../bench/summary.ts";
 import { testDevice } from "../support/gpu.ts";
 
@@ -33,12 +33,20 @@ const part = (side: PartResult["side"], rows: PartResult["rows"], outcome = "don
 
 test("a row stands beside the better of its twins, and what is not whole is named", () => {
   const row = (name: string, rate: number) => ({ name, figures: { "GB/s": rate, ms: 5 }, rate: "GB/s" });
-  const ours = part("thaw", [row("a", 30), { ...row("b", 1), wrong: true }, { name: "c", figures: { ms: 1 } }]);
-  const twins = [part("reference", [row("a", 10)]), part("reference", [row("a", 20), row("z", 1)], "cut off")];
-  assert.equal(summaryTable([ours, ...twins]).split("\n"), [
-    "           thaw        PyTorch  ratio",
-    "p a          30  GB/s       20  1.50×",
-    "p b WRONG     1  GB/s",
+  const ours: Row[] = [row("a", 30), { ...row("b", 1), wrong: true }, { name: "c", figures: { ms: 1 } }];
+  const memory = { name: "d", figures: { "GB/s": 2, "peak GiB": 3 }, rate: "GB/s" };
+  ours.push({ ...memory, figures: { ...memory.figures, "peak GiB": 1.5 } });
+  const slower = { ...memory, figures: { "GB/s": 1, "peak GiB": 1 } };
+  const twins = [
+    part("reference", [row("a", 10), memory]),
+    part("reference", [row("a", 20), row("z", 1), slower], "cut off"),
+  ];
+  assert.equal(summaryTable([part("thaw", ours), ...twins]).split("\n"), [
+    "           thaw            PyTorch  ratio",
+    "p a          30      GB/s       20  1.50×",
+    "p b WRONG     1      GB/s",
+    "p d           2      GB/s        2  1.00×",
+    "p d        1.50  peak GiB        3  0.50×",
     "p (PyTorch): cut off",
   ]);
 });
