@@ -4,10 +4,11 @@ import { mixedProducts, type Products } from "../src/kernels/capabilities.ts";
 import type { Device } from "../src/kernels/device/device.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../src/kernels/step_scalars.ts";
 import { differentiate } from "../src/trainer/graph/autodiff.ts";
-import { elements, Graph, type Tensor, tensorBytes } from "../src/trainer/graph/graph.ts";
+import { Graph, type Tensor } from "../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../src/trainer/graph/lowered.ts";
 import { optimizerNodes, optimizerScalars } from "../src/trainer/graph/ops/optimizer.ts";
 import { DeviceMemory, type RecordedGraph } from "../src/trainer/run/device_memory.ts";
+import { OptimizerState } from "../src/trainer/run/optimizer_state.ts";
 import { type OperationTime, profileGraph } from "../src/trainer/run/profile.ts";
 import type { AdamW } from "../src/trainer/types.ts";
 import { fillWithNoise, type Noise } from "./noise.ts";
@@ -42,11 +43,10 @@ export interface RecordedLayer {
   profile(): Promise<OperationTime[]>;
   /** Median seconds of the whole, submitted again and again. */
   seconds(): Promise<number>;
-  /** Elements of a tensor, all or so many from one on. */
-  readF32(t: Tensor, first?: number, count?: number): Promise<Float32Array>;
+  readF32(t: Tensor): Promise<Float32Array>;
   readU32(t: Tensor): Promise<Uint32Array>;
-  /** Elements of a parameter's gradient. */
-  gradient(name: string, first?: number, count?: number): Promise<Float32Array>;
+  /** The gradient of a parameter. */
+  gradient(name: string): Promise<Float32Array>;
   destroy(): void;
 }
 
@@ -96,15 +96,12 @@ export async function recordLayer(
   const memory = new DeviceMemory(device);
   let recorded: RecordedGraph | undefined;
   try {
-    for (const [name, t] of graph.parameters)
-      memory.parameters.set(name, await memory.create({ name, bytes: tensorBytes(t) }));
-    for (const { state } of entries?.entries ?? [])
-      for (const { tensor: t } of state)
-        memory.optimizer.set(t.name, await memory.create({ name: t.name, bytes: tensorBytes(t) }));
+    await memory.createParameters(graph.parameters);
+    await new OptimizerState(memory).change(entries?.entries ?? [], "keep");
     await memory.prepare([lowered]);
     recorded = await memory.record("layer", lowered);
     for (const [name, given] of noise) {
-      const buffer = memory.parameters.get(name) ?? memory.inputs.get(name);
+      const buffer = memory.parameters.get(name)?.buffer ?? memory.inputs.get(name);
       if (buffer) await fillWithNoise(device, buffer, given);
     }
     for (const [name, values] of data) device.upload(memory.inputs.get(name)!, values);
@@ -121,15 +118,18 @@ export async function recordLayer(
     memory.destroy();
     throw error;
   }
-  const { program, buffer } = recorded;
-  const read = (t: Tensor, first = 0, count = elements(t.shape)) => device.read(buffer(t), 4 * count, 4 * first);
+  const { program, range } = recorded;
+  const read = (t: Tensor) => {
+    const { buffer, offset, size } = range(t);
+    return device.read(buffer, size, offset);
+  };
   return {
     noise,
     profile: async () => medians(await repeated(() => profileGraph(device, recorded))),
     seconds: async () => median(await repeated(() => secondsOf(device, program, 3))),
-    readF32: async (t, first, count) => new Float32Array(await read(t, first, count)),
+    readF32: async (t) => new Float32Array(await read(t)),
     readU32: async (t) => new Uint32Array(await read(t)),
-    gradient: async (name, first, count) => new Float32Array(await read(gradients.get(name)!, first, count)),
+    gradient: async (name) => new Float32Array(await read(gradients.get(name)!)),
     destroy() {
       recorded.destroy();
       memory.destroy();

@@ -1,21 +1,28 @@
 // Ordered sums of squares of long f32 arrays, and the global gradient norm with its clip factor and whether it is finite.
 //
-// Two stages, no atomics: a workgroup sums a chunk of 4096 elements into one partial, one workgroup sums the partials.
+// Two stages, no atomics: a workgroup sums a chunk into one partial, one workgroup sums the partials. A chunk is 4096
+// elements, or as many times that as leave 4096 partials at most, for what a single workgroup sums takes its time.
 // Inside a workgroup each thread sums every 64th element in order, then thread 0 adds the 64 sums in order, so the
 // result is the same bit for bit every time. One barrier per chunk: both targets share the kernels.
 //
-// Partials of several arrays can lie in one buffer: `sumOfSquares` of every gradient writes its own stretch of it, and
+// Partials of several arrays can lie in one buffer: `sumOfSquares` of every array writes its own stretch of it, and
 // one `gradientNorm` reads it all.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
 
-/** Elements that a workgroup sums into one partial. */
+/** Elements that a workgroup sums into one partial at least. */
 export const CHUNK = 4096;
 const THREADS = 64;
 
+/** Partials of one array at most. */
+const MOST_PARTIALS = 4096;
+
+/** Elements of an array of `count` that go into one partial. */
+const chunkOf = (count: number): number => CHUNK * Math.max(1, Math.ceil(count / (CHUNK * MOST_PARTIALS)));
+
 /** f32 partial sums that an array of `count` elements leaves: the size of its stretch. */
-export const partialsOfCount = (count: number): number => Math.max(1, Math.ceil(count / CHUNK));
+export const partialsOfCount = (count: number): number => Math.max(1, Math.ceil(count / chunkOf(count)));
 
 /**
  * WGSL: `sum_range(lane, begin, end)`, complete in lane 0, of `term` (an expression in `i`, of `type`) for i in
@@ -36,15 +43,16 @@ fn sum_range(lane: u32, begin: u32, end: u32) -> ${type} {
 
 const squareChunks = defineKernel({
   name: "sum_of_squares",
-  params: { count: "u32", partial_offset: "u32" },
-  buffers: { x: read("f32"), partials: write("f32") },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}${sumRange("x[i] * x[i]")}
+  params: { count: "u32", chunk: "u32", partial_offset: "u32" }, // in vec4f
+  buffers: { x: read("vec4f"), partials: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}${sumRange("dot(x[i], x[i])")}
 @compute @workgroup_size(${THREADS})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let chunk = linear_index(wid, num);
-  if (chunk > 0 && chunk * ${CHUNK} >= params.count) { return; }
-  let sum = sum_range(lane, chunk * ${CHUNK}, min((chunk + 1) * ${CHUNK}, params.count));
-  if (lane == 0) { partials[params.partial_offset + chunk] = sum; }
+  let at = linear_index(wid, num);
+  let begin = at * params.chunk;
+  if (at > 0 && begin >= params.count) { return; }
+  let sum = sum_range(lane, begin, min(begin + params.chunk, params.count));
+  if (lane == 0) { partials[params.partial_offset + at] = sum; }
 }`,
 });
 
@@ -67,16 +75,17 @@ fn main(@builtin(local_invocation_index) lane: u32) {
 }`,
 });
 
-const chunkGroups = (count: number): [number, number] => spread(partialsOfCount(count));
-
-/** partials[partialOffset .. + partialCount) = sums of x² over chunks; x [count] f32, partialCount = partialsOfCount(count). */
+/**
+ * partials[partialOffset .. + partialsOfCount(count)) = sums of x² over chunks; x [count] f32.
+ * @throws RangeError when count is no multiple of 4
+ */
 export function sumOfSquares<T>(
   buffers: Record<"x" | "partials", T>,
-  { count, partialOffset, partialCount }: { count: number; partialOffset: number; partialCount: number },
+  { count, partialOffset }: { count: number; partialOffset: number },
 ): Command<T>[] {
-  if (partialCount !== partialsOfCount(count))
-    throw new RangeError(`${count} elements leave ${partialsOfCount(count)} partial sums, not ${partialCount}`);
-  return [call(squareChunks, { count, partial_offset: partialOffset }, buffers, chunkGroups(count))];
+  if (count % 4 !== 0) throw new RangeError(`${count} elements are not whole vec4f`);
+  const params = { count: count / 4, chunk: chunkOf(count) / 4, partial_offset: partialOffset };
+  return [call(squareChunks, params, buffers, spread(partialsOfCount(count)))];
 }
 
 /**

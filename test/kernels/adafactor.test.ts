@@ -2,7 +2,8 @@ import { readFileSync } from "node:fs";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { type AdafactorSlice, adafactorReference } from "../../src/kernels/adafactor.reference.ts";
-import { adafactor, adafactorFactored, adafactorScratch } from "../../src/kernels/adafactor.ts";
+import { adafactor, adafactorFactored } from "../../src/kernels/adafactor.ts";
+import { adafactorTable } from "../../src/kernels/adafactor_slices.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
@@ -32,15 +33,27 @@ const CASES: Case[] = [
 
 /** Arrays of a case as a kernel sees them, guarded. */
 function arrays({ slices, rows, columns, trainable, scale, factored }: Case, clip: number[]) {
+  const table = adafactorTable([
+    trainable.map((slice, s) => ({
+      parameter: slice * rows * columns,
+      gradient: s * rows * columns,
+      rows,
+      columns,
+      row: s * (factored ? rows : columns),
+      column: s * columns,
+      scalar: 2 + s,
+    })),
+  ]);
   const slots = trainable.length;
   const size = rows * columns;
   const guarded = (values: Float32Array): Float32Array => Float32Array.of(...values, ...unwritten(0));
   const squares = (count: number, seed: number) => guarded(randomValues(count, seed).map((x) => 0.01 + x * x));
-  const scratch = adafactorScratch({ slotCount: slots, rows, columns });
+  const { scratch } = table;
   const common = {
     parameter: guarded(randomValues(slices * size, 1).map((x) => x * scale)),
     gradient: guarded(randomValues(slots * size, 2)),
-    slots: Uint32Array.of(...trainable, 0),
+    slices: table.slices,
+    tensors: table.tensors,
     clip: Float32Array.from(clip),
     partials: unwritten(scratch.partials),
     steps: unwritten(scratch.steps),
@@ -49,13 +62,12 @@ function arrays({ slices, rows, columns, trainable, scale, factored }: Case, cli
   const column = squares(slots * columns, 4);
   const v = squares(slots * size, 5);
   const factors = { row, column, rowMean: unwritten(scratch.rowMean), columnSums: unwritten(scratch.columnSums) };
-  return { common, state: factored ? factors : { v } };
+  return { table, common, state: factored ? factors : { v } };
 }
 
 for (const c of CASES) {
   const { slices, rows, columns, trainable, factored } = c;
   const label = `${slices}×${rows}×${columns}, slices ${trainable}, ${factored ? "factored" : "not factored"}`;
-  const dims = { slotCount: trainable.length, rows, columns, scalarOffset: 2, ...SETTINGS };
   const size = rows * columns;
   // A row of scalars per slot: each has a rate, a step count and a decay of its own.
   const perSlot = trainable.map((_, s) => ({
@@ -68,10 +80,13 @@ for (const c of CASES) {
     scalars.set([learningRate, 1 - t ** -0.8, t ** -0.8, weightDecay], 4 * (2 + s));
   });
   const run = (clip: number[]) => {
-    const { common, state } = arrays(c, clip);
-    if ("v" in state)
-      return runTwice({ buffers: { ...common, ...state, scalars }, commands: (names) => adafactor(names, dims) });
-    return runTwice({ buffers: { ...common, ...state, scalars }, commands: (names) => adafactorFactored(names, dims) });
+    const { table, common, state } = arrays(c, clip);
+    if ("v" in state) {
+      const buffers = { ...common, ...state, scalars };
+      return runTwice({ buffers, commands: (names) => adafactor(names, table, SETTINGS) });
+    }
+    const buffers = { ...common, ...state, scalars };
+    return runTwice({ buffers, commands: (names) => adafactorFactored(names, table, SETTINGS) });
   };
 
   test(`${label}: steps the trainable slices, and no other bit`, async () => {
@@ -122,6 +137,71 @@ for (const c of CASES) {
       if (name !== "clip") assert.equal(got[name], x, name);
   });
 }
+
+test("tensors that are stepped together get the bits that each gets alone", async () => {
+  const clip = Float32Array.of(7, 0.5, 1);
+  const scalars = Float32Array.from({ length: 4 * 4 }, (_, i) => [0.01 * (i + 1), 0.6, 0.4, 0.001][i % 4]);
+  for (const factored of [true, false]) {
+    // Every tensor's slices, gradients and moments lie 5 elements behind those of the one before.
+    const cases = CASES.filter((c) => c.factored === factored);
+    const places = { parameter: 0, gradient: 0, row: 0, column: 0 };
+    const tensors = cases.map(({ slices, rows, columns, trainable }) => {
+      const perSlice = factored ? rows : rows * columns;
+      const members = trainable.map((slice, s) => ({
+        parameter: places.parameter + slice * rows * columns,
+        gradient: places.gradient + s * rows * columns,
+        rows,
+        columns,
+        row: places.row + s * perSlice,
+        column: places.column + s * columns,
+        scalar: 1 + (s % 3),
+      }));
+      places.parameter += slices * rows * columns + 5;
+      places.gradient += trainable.length * rows * columns + 5;
+      places.row += trainable.length * perSlice + 5;
+      places.column += trainable.length * columns + 5;
+      return members;
+    });
+    const moments = (count: number, seed: number) => randomValues(count, seed).map((x) => 0.01 + x * x);
+    const parameter = randomValues(places.parameter, 1);
+    const [row, column] = [moments(places.row, 3), moments(places.column, 4)];
+    const step = (wanted: typeof tensors) => {
+      const table = adafactorTable(wanted);
+      const common = {
+        parameter,
+        gradient: randomValues(places.gradient, 2),
+        slices: table.slices,
+        tensors: table.tensors,
+        scalars,
+        clip,
+        partials: unwritten(table.scratch.partials),
+        steps: unwritten(table.scratch.steps),
+      };
+      if (!factored) {
+        const buffers = { ...common, v: row };
+        return runTwice({ buffers, commands: (names) => adafactor(names, table, SETTINGS) });
+      }
+      const rowMean = unwritten(table.scratch.rowMean);
+      const columnSums = unwritten(table.scratch.columnSums);
+      const buffers = { ...common, row, column, rowMean, columnSums };
+      return runTwice({ buffers, commands: (names) => adafactorFactored(names, table, SETTINGS) });
+    };
+    const together: Record<string, ArrayLike<number>> = await step(tensors);
+    const untouched: Record<string, Float32Array> = { parameter, row, column, v: row };
+    const alone: Record<string, ArrayLike<number>>[] = [];
+    for (const tensor of tensors) alone.push(await step([tensor]));
+    for (const name of ["parameter", ...(factored ? ["row", "column"] : ["v"])]) {
+      // Each element is as the one call left it that moved it, or as it was.
+      const expected = Array.from(untouched[name], (x, i) => {
+        const moved = alone.filter((outcome) => outcome[name][i] !== x);
+        assert.ok(moved.length <= 1, `${name} ${i} belongs to one tensor`);
+        return moved.length > 0 ? moved[0][name][i] : x;
+      });
+      assert.equal(Array.from(together[name]), expected, name);
+      assert.not.equal(expected, Array.from(untouched[name]), `${name} moved`);
+    }
+  }
+});
 
 test("the definition is optax's: the fixture's trajectory from its own gradients", async () => {
   const folder = new URL("../../../shared/fixtures/optimizers/adafactor/", import.meta.url);

@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { adamw, adamwReference } from "../../src/kernels/adamw.ts";
+import { sliceTables } from "../../src/kernels/slices.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
@@ -17,90 +18,96 @@ const CASES: [number, number, number[]][] = [
   [3, 7, [2]],
 ];
 
-for (const target of ["software", "hardware"] as const)
-  test(`${target}: steps the trainable slices, each with its own scalars, and no other bit`, async () => {
-    for (const [slices, sliceSize, trainable] of CASES) {
-      const slotCount = trainable.length;
-      const compact = slotCount * sliceSize;
-      const settings = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
-      const clip = Math.fround(0.3);
-      const scalarOffset = 2;
-      // Numbers that f32 holds exactly, so that only the kernel's own arithmetic differs.
-      const perSlot = trainable.map((_, s) => ({
-        learningRate: Math.fround(0.01 * (s + 1)),
-        t: 3 + 10 * s,
-        weightDecay: Math.fround(0.1 / (s + 1)),
-        ...settings,
-      }));
-      const scalars = unwritten(4 * (scalarOffset + slotCount), 8);
-      perSlot.forEach(({ learningRate, t, weightDecay }, s) => {
-        scalars.set([learningRate, 1 / (1 - 0.9 ** t), 1 / (1 - 0.999 ** t), weightDecay], 4 * (scalarOffset + s));
-      });
-      const padded = (values: Float32Array): Float32Array => Float32Array.of(...values, ...unwritten(0));
-      const parameter = padded(randomValues(slices * sliceSize, 1));
-      const gradient = padded(randomValues(compact, 2));
-      const m = padded(randomValues(compact, 3).map((x) => x / 10));
-      const v = padded(randomValues(compact, 4).map((x) => x * x));
-      const got = await runTwice({
-        buffers: {
-          parameter,
-          gradient,
-          m,
-          v,
-          slots: Uint32Array.of(...trainable, 0),
-          scalars,
-          clip: Float32Array.of(7, clip, 1),
-        },
-        commands: (names) => adamw(names, { slotCount, sliceSize, scalarOffset, ...settings }, target),
-      });
-      const expected = [parameter, m, v].map((array) => Float64Array.from(array));
-      const tolerance = [parameter, m, v].map((array) => new Float64Array(array.length));
-      trainable.forEach((slice, s) => {
-        const p = expected[0].subarray(slice * sliceSize, (slice + 1) * sliceSize);
-        const [mine, squares] = [1, 2].map((i) => expected[i].subarray(s * sliceSize, (s + 1) * sliceSize));
-        const g = Array.from(gradient.slice(s * sliceSize, (s + 1) * sliceSize), (x) => x * clip);
-        for (let i = 0; i < sliceSize; i++) {
-          // Per rounding one unit of the terms: 4 in m (β, the product g, two sums), 5 in v.
-          tolerance[1][s * sliceSize + i] = 4 * UNIT * (Math.abs(mine[i]) + Math.abs(g[i]));
-          tolerance[2][s * sliceSize + i] = 5 * UNIT * (squares[i] + g[i] ** 2);
-        }
-        const terms = g.map((x, i) => 0.9 * Math.abs(mine[i]) + 0.1 * Math.abs(x));
-        adamwReference(p, g, mine, squares, perSlot[s]);
-        const { learningRate, t } = perSlot[s];
-        for (let i = 0; i < sliceSize; i++) {
-          // The step is lr·m̂/√v̂: the error of m relative to its terms (which may cancel), 16 roundings in all with
-          // division and root at 2.5 ulp; then decay and difference round the parameter.
-          const step = (learningRate * terms[i]) / (1 - 0.9 ** t) / Math.sqrt(squares[i] / (1 - 0.999 ** t));
-          tolerance[0][slice * sliceSize + i] = UNIT * (24 * step + 4 * Math.abs(p[i]));
-        }
-      });
-      const label = `${slices}×${sliceSize}, slices ${trainable}`;
-      [got.parameter, got.m, got.v].forEach((array, a) => {
-        compareWithTolerance(array, expected[a], (i) => tolerance[a][i], `${["parameter", "m", "v"][a]} of ${label}`);
-      });
-    }
-  });
-
-for (const target of ["software", "hardware"] as const)
-  test(`${target}: a gradient that is not finite changes nothing`, async () => {
-    const parameter = randomValues(24, 1);
-    const m = randomValues(24, 2);
-    const v = randomValues(24, 3).map((x) => x * x);
+test("steps the trainable slices, each with its own scalars, and no other bit", async () => {
+  for (const [slices, sliceSize, trainable] of CASES) {
+    const slotCount = trainable.length;
+    const compact = slotCount * sliceSize;
+    const settings = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+    const clip = Math.fround(0.3);
+    const scalarOffset = 2;
+    // Numbers that f32 holds exactly, so that only the kernel's own arithmetic differs.
+    const perSlot = trainable.map((_, s) => ({
+      learningRate: Math.fround(0.01 * (s + 1)),
+      t: 3 + 10 * s,
+      weightDecay: Math.fround(0.1 / (s + 1)),
+      ...settings,
+    }));
+    const scalars = unwritten(4 * (scalarOffset + slotCount), 8);
+    perSlot.forEach(({ learningRate, t, weightDecay }, s) => {
+      scalars.set([learningRate, 1 / (1 - 0.9 ** t), 1 / (1 - 0.999 ** t), weightDecay], 4 * (scalarOffset + s));
+    });
+    const [table] = sliceTables(
+      trainable.map((slice, s) => ({
+        parameter: slice * sliceSize,
+        gradient: s * sliceSize,
+        size: sliceSize,
+        scalar: scalarOffset + s,
+      })),
+    );
+    const padded = (values: Float32Array): Float32Array => Float32Array.of(...values, ...unwritten(0));
+    const parameter = padded(randomValues(slices * sliceSize, 1));
+    const gradient = padded(randomValues(compact, 2));
+    const m = padded(randomValues(compact, 3).map((x) => x / 10));
+    const v = padded(randomValues(compact, 4).map((x) => x * x));
     const got = await runTwice({
       buffers: {
         parameter,
-        gradient: new Float32Array(24).fill(Number.NaN),
+        gradient,
         m,
         v,
-        slots: Uint32Array.of(0),
-        scalars: Float32Array.of(0.1, 1, 1, 0.1),
-        clip: Float32Array.of(Number.NaN, 0, 0),
+        slices: table.words,
+        scalars,
+        clip: Float32Array.of(7, clip, 1),
       },
-      commands: (names) =>
-        adamw(names, { slotCount: 1, sliceSize: 24, scalarOffset: 0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }, target),
+      commands: (names) => adamw(names, table, settings),
     });
-    for (const [name, x] of Object.entries({ parameter, m, v })) assert.equal(got[name as "m"], x, name);
+    const expected = [parameter, m, v].map((array) => Float64Array.from(array));
+    const tolerance = [parameter, m, v].map((array) => new Float64Array(array.length));
+    trainable.forEach((slice, s) => {
+      const p = expected[0].subarray(slice * sliceSize, (slice + 1) * sliceSize);
+      const [mine, squares] = [1, 2].map((i) => expected[i].subarray(s * sliceSize, (s + 1) * sliceSize));
+      const g = Array.from(gradient.slice(s * sliceSize, (s + 1) * sliceSize), (x) => x * clip);
+      for (let i = 0; i < sliceSize; i++) {
+        // Per rounding one unit of the terms: 4 in m (β, the product g, two sums), 5 in v.
+        tolerance[1][s * sliceSize + i] = 4 * UNIT * (Math.abs(mine[i]) + Math.abs(g[i]));
+        tolerance[2][s * sliceSize + i] = 5 * UNIT * (squares[i] + g[i] ** 2);
+      }
+      const terms = g.map((x, i) => 0.9 * Math.abs(mine[i]) + 0.1 * Math.abs(x));
+      adamwReference(p, g, mine, squares, perSlot[s]);
+      const { learningRate, t } = perSlot[s];
+      for (let i = 0; i < sliceSize; i++) {
+        // The step is lr·m̂/√v̂: the error of m relative to its terms (which may cancel), 16 roundings in all with
+        // division and root at 2.5 ulp; then decay and difference round the parameter.
+        const step = (learningRate * terms[i]) / (1 - 0.9 ** t) / Math.sqrt(squares[i] / (1 - 0.999 ** t));
+        tolerance[0][slice * sliceSize + i] = UNIT * (24 * step + 4 * Math.abs(p[i]));
+      }
+    });
+    const label = `${slices}×${sliceSize}, slices ${trainable}`;
+    [got.parameter, got.m, got.v].forEach((array, a) => {
+      compareWithTolerance(array, expected[a], (i) => tolerance[a][i], `${["parameter", "m", "v"][a]} of ${label}`);
+    });
+  }
+});
+
+test("a gradient that is not finite changes nothing", async () => {
+  const parameter = randomValues(24, 1);
+  const m = randomValues(24, 2);
+  const v = randomValues(24, 3).map((x) => x * x);
+  const [table] = sliceTables([{ parameter: 0, gradient: 0, size: 24, scalar: 0 }]);
+  const got = await runTwice({
+    buffers: {
+      parameter,
+      gradient: new Float32Array(24).fill(Number.NaN),
+      m,
+      v,
+      slices: table.words,
+      scalars: Float32Array.of(0.1, 1, 1, 0.1),
+      clip: Float32Array.of(Number.NaN, 0, 0),
+    },
+    commands: (names) => adamw(names, table, { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }),
   });
+  for (const [name, x] of Object.entries({ parameter, m, v })) assert.equal(got[name as "m"], x, name);
+});
 
 test("the definition is optax's: the fixture's trajectory from its own gradients", async () => {
   const folder = new URL("../../../shared/fixtures/optimizers/adamw/", import.meta.url);

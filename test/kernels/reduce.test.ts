@@ -2,7 +2,7 @@ import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { gradientNorm, gradientNormReference, partialsOfCount, sumOfSquares } from "../../src/kernels/reduce.ts";
 import { packStepScalars } from "../../src/kernels/step_scalars.ts";
-import { compareWithTolerance } from "../support/gpu.ts";
+import { compareWithTolerance, runCommands, testDevice } from "../support/gpu.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
 
 const UNIT = 2 ** -24;
@@ -18,7 +18,7 @@ test("the global norm and the clip factor of several gradients", async () => {
     [1024, 5],
     [1024, 0],
   ]) {
-    const gradients = [1, 4097, 300_000].map((count, seed) => randomValues(count, seed).map((v) => v * lossScale));
+    const gradients = [4, 4100, 300_000].map((count, seed) => randomValues(count, seed).map((v) => v * lossScale));
     const counts = gradients.map((g) => partialsOfCount(g.length));
     const partialCount = counts.reduce((a, b) => a + b);
     const step = new Uint32Array(
@@ -30,7 +30,7 @@ test("the global norm and the clip factor of several gradients", async () => {
       commands: ({ g0, g1, g2, step, partials, out }) => [
         ...[g0, g1, g2].flatMap((x, i) => {
           const partialOffset = counts.slice(0, i).reduce((a, b) => a + b, 0);
-          return sumOfSquares({ x, partials }, { count: gradients[i].length, partialOffset, partialCount: counts[i] });
+          return sumOfSquares({ x, partials }, { count: gradients[i].length, partialOffset });
         }),
         ...gradientNorm({ partials, step, out }, { partialCount }),
       ],
@@ -56,7 +56,7 @@ test("one gradient that is NaN or infinite, or too large to be squared, makes th
     const { out } = await runTwice({
       buffers: { x, step, partials: unwritten(2), out: unwritten(3) },
       commands: ({ x, step, partials, out }) => [
-        ...sumOfSquares({ x, partials }, { count: 5000, partialOffset: 0, partialCount: 2 }),
+        ...sumOfSquares({ x, partials }, { count: 5000, partialOffset: 0 }),
         ...gradientNorm({ partials, step, out }, { partialCount: 2 }),
       ],
     });
@@ -65,9 +65,22 @@ test("one gradient that is NaN or infinite, or too large to be squared, makes th
   }
 });
 
-test("a partial count that is not the array's is refused", () => {
-  const dims = { count: 5000, partialOffset: 0, partialCount: 1 };
-  assert.throws(() => sumOfSquares({ x: 0, partials: 1 }, dims), /2 partial sums, not 1/);
+test("a long array leaves no more partials than one workgroup sums quickly", async () => {
+  const count = 4096 * 4096 + 4;
+  const x = new Float32Array(count).fill(1);
+  x[count - 1] = 3;
+  const partialCount = partialsOfCount(count);
+  assert.is(partialCount, 2049);
+  const { partials } = await runCommands(await testDevice(), {
+    buffers: { x, partials: unwritten(partialCount) },
+    commands: (names) => sumOfSquares(names, { count, partialOffset: 0 }),
+  });
+  // Integers: exact.
+  assert.equal(partials, Float32Array.of(...new Float32Array(2048).fill(8192), 12, ...unwritten(0)));
+});
+
+test("elements that are no whole vec4f are refused", () => {
+  assert.throws(() => sumOfSquares({ x: 0, partials: 1 }, { count: 5, partialOffset: 0 }), /5 elements/);
 });
 
 test.run();

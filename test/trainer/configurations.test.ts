@@ -63,6 +63,7 @@ const options = {
   lossGradient: true,
   packed: false,
   sumGradients: false,
+  arenaBytes: 2 ** 27,
 } as const;
 
 for (const name of ["switch-tiny", "st-moe-tiny", "st-moe-l"])

@@ -7,7 +7,7 @@ import { expertChoiceReference } from "../../src/kernels/routing_priority.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../../src/kernels/step_scalars.ts";
 import { openRun } from "../../src/trainer/engine.ts";
 import { differentiate } from "../../src/trainer/graph/autodiff.ts";
-import { elements, Graph, type Tensor, tensorBytes } from "../../src/trainer/graph/graph.ts";
+import { elements, Graph, type Tensor } from "../../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { combine, expertLinear } from "../../src/trainer/graph/ops/experts.ts";
 import { route } from "../../src/trainer/graph/ops/routing.ts";
@@ -85,11 +85,8 @@ async function onDevice() {
   const gradients = differentiate(g);
   const memory = new DeviceMemory(device);
   try {
-    for (const t of tensors) {
-      const buffer = await memory.create({ name: t.name, bytes: tensorBytes(t) });
-      memory.parameters.set(t.name, buffer);
-      device.upload(buffer, VALUES[t.name as keyof Values]);
-    }
+    await memory.createParameters(g.parameters);
+    for (const name of NAMES) device.upload(memory.parameters.get(name)!.buffer, VALUES[name]);
     const lowered = lowerGraph(g, device.capabilities.limits.minUniformBufferOffsetAlignment);
     await memory.prepare([lowered]);
     device.upload(memory.inputs.get("mask")!, MASK);
@@ -98,7 +95,8 @@ async function onDevice() {
     device.upload(memory.inputs.get("step_scalars")!, packStepScalars(scalars));
     const recorded = await memory.record("expert choice", lowered);
     runProgram(device, recorded.program);
-    const values = async (t: Tensor) => new Float32Array(await device.read(recorded.buffer(t), 4 * elements(t.shape)));
+    const values = async (t: Tensor) =>
+      new Float32Array(await device.read(recorded.range(t).buffer, 4 * elements(t.shape)));
     const result = {
       out: await values(out),
       losses: await values(routing.losses),

@@ -2,6 +2,7 @@
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import { tensorBytes, wholes } from "../../src/trainer/graph/graph.ts";
 import type { LoweredGraph } from "../../src/trainer/graph/lowered.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { resolveTrainable, type TrainableSet } from "../../src/trainer/groups.ts";
@@ -29,6 +30,7 @@ const options = {
   lossGradient: true,
   packed: false,
   sumGradients: false,
+  arenaBytes: 2 ** 27,
 } as const;
 
 const ADAMW = { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01 } as const;
@@ -50,6 +52,8 @@ function build(
 }
 
 const selector = (s: Partial<Selector>): Selector => ({ kinds: [], stacks: [], experts: [], ...s });
+/** Optimizer state of parameters; its arenas have none. */
+const stateOf = ({ graph }: TrainingGraph) => graph.tensors.filter((t) => t.role === "optimizer" && t.parameter);
 const bytesOf = ({ lowered }: Built) => lowered.memory.slotBytes.reduce((n, b) => n + b, 0);
 const backwardWrites = ({ training }: Built) =>
   training.graph.nodes.filter((n) => n.phase === "backward").flatMap((n) => n.writes.map((t) => t.name));
@@ -62,20 +66,17 @@ for (const preset of PRESETS) {
 
   test(`${preset}: optimizer state exists for trainable tensors and for no other`, () => {
     const { trainable, training, lowered } = build({ preset });
-    const state = training.graph.tensors.filter((t) => t.role === "optimizer");
+    const state = stateOf(training);
     assert.equal([...new Set(state.map((t) => t.parameter!.name))].sort(), [...trainable.keys()].sort());
     const trained = model.parameters.filter((p) => trainable.has(p.name));
     const parameters = trained.reduce((n, p) => n + p.shape.reduce((a, b) => a * b, 1), 0);
     const updated = training.graph.nodes.filter((n) => n.phase === "optimizer" && n.name === "adamw");
-    assert.is(updated.length, trainable.size);
-    assert.ok(
-      lowered.memory.bytes.optimizer >= 8 * parameters &&
-        lowered.memory.bytes.optimizer < 8 * parameters + 32 * trainable.size,
-    );
-    assert.ok(
-      lowered.memory.bytes.gradient >= 4 * parameters &&
-        lowered.memory.bytes.gradient < 4 * parameters + 16 * trainable.size,
-    );
+    const flops = updated.reduce((n, node) => n + node.flops, 0);
+    assert.is(flops, 12 * parameters, "what is updated");
+    // Members of an arena begin at multiples of 256 bytes; an empty one is 16.
+    const { optimizer, gradient } = lowered.memory.bytes;
+    assert.ok(optimizer >= 8 * parameters && optimizer < 8 * parameters + 512 * trainable.size + 32);
+    assert.ok(gradient >= 4 * parameters && gradient < 4 * parameters + 256 * trainable.size + 16);
   });
 }
 
@@ -142,7 +143,9 @@ test("an expert's gradient and state are compact over the trainable experts", ()
     for (const t of [gradient, ...state.map((s) => s.tensor)]) assert.is(t.shape[0], 2);
   }
   const whole = build({ add: [selector({ kinds: ["expert"] })] });
-  assert.is(some.lowered.memory.bytes.optimizer * 2, whole.lowered.memory.bytes.optimizer);
+  const bytes = (built: Built) => stateOf(built.training).reduce((n, t) => n + tensorBytes(t), 0);
+  assert.is(bytes(some) * 2, bytes(whole));
+  assert.ok(some.lowered.memory.bytes.optimizer - bytes(some) < 256 * stateOf(some.training).length);
 });
 
 test("each optimizer remembers what it needs of trainable entries, and no more", () => {
@@ -171,11 +174,23 @@ test("each optimizer remembers what it needs of trainable entries, and no more",
   const add = [selector({ kinds: ["expert"], experts: [1, 3] }), selector({ kinds: ["router"] })];
   for (const [algorithm, expected] of cases) {
     const { training, lowered } = build({ add }, {}, algorithm);
-    const state = training.graph.tensors.filter((t) => t.role === "optimizer");
+    const state = stateOf(training);
     const here = state.filter((t) => t.parameter!.name === wi || t.parameter!.name === router);
     assert.equal(Object.fromEntries(here.map((t) => [t.name, t.shape])), expected, algorithm.kind);
-    const elements = state.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
-    assert.is(lowered.memory.bytes.optimizer, 4 * elements);
+    const arenas = wholes(state);
+    assert.is(
+      lowered.memory.bytes.optimizer,
+      [...arenas].reduce((n, t) => n + tensorBytes(t), 0),
+    );
+    // Nothing lies in an arena but state, each member where the one before has ended.
+    for (const arena of arenas) {
+      let end = 0;
+      for (const t of state.filter((member) => member.part?.of === arena)) {
+        assert.is(t.part?.offset, Math.ceil(end / 256) * 256);
+        end = t.part!.offset + tensorBytes(t);
+      }
+      assert.is(Math.ceil(end / 16) * 16, tensorBytes(arena));
+    }
   }
 });
 

@@ -15,9 +15,10 @@ import type { Tensor } from "../../src/trainer/graph/graph.ts";
 import { elements } from "../../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import type { TrainableSet } from "../../src/trainer/groups.ts";
-import { openModelDirectory, readParameter } from "../../src/trainer/model/open.ts";
+import { openModelDirectory } from "../../src/trainer/model/open.ts";
 import { uploadBatch } from "../../src/trainer/run/batch_upload.ts";
-import { DeviceMemory } from "../../src/trainer/run/device_memory.ts";
+import { DeviceMemory, type RecordedGraph } from "../../src/trainer/run/device_memory.ts";
+import { loadParameters } from "../../src/trainer/run/load.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, type RouteBatch, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -137,18 +138,17 @@ async function outcome(batch: Batch, packed: boolean, target: KernelTarget): Pro
       losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
       lossGradient: true,
       sumGradients: false,
+      arenaBytes: 2 ** 27,
     },
     { kind: "sgd", momentum: 0, weightDecay: 0 },
   );
   const memory = new DeviceMemory(device);
-  const read = async (recorded: { buffer(t: Tensor): GPUBuffer }, t: Tensor) =>
-    new Float32Array(await device.read(recorded.buffer(t), 4 * elements(t.shape)));
+  const read = async (recorded: RecordedGraph, t: Tensor) => {
+    const { buffer, offset } = recorded.range(t);
+    return new Float32Array(await device.read(buffer, 4 * elements(t.shape), offset));
+  };
   try {
-    for (const p of source.model.parameters) {
-      const values = await readParameter(source.checkpoint, p);
-      memory.parameters.set(p.name, await memory.create({ name: p.name, bytes: values.byteLength }));
-      device.upload(memory.parameters.get(p.name)!, values);
-    }
+    await loadParameters(source, built.graph.parameters, memory);
     const lowered = lowerGraph(built.graph, device.capabilities.limits.minUniformBufferOffsetAlignment);
     await memory.prepare([lowered]);
     uploadBatch(device, memory.inputs, batch, { routePadding: false, vocabularySize: source.model.vocabularySize });

@@ -11,7 +11,7 @@ import {
 } from "../../src/kernels/router.reference.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../../src/kernels/step_scalars.ts";
 import { differentiate } from "../../src/trainer/graph/autodiff.ts";
-import { elements, Graph, type Tensor, tensorBytes } from "../../src/trainer/graph/graph.ts";
+import { elements, Graph, type Tensor } from "../../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { poolRouterLosses } from "../../src/trainer/graph/ops/router_losses.ts";
 import { route } from "../../src/trainer/graph/ops/routing.ts";
@@ -60,12 +60,8 @@ test("pooled losses weigh layers by their tokens, and their gradient reaches eve
   const gradients = differentiate(g);
   const memory = new DeviceMemory(device);
   try {
-    for (const [i, { logits }] of LAYERS.entries()) {
-      const name = `logits_${i}`;
-      const buffer = await memory.create({ name, bytes: tensorBytes(g.parameters.get(name)!) });
-      memory.parameters.set(name, buffer);
-      device.upload(buffer, logits);
-    }
+    await memory.createParameters(g.parameters);
+    for (const [i, { logits }] of LAYERS.entries()) device.upload(memory.parameters.get(`logits_${i}`)!.buffer, logits);
     const lowered = lowerGraph(g, device.capabilities.limits.minUniformBufferOffsetAlignment);
     await memory.prepare([lowered]);
     for (const [i, { mask }] of LAYERS.entries()) device.upload(memory.inputs.get(`mask_${i}`)!, mask);
@@ -75,7 +71,8 @@ test("pooled losses weigh layers by their tokens, and their gradient reaches eve
     );
     const recorded = await memory.record("pooled losses", lowered);
     runProgram(device, recorded.program);
-    const values = async (t: Tensor) => new Float32Array(await device.read(recorded.buffer(t), 4 * elements(t.shape)));
+    const values = async (t: Tensor) =>
+      new Float32Array(await device.read(recorded.range(t).buffer, 4 * elements(t.shape)));
     const losses = await values(pooled);
     const actual = await Promise.all(LAYERS.map((_, i) => values(gradients.get(`logits_${i}`)!)));
     recorded.destroy();

@@ -50,6 +50,7 @@ function trainingGraph(selection: Partial<TrainableSelection> = { preset: "all" 
       lossGradient: true,
       packed: false,
       sumGradients: false,
+      arenaBytes: 2 ** 27,
     },
     { kind: "sgd", momentum: 0, weightDecay: 0 },
   );

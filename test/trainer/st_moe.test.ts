@@ -118,6 +118,7 @@ function kernels(changes: Partial<BuildOptions>, selection: { preset: "all" | "f
     lossGradient: true,
     packed: false,
     sumGradients: false,
+    arenaBytes: 2 ** 27,
     ...changes,
   };
   const trainable = resolveTrainable(model.parameters, { add: [], remove: [], ...selection });

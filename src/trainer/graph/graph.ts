@@ -36,6 +36,8 @@ export interface Tensor {
   readonly requiresGradient: boolean;
   /** An activation that must outlive the program's last node, because it is read back. */
   kept: boolean;
+  /** The arena (arenas.ts) that the tensor is a range of, from `offset` bytes on. */
+  part?: { readonly of: Tensor; readonly offset: number };
   /** The parameter this tensor is, or is the gradient or optimizer state of. */
   readonly parameter?: ParameterSpec;
   /** Trainable entries of a parameter's expert axis, ascending; gradients and optimizer state are compact over it. */
@@ -177,6 +179,11 @@ export const trainableSlots = ({ slots, parameter }: Tensor): readonly number[] 
   slots ?? Array.from({ length: parameter?.experts ?? 1 }, (_, e) => e);
 
 export const elements = (shape: readonly number[]): number => shape.reduce((n, d) => n * d, 1);
+
+/** What a tensor's memory is part of: its arena, or itself. */
+export const whole = (t: Tensor): Tensor => t.part?.of ?? t;
+
+export const wholes = (tensors: Iterable<Tensor>): Set<Tensor> => new Set([...tensors].map(whole));
 
 /** Bytes of a tensor's buffer; WebGPU sizes are multiples of 4 and a buffer of ours is never smaller than 16. */
 export function tensorBytes(t: Tensor): number {

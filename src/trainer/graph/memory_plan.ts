@@ -2,11 +2,11 @@
 //
 // Activations and scratch share slots by lifetime: tensors are placed largest first, each into the first slot in which
 // no other tensor is alive at the same time. A slot is a buffer of its own rather than a range of one arena, because
-// Dawn tracks barriers per buffer and refuses a buffer bound read and read_write at once. Parameters, gradients,
-// optimizer state, inputs and constants have buffers of their own.
+// Dawn tracks barriers per buffer and refuses a buffer bound read and read_write at once. Parameters, gradients
+// and optimizer state lie in arenas (arenas.ts); inputs and constants have buffers of their own.
 
 import type { Graph, Tensor, TensorRole } from "./graph.ts";
-import { tensorBytes } from "./graph.ts";
+import { tensorBytes, whole } from "./graph.ts";
 
 export interface MemoryPlan {
   /** Bytes of each activation slot, descending. */
@@ -53,9 +53,9 @@ export function planMemory(graph: Graph): MemoryPlan {
     slotOf.set(life.tensor, index);
   }
   const bytes = { parameter: 0, gradient: 0, optimizer: 0, input: 0, constant: 0 };
-  const used = new Set(graph.nodes.flatMap((node) => [...node.reads, ...node.writes]));
+  const used = new Set(graph.nodes.flatMap((node) => [...node.reads, ...node.writes].map(whole)));
   for (const tensor of graph.tensors) {
-    if (tensor.role === "activation") continue;
+    if (tensor.role === "activation" || tensor.part) continue;
     if (tensor.role === "parameter" || used.has(tensor)) bytes[tensor.role] += tensorBytes(tensor);
   }
   return { slotBytes: slots.map((slot) => slot.bytes), slotOf, bytes };

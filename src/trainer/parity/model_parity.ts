@@ -9,15 +9,18 @@ import { runProgram } from "../../kernels/program.ts";
 import { packStepScalars } from "../../kernels/step_scalars.ts";
 import { type Batch, completeBatch } from "../data/batches.ts";
 import { openSafetensors, type SafetensorsFile } from "../formats/safetensors.ts";
+import { arenaLimit } from "../graph/arenas.ts";
 import { elements, type Tensor } from "../graph/graph.ts";
 import { lowerGraph } from "../graph/lowered.ts";
 import { linear } from "../graph/ops/dense.ts";
 import { resolveTrainable, type TrainableSet } from "../groups.ts";
 import type { BuildOptions, InferenceGraph, SparseLayer, TrainingGraph } from "../model/family.ts";
-import { type OpenModel, openModelDirectory, readParameter } from "../model/open.ts";
+import { type OpenModel, openModelDirectory } from "../model/open.ts";
 import { keyShape } from "../model/parameters.ts";
 import { uploadBatch } from "../run/batch_upload.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
+import { loadParameters } from "../run/load.ts";
+import { OptimizerState } from "../run/optimizer_state.ts";
 import type { RunSettings } from "../run/options.ts";
 import { Run } from "../run/run.ts";
 import type { AdamW, Preset, TrainablePlan } from "../types.ts";
@@ -109,6 +112,7 @@ async function forwardAndGradients(
     losses: { balanceCoefficient: 0, zCoefficient: 0 },
     lossGradient: false,
     sumGradients: false,
+    arenaBytes: arenaLimit(device.capabilities),
   };
   const everything: TrainableSet = new Map(model.parameters.map((p) => [p.name, true]));
   const training = model.trainingGraph(device.target, everything, options, adamwOf(info));
@@ -124,14 +128,8 @@ async function forwardAndGradients(
 
   const memory = new DeviceMemory(device);
   try {
-    for (const p of model.parameters) {
-      const buffer = await memory.create({ name: p.name, bytes: 4 * elements(p.shape) });
-      memory.parameters.set(p.name, buffer);
-      device.upload(buffer, await readParameter(source.checkpoint, p));
-    }
-    for (const { state } of training.optimizer.entries)
-      for (const { tensor: t } of state)
-        memory.optimizer.set(t.name, await memory.create({ name: t.name, bytes: 4 * elements(t.shape) }));
+    await loadParameters(source, training.graph.parameters, memory);
+    await new OptimizerState(memory).change(training.optimizer.entries, "keep");
     const alignment = device.capabilities.limits.minUniformBufferOffsetAlignment;
     const lowered = [training, encoder, decoder].map((built: InferenceGraph) => lowerGraph(built.graph, alignment));
     await memory.prepare(lowered);
@@ -144,8 +142,10 @@ async function forwardAndGradients(
     const recordings = [];
     for (const [i, graph] of lowered.entries()) recordings.push(await memory.record(`parity ${i}`, graph));
     const [recordedTraining, recordedEncoder, recordedDecoder] = recordings;
-    const read = async (recorded: typeof recordedTraining, t: Tensor) =>
-      new Float32Array(await device.read(recorded.buffer(t), 4 * elements(t.shape)));
+    const read = async (recorded: typeof recordedTraining, t: Tensor) => {
+      const { buffer, offset } = recorded.range(t);
+      return new Float32Array(await device.read(buffer, 4 * elements(t.shape), offset));
+    };
     runProgram(device, recordedEncoder.program);
     runProgram(device, recordedDecoder.program);
     const scaled = (await read(recordedDecoder, logits)).map((x) => x * alpha);

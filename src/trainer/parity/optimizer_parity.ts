@@ -9,9 +9,12 @@ import { runProgram } from "../../kernels/program.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../../kernels/step_scalars.ts";
 import { inputError } from "../formats/problems.ts";
 import { openSafetensors } from "../formats/safetensors.ts";
-import { Graph, type Tensor, tensorBytes } from "../graph/graph.ts";
+import { arenaLimit, declareParameters } from "../graph/arenas.ts";
+import { Graph } from "../graph/graph.ts";
 import { lowerGraph } from "../graph/lowered.ts";
 import { optimizerNodes } from "../graph/ops/optimizer.ts";
+import type { TrainableSet } from "../groups.ts";
+import type { ParameterSpec } from "../model/parameters.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
 import { OptimizerState } from "../run/optimizer_state.ts";
 import type { OptimizerAlgorithm, OptimizerOptions } from "../types.ts";
@@ -46,8 +49,11 @@ export async function optimizerParity(device: Device, directory: string, table: 
   };
   const g = new Graph(device.target);
   const step = g.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32");
+  const specs = Object.entries(settings.shapes).map(([name, shape]) => specOf(name, shape));
+  const everything: TrainableSet = new Map(specs.map(({ name }) => [name, true]));
+  declareParameters(g, specs, everything, arenaLimit(device.capabilities));
   const gradients = new Map(
-    Object.entries(settings.shapes).map(([name, shape]) => [name, declare(g, name, shape)] as const),
+    specs.map(({ name, shape }) => [name, g.tensor({ name: `d_${name}`, shape, role: "gradient" })]),
   );
   const { entries, scalars } = optimizerNodes(g, gradients, step, options.algorithm);
 
@@ -55,9 +61,10 @@ export async function optimizerParity(device: Device, directory: string, table: 
   const trajectory = await openSafetensors(join(directory, "trajectory.safetensors"));
   const read = async (name: string) => (await trajectory.read(name)) as Float32Array<ArrayBuffer>;
   try {
-    for (const [name, tensor] of g.parameters) {
-      memory.parameters.set(name, await memory.create({ name, bytes: tensorBytes(tensor) }));
-      device.upload(memory.parameters.get(name)!, await read(`param/0/${name}`));
+    await memory.createParameters(g.parameters);
+    for (const name of g.parameters.keys()) {
+      const { buffer, offset } = memory.parameters.get(name)!;
+      device.upload(buffer, await read(`param/0/${name}`), offset);
     }
     const state = new OptimizerState(memory);
     await state.change(entries, "keep");
@@ -69,12 +76,15 @@ export async function optimizerParity(device: Device, directory: string, table: 
       const scalar = packStepScalars({ step: t - 1, seed: 0, lossScale: 1, inverseTargetCount: 1, maxGradientNorm });
       device.upload(memory.inputs.get(step.name)!, scalar);
       device.upload(memory.inputs.get(scalars.name)!, state.nextScalars(options, options.learningRate));
-      for (const [name, gradient] of gradients)
-        device.upload(memory.inputs.get(gradient.name)!, await read(`grad/${t}/${name}`));
+      for (const [name, gradient] of gradients) {
+        const { buffer, offset } = recorded.range(gradient);
+        device.upload(buffer, await read(`grad/${t}/${name}`), offset);
+      }
       runProgram(device, recorded.program);
       for (const name of gradients.keys()) {
         const expected = await read(`param/${t}/${name}`);
-        const actual = new Float32Array(await device.read(memory.parameters.get(name)!, expected.byteLength));
+        const { buffer, offset } = memory.parameters.get(name)!;
+        const actual = new Float32Array(await device.read(buffer, expected.byteLength, offset));
         const start = await read(`param/0/${name}`);
         const moved = (values: Float32Array) => values.map((x, i) => x - start[i]);
         const where = `${name} after step ${t}`;
@@ -123,11 +133,9 @@ function algorithmOf(c: Case): OptimizerAlgorithm {
   }
 }
 
-/** Declares a parameter, all of it trainable, and returns its gradient; three dimensions are a stack of experts. */
-function declare(g: Graph, name: string, shape: readonly number[]): Tensor {
+/** A parameter; three dimensions are a stack of experts. */
+function specOf(name: string, shape: readonly number[]): ParameterSpec {
   const experts = shape.length === 3 ? shape[0] : undefined;
   const keys = experts === undefined ? [name] : Array.from({ length: experts }, (_, e) => `${name}.${e}`);
-  const parameter = { name, kind: experts === undefined ? "ffn" : "expert", shape, experts, keys } as const;
-  g.parameters.set(name, g.tensor({ name, shape, role: "parameter", requiresGradient: true, parameter }));
-  return g.input(`gradient.${name}`, shape, "f32");
+  return { name, kind: experts === undefined ? "ffn" : "expert", shape, experts, keys };
 }

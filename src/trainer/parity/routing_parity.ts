@@ -9,7 +9,7 @@ import { runProgram } from "../../kernels/program.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../../kernels/step_scalars.ts";
 import { openSafetensors } from "../formats/safetensors.ts";
 import { differentiate } from "../graph/autodiff.ts";
-import { elements, Graph, type Tensor, tensorBytes } from "../graph/graph.ts";
+import { elements, Graph, type Tensor } from "../graph/graph.ts";
 import { lowerGraph } from "../graph/lowered.ts";
 import { type Routing, route } from "../graph/ops/routing.ts";
 import { DeviceMemory } from "../run/device_memory.ts";
@@ -129,9 +129,8 @@ async function runRouting(
 
   const memory = new DeviceMemory(device);
   try {
-    const buffer = await memory.create({ name: spec.name, bytes: tensorBytes(logits) });
-    memory.parameters.set(spec.name, buffer);
-    device.upload(buffer, fixture.logits);
+    await memory.createParameters(g.parameters);
+    device.upload(memory.parameters.get(spec.name)!.buffer, fixture.logits);
     const lowered = lowerGraph(g, device.capabilities.limits.minUniformBufferOffsetAlignment);
     await memory.prepare([lowered]);
     const upload = (
@@ -153,7 +152,7 @@ async function runRouting(
     const recorded = await memory.record("routing parity", lowered);
     runProgram(device, recorded.program);
     const values = async (t: Tensor | undefined) =>
-      t ? device.read(recorded.buffer(t), 4 * elements(t.shape)) : new ArrayBuffer(0);
+      t ? device.read(recorded.range(t).buffer, 4 * elements(t.shape)) : new ArrayBuffer(0);
     const outcome = {
       expertIds: new Uint32Array(await values(routing.expertIds)),
       gates: new Float32Array(await values(routing.gates)),

@@ -69,8 +69,10 @@ export async function writeModel(source: OpenModel, memory: DeviceMemory, direct
       name,
       dtype: "F32",
       shape: keyShape(p),
-      data: async () =>
-        new Float32Array(await memory.device.read(memory.parameters.get(p.name)!, size * 4, i * size * 4)),
+      data: async () => {
+        const { buffer, offset } = memory.parameters.get(p.name)!;
+        return new Float32Array(await memory.device.read(buffer, size * 4, offset + i * size * 4));
+      },
     }));
   });
   for (const { key, experts } of source.model.selectionBiases) {

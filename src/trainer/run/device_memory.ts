@@ -1,11 +1,11 @@
-// The buffers of a run. Parameters, gradients, optimizer state and inputs belong to the run; activation slots are shared
-// by its programs, which run one after another: a program's largest slot is the pool's largest, and so on down. Constants
-// belong to the program that uses them.
+// The buffers of a run. Parameters, gradients, optimizer state and inputs belong to the run, all but the inputs in arenas
+// (graph/arenas.ts); activation slots are shared by its programs, which run one after another: a program's largest slot is
+// the pool's largest, and so on down. Constants belong to the program that uses them.
 
 import type { Device } from "../../kernels/device/device.ts";
 import type { Command } from "../../kernels/kernel.ts";
 import { type Program, recordProgram } from "../../kernels/program.ts";
-import { type Tensor, tensorBytes } from "../graph/graph.ts";
+import { type Tensor, tensorBytes, whole, wholes } from "../graph/graph.ts";
 import type { LoweredGraph } from "../graph/lowered.ts";
 import { isCall } from "../graph/lowered.ts";
 
@@ -31,12 +31,12 @@ export function sharedSlots(graphs: readonly LoweredGraph[]): number[] {
   return slots;
 }
 
-/** Tensors of a role that some node of some graph touches, one per name, the largest where sizes differ. */
+/** Whole tensors of a role that some node of some graph touches, one per name, the largest where sizes differ. */
 function distinct(graphs: readonly LoweredGraph[], role: Tensor["role"]): Map<string, Tensor> {
   const byName = new Map<string, Tensor>();
   for (const { graph } of graphs)
     for (const node of graph.nodes)
-      for (const t of [...node.reads, ...node.writes]) {
+      for (const t of [...node.reads, ...node.writes].map(whole)) {
         if (t.role !== role) continue;
         const known = byName.get(t.name);
         if (!known || tensorBytes(t) > tensorBytes(known)) byName.set(t.name, t);
@@ -48,7 +48,7 @@ const total = (tensors: Iterable<Tensor>): number => [...tensors].reduce((n, t) 
 
 /** What a run with these programs allocates; `stagingBytes` are its readback buffers. */
 export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): PlannedBytes {
-  const parameter = total(graphs[0].graph.parameters.values());
+  const parameter = total(wholes(graphs[0].graph.parameters.values()));
   const gradient = total(distinct(graphs, "gradient").values());
   const optimizer = total(distinct(graphs, "optimizer").values());
   const activation = sharedSlots(graphs).reduce((n, bytes) => n + bytes, 0);
@@ -64,33 +64,40 @@ export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): 
   };
 }
 
+/** Part of a buffer, in bytes. */
+export interface BufferRange {
+  readonly buffer: GPUBuffer;
+  readonly offset: number;
+  readonly size: number;
+}
+
 /** A graph recorded on the device. */
 export interface RecordedGraph {
   readonly lowered: LoweredGraph;
   readonly program: Program;
   /** The optimizer, where it does not run with every batch; `program` is then what comes before it. */
   readonly update?: Program;
-  /** The buffer behind a tensor of this graph. */
-  buffer(t: Tensor): GPUBuffer;
+  /** Where a tensor of this graph lies. */
+  range(t: Tensor): BufferRange;
   /** Frees what belongs to this program alone: constants, call parameters. */
   destroy(): void;
 }
 
 /** Buffers that belong to somebody else. */
 export interface Lent {
-  readonly parameters: ReadonlyMap<string, GPUBuffer>;
+  readonly parameters: ReadonlyMap<string, BufferRange>;
   readonly inputs: ReadonlyMap<string, GPUBuffer>;
 }
 
 export class DeviceMemory {
   readonly device: Device;
-  /** By parameter name. */
-  readonly parameters = new Map<string, GPUBuffer>();
-  /** By `STATE.<parameter>`, STATE being what the optimizer calls it. */
+  /** By the name of a parameter, and by that of an arena. */
+  readonly parameters = new Map<string, BufferRange>();
+  /** Arenas of optimizer state, by name. */
   readonly optimizer = new Map<string, GPUBuffer>();
   /** By input name. */
   readonly inputs = new Map<string, GPUBuffer>();
-  /** By name: the training programs of several batch shapes add to the same gradients. */
+  /** Arenas, by name: the training programs of several batch shapes add to the same gradients. */
   readonly #gradients = new Map<string, GPUBuffer>();
   #slots: GPUBuffer[] = [];
   /** Buffers of another owner, used and never freed here. */
@@ -99,13 +106,28 @@ export class DeviceMemory {
   /** `lent` are parameters and inputs of another owner, found here by the same names. */
   constructor(device: Device, lent: Lent = { parameters: new Map(), inputs: new Map() }) {
     this.device = device;
-    for (const [name, buffer] of lent.parameters) this.parameters.set(name, buffer);
+    for (const [name, range] of lent.parameters) this.parameters.set(name, range);
     for (const [name, buffer] of lent.inputs) this.inputs.set(name, buffer);
-    this.#lent = new Set([...lent.parameters.values(), ...lent.inputs.values()]);
+    this.#lent = new Set([...buffersOf(lent.parameters), ...lent.inputs.values()]);
   }
 
   async create(t: { name: string; bytes: number }): Promise<GPUBuffer> {
     return this.device.createBuffer({ label: t.name, bytes: t.bytes });
+  }
+
+  /** Allocates what a graph's parameters lie in. */
+  async createParameters(parameters: ReadonlyMap<string, Tensor>): Promise<void> {
+    for (const arena of wholes(parameters.values())) {
+      const buffer = await this.create({ name: arena.name, bytes: tensorBytes(arena) });
+      this.parameters.set(arena.name, partOf(buffer, arena));
+    }
+    for (const [name, t] of parameters)
+      this.parameters.set(name, partOf(this.parameters.get(whole(t).name)!.buffer, t));
+  }
+
+  /** Where optimizer state lies. */
+  state(t: Tensor): BufferRange {
+    return partOf(this.optimizer.get(whole(t).name)!, t);
   }
 
   /** Frees the slots and gradients of the programs before. */
@@ -151,7 +173,7 @@ export class DeviceMemory {
     const shared = (t: Tensor): GPUBuffer | undefined => {
       switch (t.role) {
         case "parameter":
-          return this.parameters.get(t.name);
+          return this.parameters.get(t.name)?.buffer;
         case "gradient":
           return this.#gradients.get(t.name);
         case "optimizer":
@@ -164,12 +186,12 @@ export class DeviceMemory {
           return own.get(t);
       }
     };
-    const buffer = (t: Tensor): GPUBuffer => {
-      const found = shared(t);
+    const range = (t: Tensor): BufferRange => {
+      const found = shared(whole(t));
       if (!found) throw new Error(`${label}: no buffer for ${t.role} ${t.name}`);
-      return found;
+      return partOf(found, t);
     };
-    const commands = lowered.commands.map((c) => resolve(c, buffer));
+    const commands = lowered.commands.map((c) => resolve(c, range));
     const end = updateApart ? lowered.updateStart : commands.length;
     const program = await recordProgram(device, label, commands.slice(0, end));
     const update = updateApart ? await recordProgram(device, `${label} update`, commands.slice(end)) : undefined;
@@ -177,7 +199,7 @@ export class DeviceMemory {
       lowered,
       program,
       update,
-      buffer,
+      range,
       destroy: () => {
         program.destroy();
         update?.destroy();
@@ -188,15 +210,24 @@ export class DeviceMemory {
 
   destroy(): void {
     this.release();
-    const all = [...this.parameters.values(), ...this.optimizer.values(), ...this.inputs.values()];
+    const all = [...buffersOf(this.parameters), ...this.optimizer.values(), ...this.inputs.values()];
     for (const buffer of all) if (!this.#lent.has(buffer)) this.device.destroyBuffer(buffer);
   }
 }
 
-function resolve(command: Command<Tensor>, buffer: (t: Tensor) => GPUBuffer): Command<GPUBuffer> {
-  if (!isCall(command)) return { clear: buffer(command.clear) };
+const partOf = (buffer: GPUBuffer, t: Tensor): BufferRange => ({
+  buffer,
+  offset: t.part?.offset ?? 0,
+  size: tensorBytes(t),
+});
+
+const buffersOf = (ranges: ReadonlyMap<string, BufferRange>): Set<GPUBuffer> =>
+  new Set([...ranges.values()].map(({ buffer }) => buffer));
+
+function resolve(command: Command<Tensor>, range: (t: Tensor) => BufferRange): Command<BufferRange> {
+  if (!isCall(command)) return { clear: range(command.clear) };
   const buffers = Object.entries(command.buffers)
     .filter(([, t]) => t !== undefined)
-    .map(([name, t]) => [name, buffer(t)] as const);
+    .map(([name, t]) => [name, range(t)] as const);
   return { ...command, buffers: Object.fromEntries(buffers) };
 }

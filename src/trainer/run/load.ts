@@ -1,17 +1,21 @@
 // A model's values from its checkpoint to the device, and the state of a run that is no tensor of its own.
 
 import { FIRST_LOSS_SCALE, LOSS_SCALE_STATE } from "../../kernels/loss_scale.ts";
+import type { Tensor } from "../graph/graph.ts";
 import { LOSS_SCALE } from "../graph/ops/loss_scale.ts";
 import { type OpenModel, readParameter } from "../model/open.ts";
 import type { DeviceMemory } from "./device_memory.ts";
 
-/** Allocates every parameter and uploads it as f32. */
-export async function loadParameters({ model, checkpoint }: OpenModel, memory: DeviceMemory): Promise<void> {
+/** Allocates the parameters of the graphs that a model builds and uploads each as f32. */
+export async function loadParameters(
+  { model, checkpoint }: OpenModel,
+  parameters: ReadonlyMap<string, Tensor>,
+  memory: DeviceMemory,
+): Promise<void> {
+  await memory.createParameters(parameters);
   for (const p of model.parameters) {
-    const data = await readParameter(checkpoint, p);
-    const buffer = await memory.create({ name: p.name, bytes: data.byteLength });
-    memory.parameters.set(p.name, buffer);
-    memory.device.upload(buffer, data);
+    const { buffer, offset } = memory.parameters.get(p.name)!;
+    memory.device.upload(buffer, await readParameter(checkpoint, p), offset);
   }
 }
 

@@ -1,11 +1,11 @@
 // Optimizer state across freezes and thaws, expert by expert.
 //
 // An algorithm remembers some named tensors of each parameter (AdamW: m and v), on the device compact over its trainable
-// entries. When the freeze plan changes, entries that go on training keep their state, entries that freeze move to the
-// host (`keep`) or are forgotten (`drop`), and entries that thaw get back what the host holds, or start from zero with
-// their own step count.
+// entries. When the freeze plan changes, its arenas are made anew: entries that go on training keep their state, which never
+// leaves the device, entries that freeze move to the host (`keep`) or are forgotten (`drop`), and entries that thaw get
+// back what the host holds, or start from zero with their own step count.
 
-import { elements, type Tensor, tensorBytes } from "../graph/graph.ts";
+import { elements, type Tensor, tensorBytes, whole, wholes } from "../graph/graph.ts";
 import { type OptimizerEntry, optimizerScalars } from "../graph/ops/optimizer.ts";
 import { InputError, type OptimizerOptions, type OptimizerStatePolicy, type TrainableReport } from "../types.ts";
 import type { DeviceMemory } from "./device_memory.ts";
@@ -70,12 +70,18 @@ export function planStateChange(
 
 const slotSize = (entry: OptimizerEntry, t: Tensor): number => elements(t.shape) / entry.slots.length;
 
+const tensorOf = ({ state }: OptimizerEntry, kind: string): Tensor | undefined =>
+  state.find(({ name }) => name === kind)?.tensor;
+
+const tensorsOf = (entries: readonly OptimizerEntry[], kind: string): Tensor[] =>
+  entries.map((entry) => tensorOf(entry, kind)).filter((t) => t !== undefined);
+
 export class OptimizerState {
   readonly #memory: DeviceMemory;
   /** State of frozen entries. */
   readonly kept: HostState = new Map();
   /** Updates of each trainable entry, in the order of the parameter's slots. */
-  readonly #updates = new Map<string, number[]>();
+  #updates = new Map<string, number[]>();
   #entries: readonly OptimizerEntry[] = [];
 
   constructor(memory: DeviceMemory) {
@@ -87,64 +93,109 @@ export class OptimizerState {
   }
 
   /**
-   * Makes the device hold state for `entries` and for nothing else.
+   * Makes the device hold state for `entries` and for nothing else. It needs no more memory for that than the larger of
+   * both plans: while the new arenas of a kind stand beside the old ones, there are no gradients, which are as large.
    * @throws InputError when the host keeps state of another optimizer for them; nothing is changed then
    */
   async change(entries: readonly OptimizerEntry[], policy: OptimizerStatePolicy): Promise<void> {
     checkState(entries, this.kept);
-    const next = new Map(entries.map((e) => [e.parameter.name, e]));
-    for (const old of this.#entries) {
-      const name = old.parameter.name;
-      const same = next.get(name)?.slots.join() === old.slots.join();
-      if (same) continue;
-      const going = new Set(next.get(name)?.slots ?? []);
-      const states = await this.read(old);
-      const held = this.kept.get(name) ?? new Map<number, EntryState>();
-      old.slots.forEach((slot, i) => {
-        // What goes on training passes through the host too: its place in the compact tensor changes.
-        if (policy === "keep" || going.has(slot)) held.set(slot, states[i]);
-      });
-      if (held.size > 0) this.kept.set(name, held);
-      for (const { tensor: t } of old.state) {
-        this.#memory.device.destroyBuffer(this.#memory.optimizer.get(t.name)!);
-        this.#memory.optimizer.delete(t.name);
-      }
-      this.#updates.delete(name);
+    const before = new Map(this.#entries.map((e) => [e.parameter.name, e]));
+    const after = new Map(entries.map((e) => [e.parameter.name, e]));
+    const same = (a: OptimizerEntry, b?: OptimizerEntry) => a.slots.join() === b?.slots.join();
+    if (before.size === after.size && entries.every((e) => same(e, before.get(e.parameter.name)))) {
+      this.#entries = entries;
+      return;
     }
-    for (const entry of entries) {
+    if (policy === "keep")
+      for (const old of this.#entries) await this.#keepFrozen(old, new Set(after.get(old.parameter.name)?.slots));
+    await this.#lay(entries, before);
+    const updates = entries.map((entry): [string, number[]] => {
       const name = entry.parameter.name;
-      if (this.#updates.has(name)) continue;
-      await this.#create(entry);
-    }
+      const old = before.get(name)?.slots ?? [];
+      const done = (slot: number) =>
+        this.#updates.get(name)?.[old.indexOf(slot)] ?? this.#held(name, slot)?.updates ?? 0;
+      return [name, entry.slots.map(done)];
+    });
+    this.#updates = new Map(updates);
+    for (const { parameter, slots } of entries) this.#forget(parameter.name, slots);
     this.#entries = entries;
   }
 
-  async #create(entry: OptimizerEntry): Promise<void> {
-    const name = entry.parameter.name;
+  #held(name: string, slot: number): EntryState | undefined {
+    return this.kept.get(name)?.get(slot);
+  }
+
+  #forget(name: string, slots: readonly number[]): void {
     const held = this.kept.get(name);
-    for (const { name: kind, tensor } of entry.state) {
-      const size = slotSize(entry, tensor);
-      const buffer = await this.#memory.create({ name: tensor.name, bytes: tensorBytes(tensor) });
-      this.#memory.optimizer.set(tensor.name, buffer);
-      entry.slots.forEach((slot, i) => {
-        const state = held?.get(slot);
-        if (state) this.#memory.device.upload(buffer, state.tensors.get(kind)!, i * size * 4);
-      });
-    }
-    this.#updates.set(
-      name,
-      entry.slots.map((slot) => held?.get(slot)?.updates ?? 0),
-    );
-    for (const slot of entry.slots) held?.delete(slot);
+    for (const slot of slots) held?.delete(slot);
     if (held?.size === 0) this.kept.delete(name);
+  }
+
+  /** Takes to the host what of an entry does not go on training. */
+  async #keepFrozen(entry: OptimizerEntry, going: ReadonlySet<number>): Promise<void> {
+    const name = entry.parameter.name;
+    if (entry.slots.every((slot) => going.has(slot))) return;
+    const states = await this.read(entry);
+    const held = this.kept.get(name) ?? new Map<number, EntryState>();
+    for (const [i, slot] of entry.slots.entries()) if (!going.has(slot)) held.set(slot, states[i]);
+    this.kept.set(name, held);
+  }
+
+  /** Lays the state of `entries` out anew, one kind after another. */
+  async #lay(entries: readonly OptimizerEntry[], before: ReadonlyMap<string, OptimizerEntry>): Promise<void> {
+    const { device, optimizer } = this.#memory;
+    const kindsOf = (list: readonly OptimizerEntry[]) => list.flatMap(({ state }) => state.map(({ name }) => name));
+    for (const kind of new Set([...kindsOf(this.#entries), ...kindsOf(entries)])) {
+      const old = wholes(tensorsOf(this.#entries, kind));
+      const made = new Map<string, GPUBuffer>();
+      try {
+        for (const arena of wholes(tensorsOf(entries, kind)))
+          made.set(arena.name, await this.#memory.create({ name: arena.name, bytes: tensorBytes(arena) }));
+      } catch (error) {
+        for (const buffer of made.values()) device.destroyBuffer(buffer);
+        throw error;
+      }
+      for (const entry of entries) this.#fill(entry, before.get(entry.parameter.name), kind, made);
+      for (const { name } of old) {
+        device.destroyBuffer(optimizer.get(name)!);
+        optimizer.delete(name);
+      }
+      for (const [name, buffer] of made) optimizer.set(name, buffer);
+    }
+  }
+
+  /** Fills what `entry` has in the new arenas `made`: from the old ones what it had before, and from the host. */
+  #fill(
+    entry: OptimizerEntry,
+    before: OptimizerEntry | undefined,
+    kind: string,
+    made: ReadonlyMap<string, GPUBuffer>,
+  ): void {
+    const { device } = this.#memory;
+    const [to, old] = [tensorOf(entry, kind), before && tensorOf(before, kind)];
+    if (!to) return;
+    const buffer = made.get(whole(to).name)!;
+    const bytes = 4 * slotSize(entry, to);
+    const encoder = device.gpu.createCommandEncoder({ label: to.name });
+    for (const [i, slot] of entry.slots.entries()) {
+      const offset = (to.part?.offset ?? 0) + i * bytes;
+      const place = before?.slots.indexOf(slot) ?? -1;
+      const held = this.#held(entry.parameter.name, slot);
+      if (old && place >= 0) {
+        const from = this.#memory.state(old);
+        encoder.copyBufferToBuffer(from.buffer, from.offset + place * bytes, buffer, offset, bytes);
+      } else if (held) device.upload(buffer, held.tensors.get(kind)!, offset);
+    }
+    device.submit(encoder.finish());
   }
 
   /** The state of an entry's slots, in their order. */
   async read(entry: OptimizerEntry): Promise<EntryState[]> {
-    const { device, optimizer } = this.#memory;
+    const { device } = this.#memory;
     const all: { name: string; size: number; values: Float32Array<ArrayBuffer> }[] = [];
     for (const { name, tensor } of entry.state) {
-      const values = new Float32Array(await device.read(optimizer.get(tensor.name)!));
+      const { buffer, offset, size: bytes } = this.#memory.state(tensor);
+      const values = new Float32Array(await device.read(buffer, bytes, offset));
       all.push({ name, size: slotSize(entry, tensor), values });
     }
     const updates = this.#updates.get(entry.parameter.name)!;

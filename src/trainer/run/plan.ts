@@ -6,6 +6,7 @@ import type { Capabilities } from "../../kernels/capabilities.ts";
 import { kernelTarget, mixedProducts } from "../../kernels/capabilities.ts";
 import type { Lengths } from "../data/batches.ts";
 import { packingProblems } from "../data/batching.ts";
+import { arenaLimit } from "../graph/arenas.ts";
 import type { Tensor } from "../graph/graph.ts";
 import { elements, tensorBytes } from "../graph/graph.ts";
 import { type LoweredGraph, lowerGraph } from "../graph/lowered.ts";
@@ -74,7 +75,7 @@ export interface PlanRequest {
     readonly trainable: TrainableSet;
     readonly plan: TrainablePlan;
     readonly shapes: readonly TrainingShape[];
-    /** Gradients add up although a step of the run has one batch, and routes can be replayed. */
+    /** Gradients add up although a step of the run has one batch. */
     readonly driven?: boolean;
   };
   /** Lengths of the evaluation and generation programs. */
@@ -122,6 +123,7 @@ function buildOptions(
     },
     lossGradient,
     sumGradients,
+    arenaBytes: arenaLimit(capabilities),
     products: c.precision === "mixed" ? mixedProducts(capabilities) : "f32",
   };
 }
@@ -190,8 +192,7 @@ export function planPrograms(request: PlanRequest): RunPlan {
 
   const train = (training?.shapes ?? []).map((shape) => {
     const { algorithm } = config.optimizer;
-    const replay = training!.driven;
-    const built = model.trainingGraph(target, training!.trainable, { ...options(shape, true), replay }, algorithm);
+    const built = model.trainingGraph(target, training!.trainable, options(shape, true), algorithm);
     const extra = [built.optimizer.norm, built.pooledLosses, built.lossScale].filter((t) => t !== undefined);
     return { ...planned(built, extra), shape };
   });

@@ -60,18 +60,23 @@ export class Readback {
   async run(
     recorded: RecordedGraph,
     tensors: readonly Tensor[] = this.#tensors,
-    part?: { readonly clear: readonly Tensor[]; readonly batch: boolean; readonly update: boolean },
+    part?: { readonly clear: Iterable<Tensor>; readonly batch: boolean; readonly update: boolean },
   ): Promise<{ results: Promise<Results> }> {
     const device = this.#device;
     const slot = this.#staging[this.#turn];
     this.#turn = (this.#turn + 1) % DEPTH;
     await slot.free;
     const encoder = device.gpu.createCommandEncoder({ label: recorded.program.label });
-    for (const t of part?.clear ?? []) encoder.clearBuffer(recorded.buffer(t));
+    for (const t of part?.clear ?? []) {
+      const { buffer, offset, size } = recorded.range(t);
+      encoder.clearBuffer(buffer, offset, size);
+    }
     if (part?.batch ?? true) recorded.program.encode(encoder);
     if (part?.update) recorded.update?.encode(encoder);
-    for (const t of tensors)
-      encoder.copyBufferToBuffer(recorded.buffer(t), 0, slot.buffer, this.#offsets.get(t)!, tensorBytes(t));
+    for (const t of tensors) {
+      const { buffer, offset, size } = recorded.range(t);
+      encoder.copyBufferToBuffer(buffer, offset, slot.buffer, this.#offsets.get(t)!, size);
+    }
     device.submit(encoder.finish());
     const results = device.readMapped(slot.buffer, this.#bytes).then((copy) => ({
       f32: (t: Tensor) => new Float32Array(copy, this.#offsets.get(t), elements(t.shape)),

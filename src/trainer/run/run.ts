@@ -15,7 +15,6 @@ import type { Scoring } from "../tasks/task.ts";
 import {
   type DrivenBatch,
   type DrivenExample,
-  type DrivenOptions,
   type EvaluationResult,
   type GenerateOptions,
   type Generation,
@@ -114,7 +113,7 @@ export class Run implements TrainingRun {
       for (const [name, state] of resumed.state) this.#optimizer.kept.set(name, state);
     }
     try {
-      await loadParameters(source, this.#memory);
+      await loadParameters(source, plan.encoder.built.graph.parameters, this.#memory);
       await this.#install(plan, "keep");
       await loadSelectionBiases(source, this.#memory);
       loadLossScale(this.#memory, resumed?.lossScale);
@@ -199,10 +198,10 @@ export class Run implements TrainingRun {
     return { step: this.#step++, batches: own };
   }
 
-  async forwardBackward(examples: readonly DrivenExample[], options: DrivenOptions = {}): Promise<DrivenBatch> {
+  async forwardBackward(examples: readonly DrivenExample[], divisor?: number): Promise<DrivenBatch> {
     const encoded = encodeDriven(this, examples);
     await this.#drive(true);
-    return this.#drivenSteps.forwardBackward(encoded, this.#step, options);
+    return this.#drivenSteps.forwardBackward(encoded, this.#step, divisor);
   }
 
   get drivenBatches(): number {
@@ -223,11 +222,8 @@ export class Run implements TrainingRun {
   async #drive(driven: boolean): Promise<void> {
     if (this.#driven === driven) return;
     await this.#steps.quiet();
-    // What a generation or an evaluation may need meanwhile: to plan anew would clear the gradients.
-    const lengths = driven ? longest(limitsOf(this.config), this.#inferenceLengths) : this.#inferenceLengths;
-    const plan = this.#planWithin(this.#trainingOrThrow(), lengths, driven);
+    const plan = this.#planWithin(this.#trainingOrThrow(), this.#inferenceLengths, driven);
     await this.#install(plan, "keep");
-    this.#inferenceLengths = lengths;
     this.#driven = driven;
   }
 
@@ -304,7 +300,8 @@ export class Run implements TrainingRun {
   /** A parameter's present values, row-major. */
   async readParameter(name: string): Promise<Float32Array<ArrayBuffer>> {
     await this.#steps.quiet();
-    return new Float32Array(await this.device.read(this.#memory.parameters.get(name)!));
+    const { buffer, offset, size } = this.#memory.parameters.get(name)!;
+    return new Float32Array(await this.device.read(buffer, size, offset));
   }
 
   /** The inference programs, made longer first when `needed` asks for it. */
@@ -357,10 +354,7 @@ export class Run implements TrainingRun {
   }
 
   /** The contents of an input that some program has. */
-  uploadInput(
-    name: string,
-    data: Float32Array<ArrayBuffer> | Uint8Array<ArrayBuffer> | Uint32Array<ArrayBuffer>,
-  ): void {
+  uploadInput(name: string, data: Float32Array<ArrayBuffer> | Uint8Array<ArrayBuffer>): void {
     this.device.upload(this.#memory.inputs.get(name)!, data);
   }
 

@@ -2,7 +2,7 @@
 // the last. Steps are submitted one after another, each as soon as it is asked for; results arrive later, in order.
 
 import type { Batch } from "../data/batches.ts";
-import type { Tensor } from "../graph/graph.ts";
+import { type Tensor, wholes } from "../graph/graph.ts";
 import type { TrainingGraph } from "../model/family.ts";
 import type { StepMetrics } from "../types.ts";
 import type { OptimizerState } from "./optimizer_state.ts";
@@ -75,7 +75,10 @@ export class TrainingSteps {
       uploadPart(this.#run, parts, i, step);
       const { recorded } = program;
       const encoder = device.gpu.createCommandEncoder();
-      for (const t of sumsBefore(parts, i)) encoder.clearBuffer(recorded.buffer(t));
+      for (const t of sumsBefore(parts, i)) {
+        const { buffer, offset, size } = recorded.range(t);
+        encoder.clearBuffer(buffer, offset, size);
+      }
       device.submit(encoder.finish());
       const whole = i + 1 === parts.length;
       times.push(...(await profileGraph(device, whole ? recorded : { ...recorded, update: undefined })));
@@ -136,9 +139,9 @@ function uploadPart(run: Run, parts: readonly Part[], index: number, step: numbe
   );
 }
 
-/** The gradients to clear before the `index`-th batch: those that its step sums, before the first. */
-const sumsBefore = (parts: readonly Part[], index: number): readonly Tensor[] =>
-  index === 0 && parts.length > 1 ? [...parts[0].program.planned.built.gradients.values()] : [];
+/** What to clear before the `index`-th batch: the gradients that its step sums, before the first. */
+const sumsBefore = (parts: readonly Part[], index: number): Iterable<Tensor> =>
+  index === 0 && parts.length > 1 ? wholes(parts[0].program.planned.built.gradients.values()) : [];
 
 /** Uploads and submits a step's batches in turn; returns when all are submitted. */
 async function submitParts(

@@ -1,16 +1,21 @@
-// The optimizer as the tail of the training graph: squares of every gradient, one norm, one update per parameter.
+// The optimizer as the tail of the training graph: squares of the gradients, one norm, the update. Each is a few dispatches
+// for an arena, however many parameters lie in it.
 //
 // State exists for trainable entries only: for a stack of experts of which some train, gradient and state are compact
 // over the trainable ones and the update walks their list. What state there is depends on the algorithm; whoever keeps
 // it (run/optimizer_state.ts) knows only names and sizes.
 
-import { adafactor, adafactorFactored, adafactorScratch } from "../../../kernels/adafactor.ts";
+import { adafactor, adafactorFactored } from "../../../kernels/adafactor.ts";
+import { type AdafactorSlice, adafactorTable } from "../../../kernels/adafactor_slices.ts";
 import { adamw } from "../../../kernels/adamw.ts";
+import type { Command } from "../../../kernels/kernel.ts";
 import { gradientNorm, partialsOfCount, sumOfSquares } from "../../../kernels/reduce.ts";
 import { sgd } from "../../../kernels/sgd.ts";
+import { type Slice, sliceTables } from "../../../kernels/slices.ts";
 import { keyShape } from "../../model/parameters.ts";
 import type { Adafactor, AdamW, OptimizerAlgorithm, Sgd } from "../../types.ts";
-import { elements, type Graph, type Tensor, trainableSlots } from "../graph.ts";
+import { arenaOf } from "../arenas.ts";
+import { elements, type Graph, type Tensor, type TensorRole, trainableSlots, whole } from "../graph.ts";
 
 /** One of the tensors an algorithm remembers of a parameter. */
 export interface StateTensor {
@@ -38,14 +43,25 @@ export interface OptimizerNodes {
   readonly norm: Tensor;
 }
 
-/** What an update reads besides the entry itself. */
+/** The entries whose parameters lie in one arena, and what an update binds. */
+interface ArenaUpdate {
+  readonly entries: readonly OptimizerEntry[];
+  readonly parameter: Tensor;
+  readonly gradient: Tensor;
+  /** Arenas of the state, by the names of the state tensors. */
+  readonly state: ReadonlyMap<string, Tensor>;
+}
+
+/** What an update reads besides its arenas. */
 interface Shared {
-  readonly slots: Tensor;
   readonly scalars: Tensor;
   readonly clip: Tensor;
 }
 
-/** Appends the update of every parameter in `gradients` (by name, see `differentiate`). */
+/**
+ * Appends the update of every parameter in `gradients` (by name, see `differentiate`). Gradients and state are put into
+ * arenas here, one of each kind for an arena of parameters.
+ */
 export function optimizerNodes(
   g: Graph,
   gradients: ReadonlyMap<string, Tensor>,
@@ -53,7 +69,6 @@ export function optimizerNodes(
   algorithm: OptimizerAlgorithm,
 ): OptimizerNodes {
   g.phase = "optimizer";
-  const clip = normNodes(g, [...gradients.values()], step);
   const entries: OptimizerEntry[] = [];
   let rows = 0;
   for (const [name, gradient] of gradients) {
@@ -75,15 +90,36 @@ export function optimizerNodes(
     entries.push({ parameter, gradient, state, slots, scalarOffset: rows });
     rows += slots.length;
   }
+  const updates = arenaUpdates(g, entries);
+  const clip = normNodes(
+    g,
+    updates.map((update) => update.gradient),
+    step,
+  );
   const scalars = g.input("optimizer_scalars", [rows, 4], "f32");
-  for (const entry of entries) {
-    const slots = g.constant(`slots.${entry.parameter.name}`, Uint32Array.from(entry.slots));
-    const shared = { slots, scalars, clip };
-    if (algorithm.kind === "adamw") adamwNode(g, entry, shared, algorithm);
-    else if (algorithm.kind === "adafactor") adafactorNode(g, entry, shared, algorithm);
-    else sgdNode(g, entry, shared, algorithm);
+  for (const update of updates) {
+    if (algorithm.kind === "adamw") adamwNodes(g, update, { scalars, clip }, algorithm);
+    else if (algorithm.kind === "adafactor") adafactorNodes(g, update, { scalars, clip }, algorithm);
+    else sgdNodes(g, update, { scalars, clip }, algorithm);
   }
   return { entries, scalars, norm: clip };
+}
+
+function arenaUpdates(g: Graph, entries: readonly OptimizerEntry[]): ArenaUpdate[] {
+  const arenas = new Set(entries.map(({ parameter }) => whole(parameter)));
+  return [...arenas].map((parameter, i) => {
+    const own = entries.filter((entry) => whole(entry.parameter) === parameter);
+    const gather = (name: string, role: TensorRole, members: readonly Tensor[]) =>
+      arenaOf(g, `${name} ${i}`, role, members);
+    const kinds = new Set(own.flatMap(({ state }) => state.map(({ name }) => name)));
+    const tensorsOf = (kind: string) => own.flatMap(({ state }) => state.filter(({ name }) => name === kind));
+    const state = [...kinds].map((kind): [string, Tensor] => {
+      const tensors = tensorsOf(kind).map(({ tensor }) => tensor);
+      return [kind, gather(kind, "optimizer", tensors)];
+    });
+    const gradients = own.map(({ gradient }) => gradient);
+    return { entries: own, parameter, gradient: gather("gradients", "gradient", gradients), state: new Map(state) };
+  });
 }
 
 /** A row of `scalars` for the `t`-th update (from 1) of an entry, as the algorithm's kernels read it. */
@@ -123,86 +159,118 @@ function stateShapes(algorithm: OptimizerAlgorithm, shape: readonly number[]): [
   }
 }
 
-const dimensions = ({ gradient, slots, scalarOffset }: OptimizerEntry) => ({
-  slotCount: slots.length,
-  sliceSize: elements(gradient.shape) / slots.length,
-  scalarOffset,
-});
+/** Where a member of an arena begins, in f32 elements. */
+const start = (t: Tensor): number => (t.part?.offset ?? 0) / 4;
 
-function adamwNode(g: Graph, entry: OptimizerEntry, shared: Shared, { beta1, beta2, epsilon }: AdamW): void {
-  const { parameter, gradient, state } = entry;
-  const [m, v] = state.map((s) => s.tensor);
-  const dims = { ...dimensions(entry), beta1, beta2, epsilon };
-  g.add({
-    name: "adamw",
-    reads: [parameter, gradient, m, v, ...Object.values(shared)],
-    writes: [parameter, m, v],
-    parameter: parameter.parameter,
-    flops: 12 * elements(gradient.shape),
-    lower: (target) => adamw({ parameter, gradient, m, v, ...shared }, dims, target),
+const sliceSize = ({ parameter }: OptimizerEntry): number => elements(keyShape(parameter.parameter!));
+
+/** The trainable slices of an arena; m and v, where there are some, are laid out as the gradient. */
+const slicesOf = ({ entries }: ArenaUpdate): Slice[] =>
+  entries.flatMap((entry) => {
+    const size = sliceSize(entry);
+    return entry.slots.map((slot, i) => ({
+      parameter: start(entry.parameter) + slot * size,
+      gradient: start(entry.gradient) + i * size,
+      size,
+      scalar: entry.scalarOffset + i,
+    }));
   });
+
+function adamwNodes(g: Graph, update: ArenaUpdate, shared: Shared, settings: AdamW): void {
+  const { parameter, gradient, state } = update;
+  const [m, v] = [state.get("m")!, state.get("v")!];
+  for (const table of sliceTables(slicesOf(update))) {
+    const slices = g.constant(`slices ${table.value}`, table.words);
+    g.add({
+      name: "adamw",
+      reads: [parameter, gradient, m, v, slices, ...Object.values(shared)],
+      writes: [parameter, m, v],
+      flops: 12 * table.elements,
+      lower: () => adamw({ parameter, gradient, m, v, slices, ...shared }, table, settings),
+    });
+  }
 }
 
-function sgdNode(g: Graph, entry: OptimizerEntry, shared: Shared, { momentum }: Sgd): void {
-  const { parameter, gradient, state } = entry;
-  const m = state.at(0)?.tensor;
-  const dims = { ...dimensions(entry), momentum };
-  g.add({
-    name: "sgd",
-    reads: [parameter, gradient, m, ...Object.values(shared)],
-    writes: [parameter, m],
-    parameter: parameter.parameter,
-    flops: (m ? 6 : 4) * elements(gradient.shape),
-    lower: (target) => sgd({ parameter, gradient, m, ...shared }, dims, target),
-  });
+function sgdNodes(g: Graph, update: ArenaUpdate, shared: Shared, settings: Sgd): void {
+  const { parameter, gradient, state } = update;
+  const m = state.get("m");
+  for (const table of sliceTables(slicesOf(update))) {
+    const slices = g.constant(`slices ${table.value}`, table.words);
+    g.add({
+      name: "sgd",
+      reads: [parameter, gradient, m, slices, ...Object.values(shared)],
+      writes: [parameter, m],
+      flops: (m ? 6 : 4) * table.elements,
+      lower: () => sgd({ parameter, gradient, m, slices, ...shared }, table, settings),
+    });
+  }
 }
 
-function adafactorNode(g: Graph, entry: OptimizerEntry, shared: Shared, algorithm: Adafactor): void {
-  const { parameter, gradient, state } = entry;
-  const { slotCount, sliceSize, scalarOffset } = dimensions(entry);
-  const shape = keyShape(parameter.parameter!);
-  const factored = factors(algorithm, shape);
-  const [rows, columns] = factored ? shape : [1, sliceSize];
-  const { clipThreshold, epsilon, minParameterScale } = algorithm;
-  const dims = { slotCount, rows, columns, scalarOffset, clipThreshold, epsilon, minParameterScale };
-  const sizes = adafactorScratch(dims);
-  const scratch = (use: string, size: number) => g.activation(`${use}.${parameter.name}`, [size]);
-  const partials = scratch("adafactor_partials", sizes.partials);
-  const steps = scratch("adafactor_steps", sizes.steps);
-  const rowMean = factored ? scratch("adafactor_row_mean", sizes.rowMean) : undefined;
-  const columnSums = factored ? scratch("adafactor_column_sums", sizes.columnSums) : undefined;
-  const common = { parameter, gradient, ...shared, partials, steps };
-  const [first, second] = state.map((s) => s.tensor);
-  g.add({
-    name: "adafactor",
-    reads: [parameter, gradient, first, second, ...Object.values(shared)],
-    writes: [parameter, first, second],
-    scratch: [partials, steps, rowMean, columnSums].filter((t) => t !== undefined),
-    parameter: parameter.parameter,
-    flops: 20 * elements(gradient.shape),
-    lower: () =>
-      rowMean && columnSums
-        ? adafactorFactored({ ...common, row: first, column: second, rowMean, columnSums }, dims)
-        : adafactor({ ...common, v: first }, dims),
-  });
+/** The factored tensors of an arena in one go, the others in a second. */
+function adafactorNodes(g: Graph, update: ArenaUpdate, shared: Shared, algorithm: Adafactor): void {
+  const { parameter, gradient, entries, state } = update;
+  for (const factored of [true, false]) {
+    const members = entries.filter((e) => factors(algorithm, keyShape(e.parameter.parameter!)) === factored);
+    if (members.length === 0) continue;
+    const table = adafactorTable(members.map((entry) => adafactorSlices(entry, factored)));
+    const slices = g.constant("adafactor slices", table.slices);
+    const tensors = g.constant("adafactor tensors", table.tensors);
+    const scratch = (name: keyof typeof table.scratch) => g.activation(`adafactor ${name}`, [table.scratch[name]]);
+    const [partials, steps] = [scratch("partials"), scratch("steps")];
+    const common = { parameter, gradient, slices, tensors, ...shared, partials, steps };
+    const node = (moments: readonly Tensor[], more: readonly Tensor[], lower: () => Command<Tensor>[]) =>
+      g.add({
+        name: "adafactor",
+        reads: [parameter, gradient, ...moments, slices, tensors, ...Object.values(shared)],
+        writes: [parameter, ...moments],
+        scratch: [partials, steps, ...more],
+        flops: 20 * members.reduce((n, entry) => n + elements(entry.gradient.shape), 0),
+        lower,
+      });
+    if (factored) {
+      const [row, column] = [state.get("row")!, state.get("column")!];
+      const [rowMean, columnSums] = [scratch("rowMean"), scratch("columnSums")];
+      const buffers = { ...common, row, column, rowMean, columnSums };
+      node([row, column], [rowMean, columnSums], () => adafactorFactored(buffers, table, algorithm));
+    } else {
+      const v = state.get("v")!;
+      node([v], [], () => adafactor({ ...common, v }, table, algorithm));
+    }
+  }
 }
 
-/** The global norm of all gradients and what to multiply them with. */
-function normNodes(g: Graph, gradients: readonly Tensor[], step: Tensor): Tensor {
-  const partialCount = gradients.reduce((n, gradient) => n + partialsOfCount(elements(gradient.shape)), 0);
+function adafactorSlices(entry: OptimizerEntry, factored: boolean): AdafactorSlice[] {
+  const { parameter, gradient, state, slots, scalarOffset } = entry;
+  const size = sliceSize(entry);
+  const [rows, columns] = factored ? keyShape(parameter.parameter!) : [1, size];
+  const [row, column] = state.map(({ tensor }) => start(tensor));
+  return slots.map((slot, i) => ({
+    parameter: start(parameter) + slot * size,
+    gradient: start(gradient) + i * size,
+    rows,
+    columns,
+    row: row + i * (factored ? rows : size),
+    column: factored ? column + i * columns : 0,
+    scalar: scalarOffset + i,
+  }));
+}
+
+/** The global norm of all gradients, which lie in `arenas`, and what to multiply them with. */
+function normNodes(g: Graph, arenas: readonly Tensor[], step: Tensor): Tensor {
+  const partialCount = arenas.reduce((n, arena) => n + partialsOfCount(elements(arena.shape)), 0);
   const partials = g.activation("gradient_square_partials", [partialCount]);
-  let partialOffset = 0;
-  for (const gradient of gradients) {
-    const count = elements(gradient.shape);
-    const dims = { count, partialOffset, partialCount: partialsOfCount(count) };
+  let first = 0;
+  for (const x of arenas) {
+    const count = elements(x.shape);
+    const dims = { count, partialOffset: first };
     g.add({
       name: "sum_of_squares",
-      reads: [gradient],
+      reads: [x],
       writes: [partials],
       flops: 2 * count,
-      lower: () => sumOfSquares({ x: gradient, partials }, dims),
+      lower: () => sumOfSquares({ x, partials }, dims),
     });
-    partialOffset += dims.partialCount;
+    first += partialsOfCount(count);
   }
   const norm = g.activation("gradient_norm", [3]);
   g.keep(norm);

@@ -8,6 +8,7 @@
 import { relativeBuckets } from "../../../kernels/attention.ts";
 import type { KernelTarget } from "../../../kernels/capabilities.ts";
 import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
+import { declareParameters } from "../../graph/arenas.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
 import { attention, positionBias } from "../../graph/ops/attention.ts";
 import { appendToCache, nextTokens, reorderCache } from "../../graph/ops/decoding.ts";
@@ -25,7 +26,6 @@ import {
   type SwitchBuild,
   vocabularyHead,
 } from "./model.ts";
-import { declareParameters } from "./programs.ts";
 
 const NOTHING = new Map<string, true>();
 
@@ -50,7 +50,7 @@ export function decodingGraphs(
   const inner = config.heads * config.headDim;
   const begin = () => {
     const graph = new Graph(target, options.products);
-    declareParameters(graph, specs, NOTHING);
+    declareParameters(graph, specs, NOTHING, options.arenaBytes);
     const caches = Array.from({ length: config.decoderLayers }, (_, layer): LayerCaches => {
       const cache = (name: string, shape: readonly number[]) => graph.input(`cache.${layer}.${name}`, shape, "f32");
       return {

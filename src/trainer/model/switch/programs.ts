@@ -3,6 +3,7 @@
 
 import type { KernelTarget } from "../../../kernels/capabilities.ts";
 import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
+import { declareParameters } from "../../graph/arenas.ts";
 import { differentiate } from "../../graph/autodiff.ts";
 import { Graph, type Tensor } from "../../graph/graph.ts";
 import { accumulateGradients } from "../../graph/ops/accumulate.ts";
@@ -20,25 +21,6 @@ import type { BuildOptions, InferenceGraph, SparseLayer, TrainingGraph } from ".
 import type { ParameterSpec } from "../parameters.ts";
 import type { SwitchConfig } from "./config.ts";
 import { type DecoderSegments, decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
-
-/** Declares a model's parameters; those in `trainable` require gradients. */
-export function declareParameters(g: Graph, specs: readonly ParameterSpec[], trainable: TrainableSet): void {
-  for (const spec of specs) {
-    const entry = trainable.get(spec.name);
-    const slots = entry === true ? undefined : entry;
-    g.parameters.set(
-      spec.name,
-      g.tensor({
-        name: spec.name,
-        shape: spec.shape,
-        role: "parameter",
-        requiresGradient: entry !== undefined,
-        parameter: spec,
-        slots,
-      }),
-    );
-  }
-}
 
 /** Inputs by name; a run owns one buffer for each, shared by its programs. */
 export interface SwitchInputs {
@@ -99,7 +81,7 @@ function begin(
   options: BuildOptions,
 ) {
   const graph = new Graph(target, options.products);
-  declareParameters(graph, specs, trainable);
+  declareParameters(graph, specs, trainable, options.arenaBytes);
   const tensors = inputs(graph, config, options);
   const build: SwitchBuild = { graph, config, options, step: tensors.step, sparse: [] };
   return { graph, tensors, build };

@@ -1,0 +1,65 @@
+// Arenas: large tensors that hold many. The parameters of a model lie in a few arenas, in the order of the model; the
+// gradients and the optimizer state of what trains lie in arenas of their own, one of each kind for each arena of
+// parameters that has something to train. So one dispatch updates all parameters of an arena, however many they are.
+//
+// A member is bound as the range of its arena's buffer that it is. No kernel but the optimizer's writes a parameter, and
+// none reads one gradient while it writes another: WebGPU refuses a buffer that a dispatch both reads and writes.
+// Nobody ever writes what lies between two members; it is zero.
+
+import type { Capabilities } from "../../kernels/capabilities.ts";
+import type { TrainableSet } from "../groups.ts";
+import type { ParameterSpec } from "../model/parameters.ts";
+import { type Graph, type Tensor, type TensorRole, tensorBytes } from "./graph.ts";
+
+/** Offsets of members, bytes: what WebGPU allows a storage binding to begin at on every adapter. */
+const ALIGNMENT = 256;
+
+/** Bytes of an arena at most, unless one member alone needs more: what one binding can show. */
+export const arenaLimit = ({ limits }: Pick<Capabilities, "limits">): number =>
+  Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / ALIGNMENT) * ALIGNMENT;
+
+const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+
+/** Puts f32 tensors behind one another into an arena made for them, and returns it: [elements] f32, whole vec4f. */
+export function arenaOf(g: Graph, name: string, role: TensorRole, members: readonly Tensor[]): Tensor {
+  let end = 0;
+  const offsets = members.map((t) => {
+    const offset = aligned(end);
+    end = offset + tensorBytes(t);
+    return offset;
+  });
+  const arena = g.tensor({ name, shape: [4 * Math.ceil(end / 16)], role });
+  for (const [i, t] of members.entries()) t.part = { of: arena, offset: offsets[i] };
+  return arena;
+}
+
+/** Declares a model's parameters in arenas of at most `arenaBytes`; those in `trainable` require gradients. */
+export function declareParameters(
+  g: Graph,
+  specs: readonly ParameterSpec[],
+  trainable: TrainableSet,
+  arenaBytes: number,
+): void {
+  const arenas: Tensor[][] = [];
+  let end = Number.POSITIVE_INFINITY;
+  for (const spec of specs) {
+    const entry = trainable.get(spec.name);
+    const parameter = g.tensor({
+      name: spec.name,
+      shape: spec.shape,
+      role: "parameter",
+      requiresGradient: entry !== undefined,
+      parameter: spec,
+      slots: entry === true ? undefined : entry,
+    });
+    g.parameters.set(spec.name, parameter);
+    const bytes = tensorBytes(parameter);
+    if (aligned(end) + bytes > arenaBytes) {
+      arenas.push([]);
+      end = 0;
+    }
+    arenas[arenas.length - 1].push(parameter);
+    end = aligned(end) + bytes;
+  }
+  for (const [i, members] of arenas.entries()) arenaOf(g, `parameters ${i}`, "parameter", members);
+}
