@@ -77,7 +77,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
     ? (await import("./observe/tracing.ts")).openTracing(otlpEndpoint, PACKAGE.version)
     : undefined;
   const startWorker = parts.startWorker ?? childWorker(settings, log);
-  const gpu = superviseWorker(startWorker, log, tracing?.gpuRequests);
+  const gpu = superviseWorker(startWorker, log, settings.gpuTimeoutSeconds * 1000, tracing?.gpuRequests);
   const metrics = createMetrics();
   const { tensorBoardDirectory } = settings;
   const board = tensorBoardDirectory === undefined ? undefined : createTensorBoard(tensorBoardDirectory, log);

@@ -52,6 +52,8 @@ export interface Settings {
   readonly adapter: "hardware" | "software" | undefined;
   /** Device memory that runs may use together; undefined: half the machine's on a CPU adapter, unknown on a GPU. */
   readonly gpuMemoryBytes: number | undefined;
+  /** How long the GPU process may be busy without getting on before it is ended and started again. */
+  readonly gpuTimeoutSeconds: number;
   readonly limits: Limits;
   /** How long the run on the GPU may take to be checkpointed when the server stops. */
   readonly stopSeconds: number;
@@ -92,6 +94,12 @@ const TABLE = {
     [1, Number.MAX_SAFE_INTEGER],
     "N",
     "device memory that runs may use together [half the machine's on a CPU adapter; else unknown: one run at a time]",
+  ),
+  "gpu-timeout-seconds": whole(
+    300,
+    [3, 86_400],
+    "N",
+    "time the GPU process may be busy without getting on before it is started again",
   ),
   "max-message-bytes": whole(16 * MIB, [64 * 1024, MOST], "N", "largest message received"),
   // Node's HTTP/2 itself takes 64 KiB.
@@ -199,6 +207,7 @@ export function readSettings(args: readonly string[], env: Environment): Setting
     tokens: wantsTokens(values),
     adapter: values.adapter,
     gpuMemoryBytes: values["gpu-memory-bytes"],
+    gpuTimeoutSeconds: values["gpu-timeout-seconds"],
     limits: {
       maxMessageBytes: values["max-message-bytes"],
       maxMetadataBytes: values["max-metadata-bytes"],

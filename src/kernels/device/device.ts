@@ -37,6 +37,8 @@ export interface Device {
   destroyBuffer(buffer: GPUBuffer): void;
   /** Bytes of all live buffers of {@link createBuffer}. */
   readonly allocatedBytes: number;
+  /** Grows with every buffer made, kernel compiled and result read: as long as it does, the device gets on. */
+  readonly activity: number;
   /** Queues a copy of `data` into `buffer` at byte `offset`, a multiple of 4. A tail that fills no word is zero-padded. */
   upload(buffer: GPUBuffer, data: ArrayBufferView, offset?: number): void;
   /**
@@ -65,6 +67,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
   const layouts = new Map<string, GPUBindGroupLayout>(); // by access signature
   const pipelines = new Map<string, Promise<GPUComputePipeline>>(); // by WGSL
   let allocatedBytes = 0;
+  let activity = 0;
   let destroyed = false;
   let lostError: DeviceLostError | undefined;
   let fault: KernelError | undefined;
@@ -94,6 +97,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     const [full, invalid] = await Promise.all([gpu.popErrorScope(), gpu.popErrorScope()]);
     if (full) throw new OutOfMemoryError(label, bytes, `does not fit beside ${allocatedBytes} bytes: ${full.message}`);
     if (invalid) throw lostError ?? new KernelError(label, invalid.message);
+    activity++;
     live.set(buffer, bytes);
     allocatedBytes += bytes;
     return buffer;
@@ -138,6 +142,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     });
     try {
       await staging.mapAsync(MAP_MODE_READ, 0, bytes);
+      activity++;
       if (fault) throw takeFault();
       const copy = staging.getMappedRange(0, bytes).slice(0);
       staging.unmap();
@@ -183,6 +188,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     const settled = Promise.allSettled([result]);
     const error = await scope;
     const [outcome] = await settled;
+    activity++;
     if (lostError) throw lostError;
     if (error) throw new KernelError(name, error.message);
     if (outcome.status === "rejected") throw new KernelError(name, String(outcome.reason?.message ?? outcome.reason));
@@ -215,6 +221,9 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
     destroyBuffer,
     get allocatedBytes() {
       return allocatedBytes;
+    },
+    get activity() {
+      return activity;
     },
     upload,
     read,

@@ -17,6 +17,7 @@ import type { Level, Log } from "../log.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { StartWorker, WorkerConnection } from "./connection.ts";
 import { WorkerFailure, WorkerGone } from "./failures.ts";
+import { watchProgress } from "./watchdog.ts";
 
 const PROTOCOL_VERSION = 1;
 const FIRST_DELAY_MS = 250;
@@ -73,7 +74,13 @@ const LEVELS: Readonly<Record<number, Level>> = {
   [LogLevel.ERROR]: "error",
 };
 
-export function superviseWorker(start: StartWorker, log: Log, begin: BeginRequest = () => () => {}): Gpu {
+/** @param timeoutMs how long a process may be busy without getting on, or silent, before it is ended */
+export function superviseWorker(
+  start: StartWorker,
+  log: Log,
+  timeoutMs: number,
+  begin: BeginRequest = () => () => {},
+): Gpu {
   let current: Current | undefined;
   let stopping = false;
   let failures = 0;
@@ -125,14 +132,23 @@ export function superviseWorker(start: StartWorker, log: Log, begin: BeginReques
       return ended(undefined, (error as Error).message);
     }
     current = own;
+    let hung = "";
+    const watchdog = watchProgress(timeoutMs, () => {
+      hung = `no progress for ${timeoutMs / 1000} s, `;
+      own.connection.kill();
+    });
     try {
-      for await (const message of own.connection.messages) receive(own, message);
+      for await (const message of own.connection.messages) {
+        watchdog.heard(message);
+        receive(own, message);
+      }
     } catch (error) {
       log("error", `the GPU process sent garbage: ${(error as Error).message}`);
     }
     // Its output is over. One that closes it and lives on is of no use.
     const timer = setTimeout(() => own.connection.kill(), stopping ? SHUTDOWN_MS : 1000);
-    const how = await own.connection.ended;
+    const how = hung + (await own.connection.ended);
+    watchdog.end();
     clearTimeout(timer);
     ended(own, how);
   }

@@ -78,7 +78,7 @@ const host: HostModels = {
   plan: (target, plan, spec) => planModel(device.capabilities, target, plan, spec),
 };
 const memoryLimitBytes = Number(process.env.THAW_GPU_MEMORY_BYTES) || defaultMemoryLimit(device.capabilities);
-const worker = createWorker(createEngine(device, { memoryLimitBytes }), host, outbox);
+const worker = createWorker(createEngine(device, { memoryLimitBytes }), host, outbox, () => device.activity);
 outbox.send({
   case: "hello",
   value: {

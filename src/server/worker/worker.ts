@@ -19,6 +19,9 @@ import {
 } from "./requests.ts";
 import { takeTurns } from "./turns.ts";
 
+/** How often the server hears that the process lives. */
+const HEARTBEAT_MS = 1000;
+
 export interface GpuWorker {
   /** Takes a request; never waits. */
   receive(message: ToWorker): void;
@@ -37,12 +40,21 @@ interface Pending {
   answered: boolean;
 }
 
-export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): GpuWorker {
+/** @param deviceActivity grows while the device gets on */
+export function createWorker(
+  engine: Engine,
+  host: HostModels,
+  outbox: Outbox,
+  deviceActivity: () => number = () => 0,
+): GpuWorker {
   const queue: Pending[] = [];
   /** Being carried out: at most one that needs the GPU. */
   const current = new Set<Pending>();
   const turns = takeTurns();
   let stopped = false;
+  let idle = false;
+  /** Turns of the loop, and requests carried out. */
+  let done = 0;
   let wake: () => void = () => undefined;
 
   const state: WorkerState = {
@@ -95,6 +107,7 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
       if (run) await failRun(run, error);
     } finally {
       current.delete(pending);
+      done++;
     }
   }
 
@@ -113,8 +126,15 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
     }
   }
 
+  function beat(): void {
+    const value = { busy: !idle || current.size > 0, progress: BigInt(done + deviceActivity()) };
+    outbox.send({ case: "heartbeat", value });
+  }
+
   async function run(): Promise<void> {
+    const pulse = setInterval(beat, HEARTBEAT_MS);
     while (!stopped) {
+      done++;
       await setImmediate(); // lets input in, however quickly steps follow each other
       const pending = queue.shift();
       const run = pending ? undefined : turns.next(state.runs.values());
@@ -125,11 +145,14 @@ export function createWorker(engine: Engine, host: HostModels, outbox: Outbox): 
       } else if (run) {
         await guarded(run, run.advance());
       } else if (!stopped) {
+        idle = true;
         await new Promise<void>((resolve) => {
           wake = resolve;
         });
+        idle = false;
       }
     }
+    clearInterval(pulse);
     for (const run of state.runs.values()) await run.close();
     state.models.close();
   }

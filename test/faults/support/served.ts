@@ -15,7 +15,6 @@ const START_MS = 60_000;
 
 export interface Served {
   readonly thaw: Thaw;
-  readonly pid: number;
   /** Process ids of its GPU processes so far. */
   readonly gpuProcesses: readonly number[];
   /** Everything it has said. */
@@ -96,7 +95,6 @@ async function start(data: string, env: Readonly<Record<string, string>>, flags:
   void ended.then(() => thaw.close());
   return {
     thaw,
-    pid: child.pid!,
     gpuProcesses,
     said: () => said,
     ended,
