@@ -79,8 +79,6 @@ export async function moeError(layer: RecordedLayer, shape: MoeShape, built: Ret
   const { tokens, dModel, dFf, topK } = shape;
   const chosen = await layer.readU32(built.routing.chosenIds);
   const gates = await layer.readF32(built.routing.gates);
-  const output = await layer.readF32(built.output!);
-  const gradient = await layer.gradient("down");
   const noise = (name: string) => layer.noise.get(name)!;
   const [x, gate, up, down, dOutput] = ["x", "gate", "up", "down", "d_output"].map(noise);
   const dot = (token: number, w: Noise, expert: number, f: number): number => {
@@ -102,7 +100,8 @@ export async function moeError(layer: RecordedLayer, shape: MoeShape, built: Ret
           exact[d] += value * noiseAt(down, (chosen[choice] * dModel + d) * dFf + f);
         });
       }
-    exact.forEach((value, d) => void difference.add(output[token * dModel + d], value));
+    const output = await layer.readF32(built.output!, token * dModel, SAMPLED_FEATURES);
+    exact.forEach((value, d) => void difference.add(output[d], value));
   }
   // Column f of the gradient of one expert's matrix: every token that chose it counts.
   const forward = difference.relative();
@@ -117,7 +116,10 @@ export async function moeError(layer: RecordedLayer, shape: MoeShape, built: Ret
       exact[d] += value * noiseAt(dOutput, token * dModel + d);
     });
   }
-  exact.forEach((value, d) => void backward.add(gradient[(expert * dModel + d) * dFf + f], value));
+  for (const [d, value] of exact.entries()) {
+    const [actual] = await layer.gradient("down", (expert * dModel + d) * dFf + f, 1);
+    backward.add(actual, value);
+  }
   return { forward, backward: backward.relative() };
 }
 

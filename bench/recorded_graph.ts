@@ -4,7 +4,7 @@ import { mixedProducts, type Products } from "../src/kernels/capabilities.ts";
 import type { Device } from "../src/kernels/device/device.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../src/kernels/step_scalars.ts";
 import { differentiate } from "../src/trainer/graph/autodiff.ts";
-import { Graph, type Tensor } from "../src/trainer/graph/graph.ts";
+import { elements, Graph, type Tensor } from "../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../src/trainer/graph/lowered.ts";
 import { optimizerNodes, optimizerScalars } from "../src/trainer/graph/ops/optimizer.ts";
 import { DeviceMemory, type RecordedGraph } from "../src/trainer/run/device_memory.ts";
@@ -43,10 +43,11 @@ export interface RecordedLayer {
   profile(): Promise<OperationTime[]>;
   /** Median seconds of the whole, submitted again and again. */
   seconds(): Promise<number>;
-  readF32(t: Tensor): Promise<Float32Array>;
+  /** Elements of a tensor, all or so many from one on. */
+  readF32(t: Tensor, first?: number, count?: number): Promise<Float32Array>;
   readU32(t: Tensor): Promise<Uint32Array>;
-  /** The gradient of a parameter. */
-  gradient(name: string): Promise<Float32Array>;
+  /** Elements of a parameter's gradient. */
+  gradient(name: string, first?: number, count?: number): Promise<Float32Array>;
   destroy(): void;
 }
 
@@ -119,17 +120,17 @@ export async function recordLayer(
     throw error;
   }
   const { program, range } = recorded;
-  const read = (t: Tensor) => {
-    const { buffer, offset, size } = range(t);
-    return device.read(buffer, size, offset);
+  const read = (t: Tensor, first = 0, count = elements(t.shape)) => {
+    const { buffer, offset } = range(t);
+    return device.read(buffer, 4 * count, offset + 4 * first);
   };
   return {
     noise,
     profile: async () => medians(await repeated(() => profileGraph(device, recorded))),
     seconds: async () => median(await repeated(() => secondsOf(device, program, 3))),
-    readF32: async (t) => new Float32Array(await read(t)),
+    readF32: async (t, first, count) => new Float32Array(await read(t, first, count)),
     readU32: async (t) => new Uint32Array(await read(t)),
-    gradient: async (name) => new Float32Array(await read(gradients.get(name)!)),
+    gradient: async (name, first, count) => new Float32Array(await read(gradients.get(name)!, first, count)),
     destroy() {
       recorded.destroy();
       memory.destroy();

@@ -10,19 +10,26 @@ function twinOf(row: Row, part: string, results: readonly PartResult[]): Row | u
   return rows.filter((r) => r.name === row.name).sort((a, b) => value(b) - value(a))[0];
 }
 
-/** `part row  rate  PyTorch  ratio` of every row that has a rate. */
+/** Compared beside the rate where both sides have it: lower is better. */
+const MEMORY = "peak GiB";
+
+/** `part row  figure  unit  PyTorch  ratio` of every row that has a rate, its peak of memory below it. */
 export function summaryTable(results: readonly PartResult[]): string {
   const lines = results
     .filter((r) => r.side === "thaw")
     .flatMap(({ name: part, rows }) =>
       rows
         .filter((row) => row.rate !== undefined)
-        .map((row) => {
-          const value = Number(row.figures[row.rate!]);
-          const twin = twinOf(row, part, results)?.figures[row.rate!];
-          const ratio = twin === undefined ? "" : `${(value / Number(twin)).toFixed(2)}×`;
+        .flatMap((row) => {
+          const twin = twinOf(row, part, results)?.figures;
           const name = `${part} ${row.name}${row.wrong ? " WRONG" : ""}`;
-          return [name, figure(value), row.rate!, figure(twin), ratio];
+          const line = (unit: string): string[] => {
+            const [ours, theirs] = [row.figures[unit], twin?.[unit]];
+            const ratio = theirs === undefined ? "" : `${(Number(ours) / Number(theirs)).toFixed(2)}×`;
+            return [name, figure(ours), unit, figure(theirs), ratio];
+          };
+          const memory = row.figures[MEMORY] !== undefined && twin?.[MEMORY] !== undefined;
+          return memory ? [line(row.rate!), line(MEMORY)] : [line(row.rate!)];
         }),
     );
   const compared = lines.some((cells) => cells[3] !== "");

@@ -14,7 +14,7 @@ import { MODELS } from "./model.ts";
 
 /** Turns of each kind, and steps in one; the first steps of a turn belong to the change. */
 const TURNS = 3;
-const STEPS = { small: 8, gpu: 16 } as const;
+const STEPS = { small: 5, gpu: 12 } as const;
 const SETTLING = 3;
 
 /** One who takes every assignment until told to go. */
@@ -112,6 +112,6 @@ async function turns(thaw: Thaw, run: string, steps: number) {
 export const streaming: Part = {
   name: "streaming",
   title: "steps of a run on a server, in turns without and with one subscriber to every token's expert; medians",
-  seconds: { small: 60, gpu: 90 },
+  seconds: { small: 60, gpu: 110 },
   measure,
 };

@@ -24,10 +24,11 @@ def layer(x, router, gate, up, down, top_k):
         gates = gates / gates.sum(dim=-1, keepdim=True)
     order = chosen.flatten().argsort(stable=True)
     ends = torch.bincount(chosen.flatten(), minlength=experts).cumsum(0).to(torch.int32)
-    rows = x[order // top_k]
+    rows = x.index_select(0, order // top_k)
     hidden = F.gelu(grouped_mm(rows, gate, offs=ends), approximate="tanh") * grouped_mm(rows, up, offs=ends)
-    out = grouped_mm(hidden, down, offs=ends) * gates.flatten()[order].unsqueeze(-1).to(x.dtype)
-    return torch.zeros_like(x).index_add(0, order // top_k, out)
+    out = grouped_mm(hidden, down, offs=ends)
+    by_choice = torch.zeros_like(out).index_copy(0, order, out).view(*chosen.shape, -1)
+    return (by_choice * gates.unsqueeze(-1).to(x.dtype)).sum(dim=1)
 
 
 for shape in given["shapes"]:
@@ -39,6 +40,7 @@ for shape in given["shapes"]:
     down = uniform(experts, d_ff, d_model, scale=outer)
     leaves = [x, router, gate, up, down]
     gradient = torch.rand((tokens, d_model), device=DEVICE, dtype=torch.bfloat16)
+    torch._dynamo.reset()
     for mode, run in (("eager", layer), ("compiled", torch.compile(layer))):
 
         def both():

@@ -9,6 +9,7 @@
 //
 // The backward pass is in attention_backward.ts, the float64 definition in attention.reference.ts.
 
+import { matrixForwardKernel, matrixWorkgroups, onMatrixUnits } from "./attention_matrix.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -119,12 +120,12 @@ export function attention<T>(
 ): Command<T>[] {
   const variant = variantOf(buffers, dims, target);
   const { q, k, v, out } = buffers;
-  return [
-    call(
-      forwardKernel(variant),
-      paramsOf(dims),
-      { q, k, v, ...optionalBuffers(variant, buffers), out, log_sum_exp: buffers.logSumExp },
-      spread(workgroupCount(variant, dims.batch * dims.heads, dims.queryLength)),
-    ),
-  ];
+  const bound = { q, k, v, ...optionalBuffers(variant, buffers), out, log_sum_exp: buffers.logSumExp };
+  const batchHeads = dims.batch * dims.heads;
+  if (onMatrixUnits(dims, target)) {
+    const kernel = matrixForwardKernel(variant);
+    return [call(kernel, paramsOf(dims), bound, spread(matrixWorkgroups(batchHeads, dims.queryLength)))];
+  }
+  const workgroups = spread(workgroupCount(variant, batchHeads, dims.queryLength));
+  return [call(forwardKernel(variant), paramsOf(dims), bound, workgroups)];
 }

@@ -8,6 +8,12 @@
 // walks the queries of all its heads.
 
 import {
+  matrixKeyValueGradientKernel,
+  matrixQueryGradientKernel,
+  matrixWorkgroups,
+  onMatrixUnits,
+} from "./attention_matrix.ts";
+import {
   type AttentionDims,
   type AttentionOptionalBuffers,
   type AttentionVariant,
@@ -175,14 +181,14 @@ export function attentionQueryGradient<T>(
   target: KernelTarget,
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
-  return [
-    call(
-      queryKernel(v, "query"),
-      paramsOf(dims),
-      { ...inputBuffers(v, buffers), d_q: buffers.dQ },
-      spread(workgroupCount(v, dims.batch * dims.heads, dims.queryLength)),
-    ),
-  ];
+  const bound = { ...inputBuffers(v, buffers), d_q: buffers.dQ };
+  const batchHeads = dims.batch * dims.heads;
+  if (onMatrixUnits(dims, target)) {
+    const kernel = matrixQueryGradientKernel(v);
+    return [call(kernel, paramsOf(dims), bound, spread(matrixWorkgroups(batchHeads, dims.queryLength)))];
+  }
+  const workgroups = spread(workgroupCount(v, batchHeads, dims.queryLength));
+  return [call(queryKernel(v, "query"), paramsOf(dims), bound, workgroups)];
 }
 
 function keyValueKernel(v: AttentionVariant) {
@@ -260,14 +266,13 @@ export function attentionKeyValueGradient<T>(
   target: KernelTarget,
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
-  return [
-    call(
-      keyValueKernel(v),
-      paramsOf(dims),
-      { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV },
-      spread(workgroupCount(v, dims.batch * dims.kvHeads, dims.keyLength)),
-    ),
-  ];
+  const bound = { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV };
+  const batchHeads = dims.batch * dims.kvHeads;
+  if (onMatrixUnits(dims, target)) {
+    const kernel = matrixKeyValueGradientKernel(v);
+    return [call(kernel, paramsOf(dims), bound, spread(matrixWorkgroups(batchHeads, dims.keyLength)))];
+  }
+  return [call(keyValueKernel(v), paramsOf(dims), bound, spread(workgroupCount(v, batchHeads, dims.keyLength)))];
 }
 
 // Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.

@@ -5,7 +5,7 @@
 // rows from storage; each load serves all rows the thread owns. `hardware` stages tiles of them in workgroup memory,
 // shared by the rows that a workgroup owns.
 
-import type { KernelTarget } from "./capabilities.ts";
+import type { KernelTarget, Products } from "./capabilities.ts";
 import { type BufferDeclaration, LINEAR_INDEX, read } from "./kernel.ts";
 import { PHILOX } from "./random.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
@@ -29,6 +29,8 @@ export interface AttentionDims {
   readonly segments?: SegmentLayout;
   /** Dropout of the probabilities; `use` names this site's random numbers. */
   readonly dropout?: { readonly rate: number; readonly use: number };
+  /** `matrix` uses matrix units where the kernels can; everything else is f32. Default: f32. */
+  readonly products?: Products;
 }
 
 /**

@@ -50,17 +50,24 @@ const rowOf = (layout: Layout, tile: number, s: MatrixTileShape): number =>
   (layout === "inner" ? s.slab : tile) / PACK + 1;
 const stagedRows = (layout: Layout, tile: number, s: MatrixTileShape): number => (layout === "inner" ? tile : s.slab);
 
-/** WGSL module scope: types, the staged slabs and the patches. */
-export const matrixTileMemory = (layouts: readonly [Layout, Layout], s: MatrixTileShape): string => /* wgsl */ `
+/** WGSL module scope: the types of fragments, and how eight numbers become a vec4u. */
+export const MATRIX_TYPES = /* wgsl */ `
 alias Left = subgroup_matrix_left<f16, ${FRAGMENT}, ${FRAGMENT}>;
 alias Right = subgroup_matrix_right<f16, ${FRAGMENT}, ${FRAGMENT}>;
 alias Sums = subgroup_matrix_result<f32, ${FRAGMENT}, ${FRAGMENT}>;
-var<workgroup> staged_a: array<vec4u, ${stagedRows(layouts[0], s.m, s) * rowOf(layouts[0], s.m, s)}>;
-var<workgroup> staged_b: array<vec4u, ${stagedRows(layouts[1], s.n, s) * rowOf(layouts[1], s.n, s)}>;
-var<workgroup> sums_patch: array<f32, ${subgroupsOf(s) * FRAGMENT * s.own}>; // [subgroups, 16, own]
 fn packed(low: vec4f, high: vec4f) -> vec4u {
   return vec4u(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
 }
+`;
+
+/** WGSL module scope: types, the staged slabs and the patches. */
+export const matrixTileMemory = (
+  layouts: readonly [Layout, Layout],
+  s: MatrixTileShape,
+): string => /* wgsl */ `${MATRIX_TYPES}
+var<workgroup> staged_a: array<vec4u, ${stagedRows(layouts[0], s.m, s) * rowOf(layouts[0], s.m, s)}>;
+var<workgroup> staged_b: array<vec4u, ${stagedRows(layouts[1], s.n, s) * rowOf(layouts[1], s.n, s)}>;
+var<workgroup> sums_patch: array<f32, ${subgroupsOf(s) * FRAGMENT * s.own}>; // [subgroups, 16, own]
 `;
 
 const lines = (count: number, text: (i: number) => string): string =>
@@ -135,7 +142,7 @@ export function matrixTile(
     .join("\n    ");
   return `let own_row = subgroup / ${s.n / s.own}u * ${s.own}u;
   let own_column = subgroup % ${s.n / s.own}u * ${s.own}u;
-  ${lines(fragments * fragments, (x) => `var c${Math.floor(x / fragments)}_${x % fragments}: Sums;`)}
+  ${lines(fragments * fragments, (x) => `var c${Math.floor(x / fragments)}_${x % fragments} = Sums();`)}
   ${operands.map((o) => o.declare).join("\n  ")}
   ${operands.map((o) => o.fetch(kBegin)).join("\n    ")}
   for (var slab = ${kBegin}; slab < ${kEnd}; slab += ${s.slab}u) {

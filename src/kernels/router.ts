@@ -33,14 +33,18 @@ const SOFTMAX = /* wgsl */ `
   for (var e = 0u; e < params.experts; e++) { probabilities[row + e] /= sum; }
   log_sum_exp[t] = largest + log(sum);`;
 
-const forwardKernel = (normalizeGates: boolean, biased: boolean) =>
+/** In `forcedIds`, of every choice of a token: it chooses by itself. */
+export const CHOOSES_FREELY = 0xffffffff;
+
+const forwardKernel = (normalizeGates: boolean, biased: boolean, forced: boolean) =>
   defineKernel<"tokens" | "experts" | "top_k", string>({
-    name: `router_forward${normalizeGates ? "_normalized" : ""}${biased ? "_biased" : ""}`,
+    name: `router_forward${normalizeGates ? "_normalized" : ""}${biased ? "_biased" : ""}${forced ? "_forced" : ""}`,
     params: { tokens: "u32", experts: "u32", top_k: "u32" },
     buffers: {
       logits: read("f32"), //        [tokens, experts]
       mask: read("u32"), //          [tokens]
       ...(biased ? { selection_bias: read("f32") } : {}), // [experts]
+      ...(forced ? { forced_ids: read("u32") } : {}), // [tokens, top_k]
       probabilities: write("f32"), // [tokens, experts]
       expert_ids: write("u32"), //   [tokens, top_k]
       gates: write("f32"), //        [tokens, top_k]
@@ -74,6 +78,13 @@ ${SOFTMAX}
         }
       }
     }
+${
+  forced
+    ? /* wgsl */ `
+    let forced = forced_ids[t * params.top_k + j];
+    if (routable && forced != ${CHOOSES_FREELY}u) { best_id = min(forced, params.experts); }`
+    : ""
+}
     var gate = 0.0;
     if (best_id < params.experts) { gate = probabilities[row + best_id]; }
     expert_ids[t * params.top_k + j] = best_id;
@@ -129,7 +140,9 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
  * Reads logits [tokens, experts] f32, mask [tokens] u32 (1 = routable). Writes probabilities [tokens, experts] (every
  * token), expertIds [tokens, topK] u32 (`experts` for masked tokens), gates [tokens, topK] f32 (0 for masked tokens;
  * divided by their sum when `normalizeGates`), logSumExp [tokens] f32. With selectionBias [experts] f32 the choice is by
- * probability + bias, the gates are the probabilities all the same (arXiv 2408.15664). With `random`, a later choice is
+ * probability + bias, the gates are the probabilities all the same (arXiv 2408.15664). With forcedIds [tokens, topK] u32 a
+ * token takes the experts given there, with the gates that its own logits give them, unless they are CHOOSES_FREELY: all
+ * choices of a token are given, or none. With `random`, a later choice is
  * used with probability min(1, gate / 0.2), drawn from the step's random numbers under `use`: an unused one has id
  * `experts` and gate 0, and chosenIds [tokens, topK] u32 holds what was chosen, used or not.
  * @throws RangeError when topK is not in 1..min(experts, 16).
@@ -139,6 +152,7 @@ export function routerForward<T>(
     logits: T;
     mask: T;
     selectionBias?: T;
+    forcedIds?: T;
     probabilities: T;
     expertIds: T;
     gates: T;
@@ -148,7 +162,7 @@ export function routerForward<T>(
   dims: { tokens: number; experts: number; topK: number; normalizeGates: boolean; use?: number },
 ): Command<T>[] {
   const { tokens, experts, topK, use = 0 } = dims;
-  const { selectionBias, expertIds, gates, random } = buffers;
+  const { selectionBias, forcedIds, expertIds, gates, random } = buffers;
   checkTopK(topK, experts);
   const bound: Record<string, T> = {
     logits: buffers.logits,
@@ -159,7 +173,8 @@ export function routerForward<T>(
     log_sum_exp: buffers.logSumExp,
   };
   if (selectionBias !== undefined) bound.selection_bias = selectionBias;
-  const kernel = forwardKernel(dims.normalizeGates, selectionBias !== undefined);
+  if (forcedIds !== undefined) bound.forced_ids = forcedIds;
+  const kernel = forwardKernel(dims.normalizeGates, selectionBias !== undefined, forcedIds !== undefined);
   const choice = call(kernel, { tokens, experts, top_k: topK }, bound, spread(Math.ceil(tokens / WORKGROUP)));
   if (!random) return [choice];
   return [

@@ -232,7 +232,7 @@ export interface RunConfig {
   readonly expertDropout?: number;
   /**
    * `mixed`: linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where there are
-   * some, under dynamic loss scaling; all else is f32. Default: `f32`.
+   * some, and attention's too where there are; under dynamic loss scaling; all else is f32. Default: `f32`.
    */
   readonly precision?: "f32" | "mixed";
   /**
@@ -421,9 +421,23 @@ export interface TrainingShape {
 }
 
 /** An example that a caller drives a run with. */
-export type DrivenExample =
+export type DrivenExample = (
   | { readonly input: string; readonly target: string }
-  | { readonly inputIds: readonly number[]; readonly targetIds: readonly number[] };
+  | { readonly inputIds: readonly number[]; readonly targetIds: readonly number[] }
+) & {
+  /**
+   * Routes of a pass over the same tokens, as a batch or a generation recorded them: each token takes the experts it took
+   * there, with the gates that its router gives them now. Tokens without a record choose, and capacity holds as ever.
+   */
+  readonly routes?: readonly RouteBatch[];
+};
+
+export interface DrivenOptions {
+  /** Of the summed cross-entropy. Default: the batch's target tokens. */
+  readonly divisor?: number;
+  /** Whether to return routes. Default: no. */
+  readonly recordRoutes?: boolean;
+}
 
 /** What a batch came to whose gradients were added. */
 export interface DrivenBatch {
@@ -437,6 +451,8 @@ export interface DrivenBatch {
   readonly truncatedInputs: number;
   readonly truncatedTargets: number;
   readonly layers: readonly RouterLayerMetrics[];
+  /** By example, one entry per sparse layer; empty unless asked for. */
+  readonly routes: readonly (readonly RouteBatch[])[];
 }
 
 /**
@@ -458,10 +474,9 @@ export interface TrainingRun {
   /**
    * Adds the gradients of a batch, of 1 to `batchSize` examples, to those added since the last step, and leaves everything
    * else as it is.
-   * @param divisor of the summed cross-entropy. Default: the batch's target tokens
-   * @throws InputError naming every bad example; MemoryError when there is no room for gradients that add up
+   * @throws InputError naming every bad example, and every route that is not of its tokens; MemoryError when there is no room for gradients that add up
    */
-  forwardBackward(examples: readonly DrivenExample[], divisor?: number): Promise<DrivenBatch>;
+  forwardBackward(examples: readonly DrivenExample[], options?: DrivenOptions): Promise<DrivenBatch>;
   /** Batches in the gradients; `setTrainable` and `endDriving` clear them too. */
   readonly drivenBatches: number;
   /** One optimizer step on the gradients, which must be of one batch at least. @param rate default: the schedule's */

@@ -16,13 +16,15 @@ import {
   distanceBias,
   relativeBuckets,
 } from "../../src/kernels/attention.ts";
-import type { KernelTarget } from "../../src/kernels/capabilities.ts";
+import type { KernelTarget, Products } from "../../src/kernels/capabilities.ts";
 import { packStepScalars } from "../../src/kernels/step_scalars.ts";
 import { EPSILON, floatOutput, randomNumbers, uniform, withGuard } from "../support/arrays.ts";
-import { compareWithTolerance } from "../support/gpu.ts";
+import { compareWithTolerance, relativeError, testDevice } from "../support/gpu.ts";
+import { onMatrixUnits } from "../support/matrix_units.ts";
 import { runTwice } from "./run_twice.ts";
 
 const test = suite("attention");
+const { capabilities } = await testDevice();
 
 const SEED = 77;
 const STEP = 5;
@@ -46,6 +48,8 @@ interface Case {
   packed?: "shared" | "both";
   buckets?: number;
   rate?: number;
+  /** Also on matrix units; few, for emulated units take long to compile. */
+  matrix?: true;
 }
 
 const cases: Case[] = [
@@ -64,6 +68,7 @@ const cases: Case[] = [
     scale: 0.25,
     causal: true,
     hidden: 0.3,
+    matrix: true,
   },
   {
     what: "packed rows, causal, biased, dropout",
@@ -113,6 +118,35 @@ const cases: Case[] = [
     rate: 0.1,
   },
   { what: "a head too large to unroll", queryLength: 3, keyLength: 11, headDim: 132, scale: 0.09 },
+  {
+    what: "several tiles of keys, causal, biased, dropout",
+    heads: 2,
+    queryLength: 70,
+    keyLength: 70,
+    headDim: 32,
+    scale: 0.2,
+    causal: true,
+    hidden: 0.1,
+    buckets: 8,
+    rate: 0.2,
+    matrix: true,
+  },
+  {
+    what: "cross lengths of a wide head",
+    queryLength: 17,
+    keyLength: 67,
+    headDim: 48,
+    scale: 0.14,
+    packed: "both",
+    matrix: true,
+  },
+];
+
+/** Target and products; matrix units take heads of multiples of 16. */
+const WAYS: readonly { target: KernelTarget; products: Products }[] = [
+  { target: "software", products: "f32" },
+  { target: "hardware", products: "f32" },
+  { target: "hardware", products: "matrix" },
 ];
 
 /** Segment ids of one row: examples 1, 2, 3 of lengths that leave a sixth of it, half of that between 1 and 2. */
@@ -137,9 +171,11 @@ function largestProduct(a: Float32Array, b: Float32Array, headDim: number): numb
   return norm(a) * norm(b);
 }
 
-for (const target of ["software", "hardware"] as KernelTarget[])
+for (const { target, products } of WAYS)
   for (const given of cases) {
-    test(`forward and gradients agree with float64: ${given.what} (${target})`, async () => {
+    const matrix = products === "matrix";
+    if (matrix && !given.matrix) continue;
+    test(`forward and gradients agree with float64: ${given.what} (${target} ${products})`, async () => {
       const { hidden = 0, packed, rate } = given;
       const dims: AttentionDims = {
         batch: 1,
@@ -151,6 +187,7 @@ for (const target of ["software", "hardware"] as KernelTarget[])
         kvHeads: given.kvHeads ?? given.heads ?? 1,
         segments: packed ?? (hidden > 0 ? "keys" : undefined),
         dropout: rate === undefined ? undefined : { rate, use: 9 },
+        products,
       };
       const { batch, heads, kvHeads, queryLength, keyLength, headDim, scale, buckets } = dims;
       const random = randomNumbers(queryLength * 1000 + keyLength * 10 + headDim);
@@ -197,7 +234,7 @@ for (const target of ["software", "hardware"] as KernelTarget[])
             step: rate === undefined ? undefined : scalars,
           };
           const buffers = { ...b, ...optional };
-          return [
+          const commands = [
             ...(buckets > 0 ? distanceBias({ ...b, table, out: byDistance }, dims) : []),
             ...attention(buffers, dims, target),
             ...attentionRowStatistics(buffers, dims),
@@ -205,6 +242,7 @@ for (const target of ["software", "hardware"] as KernelTarget[])
             ...attentionKeyValueGradient(buffers, dims, target),
             ...(buckets > 0 ? attentionBiasGradient(buffers, dims, target) : []),
           ];
+          return onMatrixUnits(capabilities, commands);
         },
       });
 
@@ -218,7 +256,11 @@ for (const target of ["software", "hardware"] as KernelTarget[])
       const gradients = attentionGradientsReference(reference, forward, inputs.dOut, dims);
 
       // Rounding of a dot product of headDim terms: 4 · sqrt(headDim) · EPSILON · Σ|ab| (c = 4 covers the walk's luck).
-      const dot = (4 * Math.sqrt(headDim) + 4) * EPSILON;
+      // Rounding both operands of a product to f16, to nearest or towards zero, changes it by 2·2^-10 of itself and a little;
+      // numbers of f16 below its normal range, 2^-25.
+      const rounding = matrix ? 2.1 * 2 ** -10 : 0;
+      const subnormal = matrix ? 2 ** -25 : 0;
+      const dot = (4 * Math.sqrt(headDim) + 4) * EPSILON + rounding;
       const scores = scale * largestProduct(inputs.q, inputs.k, headDim) + (buckets > 0 ? 1 : 0);
       // A probability: the score's rounding, exp (3 + 2|x| units) of a difference up to 2 · scores, the sum over keys;
       // log-sum-exp brings log's 2^-21 into the backward pass.
@@ -226,10 +268,10 @@ for (const target of ["software", "hardware"] as KernelTarget[])
       const relative =
         2 * (dot * scores + EPSILON * (2 * (3 + 2 * spread) + spread + 4 * Math.sqrt(keyLength) + 8)) + 2 ** -21;
       const factor = rate === undefined ? 1 : 1 / (1 - rate);
-      const outTolerance = (2 * relative + 8 * EPSILON) * factor;
+      const outTolerance = (2 * relative + 8 * EPSILON + rounding) * factor + keyLength * subnormal;
       const dp = factor * largestProduct(inputs.dOut, inputs.v, headDim); // bounds |dp| and |delta|
       const dpError = dot * dp + relative * dp + headDim * outTolerance; // of dp and of delta
-      const dScore = 2 * (relative * dp + dpError); // relative to p
+      const dScore = 2 * (relative * dp + dpError + rounding * dp); // relative to p
       // Sums over keys have Σp ≤ 1; sums over queries have Σp as large as the key's column.
       const columns = new Float64Array(batch * kvHeads * keyLength);
       const bucketSums = new Float64Array(buckets * heads);
@@ -248,14 +290,21 @@ for (const target of ["software", "hardware"] as KernelTarget[])
       ) => {
         const guarded = withGuard(expected, out[name]);
         compareWithTolerance(out[name], guarded, (i) => (i < expected.length ? toleranceOf(i) : 0), name);
+        // The bounds of single numbers are wide in f16; as a whole, a few roundings of 2^-11 do not come near 2^-8.
+        if (matrix && name !== "logSumExp")
+          assert.ok(relativeError(out[name].subarray(0, expected.length), expected) < 2 ** -8, `${name} as a whole`);
       };
       check("out", forward.out, () => outTolerance * largest(inputs.v));
       check("logSumExp", forward.logSumExp, (i) =>
         forward.logSumExp[i] < -1e29 ? 1e30 * EPSILON : relative + 4 * EPSILON * Math.abs(forward.logSumExp[i]),
       );
-      check("dQ", gradients.dQ, () => scale * dScore);
-      check("dK", gradients.dK, (i) => scale * dScore * column(i));
-      check("dV", gradients.dV, (i) => 2 * relative * factor * column(i));
+      check("dQ", gradients.dQ, () => scale * (dScore + keyLength * subnormal));
+      check("dK", gradients.dK, (i) => scale * (dScore * column(i) + (heads / kvHeads) * queryLength * subnormal));
+      check(
+        "dV",
+        gradients.dV,
+        (i) => (2 * relative + rounding) * factor * column(i) + (heads / kvHeads) * queryLength * subnormal,
+      );
       check("dBias", gradients.dBias, (i) => dScore * bucketSums[i]);
     });
   }

@@ -2,11 +2,26 @@
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import { attention, attentionKeyValueGradient, attentionQueryGradient } from "../../src/kernels/attention.ts";
 import { groupedMatmul, groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
 import type { Command } from "../../src/kernels/kernel.ts";
 import { matmul } from "../../src/kernels/matmul.ts";
 
 const BOTH = [false, true];
+
+function* attentions(): Generator<Command<number>> {
+  const buffers = { q: 1, k: 2, v: 3, out: 4, logSumExp: 5, segments: 6, distanceBias: 7, step: 8 };
+  const gradients = { ...buffers, dOut: 9, rowStatistics: 10, dQ: 11, dK: 12, dV: 13 };
+  for (const headDim of [16, 48, 64, 80, 128])
+    for (const dropout of [undefined, { rate: 0.1, use: 1 }]) {
+      const lengths = { batch: 1, heads: 2, kvHeads: 1, queryLength: 70, keyLength: 90 };
+      const options = { scale: 1, causal: true, buckets: 8, segments: "both", dropout, products: "matrix" } as const;
+      const dims = { ...lengths, headDim, ...options };
+      yield* attention(buffers, dims, "hardware");
+      yield* attentionQueryGradient(gradients, dims, "hardware");
+      yield* attentionKeyValueGradient(gradients, dims, "hardware");
+    }
+}
 
 function* commands(): Generator<Command<number>> {
   for (const [m, n] of [
@@ -42,7 +57,7 @@ test("kernels for matrix units are valid WGSL", async () => {
   const requiredFeatures = ["shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"] as GPUFeatureName[];
   const device = await adapter.requestDevice({ requiredFeatures });
   let count = 0;
-  for (const c of commands()) {
+  for (const c of [...commands(), ...attentions()]) {
     if (!("kernel" in c)) continue;
     assert.match(c.kernel.name, /matrix/);
     const module = device.createShaderModule({ code: c.kernel.wgsl });
@@ -54,7 +69,7 @@ test("kernels for matrix units are valid WGSL", async () => {
     );
     count++;
   }
-  assert.is(count, 18);
+  assert.is(count, 18 + 30);
   assert.ok(gpu, "Dawn crashes when the object that made it is collected");
 });
 

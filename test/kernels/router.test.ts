@@ -8,6 +8,7 @@ import {
   routerStatisticsReference,
 } from "../../src/kernels/router.reference.ts";
 import {
+  CHOOSES_FREELY,
   routerBackward,
   routerForward,
   routerLosses,
@@ -243,5 +244,44 @@ for (const name of TOKEN_CHOICE_FIXTURES) {
     assert.ok(relativeError(await onlyOf(run(0, 0, dGates), 1), tensor("grad_combine_probe")) < 5e-6, "probe");
   });
 }
+
+for (const normalizeGates of [false, true])
+  test(`tokens take the experts they are told, by their own gates${normalizeGates ? ", normalised" : ""}`, async () => {
+    const dims = { tokens: 131, experts: 6, topK: 2, normalizeGates };
+    const logits = uniform(dims.tokens * dims.experts, 2, randomNumbers(7));
+    const mask = Uint32Array.from({ length: dims.tokens }, (_, t) => Number(t % 5 !== 0));
+    const free = routerForwardReference(logits, mask, dims);
+    // Every third token is told: the experts next to those it would choose.
+    const told = (t: number): boolean => t % 3 === 0;
+    const forcedIds = Uint32Array.from(free.expertIds, (id, a) =>
+      told(Math.floor(a / dims.topK)) ? (id + 1) % dims.experts : CHOOSES_FREELY,
+    );
+    const out = await runCommands(await testDevice(), {
+      buffers: {
+        logits,
+        mask,
+        forcedIds,
+        probabilities: floatOutput(dims.tokens * dims.experts),
+        expertIds: integerOutput(dims.tokens * dims.topK),
+        gates: floatOutput(dims.tokens * dims.topK),
+        logSumExp: floatOutput(dims.tokens),
+      },
+      commands: (b) => routerForward(b, dims),
+    });
+    const ids = free.expertIds.map((id, a) => {
+      const t = Math.floor(a / dims.topK);
+      return told(t) && mask[t] ? forcedIds[a] : id;
+    });
+    assert.equal(Array.from(out.expertIds), withGuard(ids, out.expertIds));
+    const own = Array.from(ids, (id, a) => {
+      return id < dims.experts ? free.probabilities[Math.floor(a / dims.topK) * dims.experts + id] : 0;
+    });
+    const gates = own.map((p, a) => (normalizeGates && p > 0 ? p / (p + own[a ^ 1]) : p));
+    // As above, of logits in (-2, 2).
+    const relative = EPSILON * (2 * (3 + 2 * 4) + 4 + dims.experts + 5);
+    const guarded = withGuard(gates, out.gates);
+    const tolerance = (a: number) => (a < gates.length ? (4 * relative + dims.topK * EPSILON) * guarded[a] : 0);
+    compareWithTolerance(out.gates, guarded, tolerance, "gates");
+  });
 
 test.run();

@@ -74,6 +74,40 @@ scenario("a run driven to its last step writes its checkpoint when it is resumed
   assert.equal(told.slice(-4), ["RUNNING", "checkpoint 5", "evaluation 5", "SUCCEEDED"]);
 });
 
+scenario("routes of a pass and of a generation are kept by name, and replayed", {}, async ({ thaw, workers }) => {
+  const { recording } = await thaw.steps.forwardBackward({
+    run,
+    examples: [...examples, ...examples],
+    recordRoutes: true,
+  });
+  assert.is((await thaw.steps.forwardBackward({ run, examples })).recording, "");
+  const references = [{ recording, example: 1 }];
+  for await (const { generation } of thaw.models.generate({ name: run, inputs: ["a", "b"], recordRoutes: true }))
+    references.push(generation!.recorded!);
+  const told = references.map((replay) => ({ ...examples[0], replay }));
+  await thaw.steps.forwardBackward({ run, examples: told });
+  const last = workers.engines[0].calls.at(-1);
+  assert.is(last, "forwardBackward 3 by undefined replaying training 1, generation 0, generation 1");
+  for (const [replay, field] of [
+    [{ recording, example: 2 }, "examples[0].replay"],
+    [{ recording: "routes-abc", example: 0 }, "examples[0].replay"],
+    [{ recording: "../x", example: 0 }, "examples[0].replay.recording"],
+  ] as const) {
+    const error = await refused(thaw.steps.forwardBackward({ run, examples: [{ ...examples[0], replay }] }));
+    assert.equal([error.code, problemsOf(error).fields.map((one) => one.field)], [INVALID_ARGUMENT, [field]]);
+  }
+  const ofModel = thaw.models.generate({ name: "models/m", inputs: ["a"], recordRoutes: true });
+  const error = await refused(ofModel[Symbol.asyncIterator]().next());
+  assert.equal(
+    problemsOf(error).fields.map(({ field }) => field),
+    ["record_routes"],
+  );
+  await thaw.runs.cancelRun({ name: run });
+  await eventsUntil(thaw, run, reaches(RunState.CANCELLED));
+  const off = thaw.models.generate({ name: run, inputs: ["a"], recordRoutes: true });
+  assert.is((await refused(off[Symbol.asyncIterator]().next())).code, FAILED_PRECONDITION);
+});
+
 scenario("a repeated request adds nothing, and takes no second step", {}, async ({ thaw, workers }) => {
   const batch = { run, examples, requestId: "batch" };
   const [first, again] = [await thaw.steps.forwardBackward(batch), await thaw.steps.forwardBackward(batch)];

@@ -12,6 +12,7 @@ import { CheckpointReason } from "../../proto/gen/thaw/v1/checkpoint_pb.ts";
 import { ParameterKind, Preset } from "../../proto/gen/thaw/v1/group_pb.ts";
 import { FromWorkerSchema, ToWorkerSchema } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { gpuEnvironment } from "../../src/kernels/device/launch.ts";
+import { childWorker } from "../../src/server/gpu/connection.ts";
 import { decodeFrames, encodeFrame } from "../../src/server/worker/frames.ts";
 import { type WorkerClient, type WorkerRequest, workerClient } from "../support/worker_client.ts";
 
@@ -207,6 +208,28 @@ test("a real run: describe, plan, train, freeze, export; killed, it goes on to t
 /** Step and loss of every step a worker took. */
 const losses = ({ client }: Child) =>
   client.updates().flatMap(({ step, update }) => (update.case === "metrics" ? [`${step}: ${update.value.loss}`] : []));
+
+test("the setting of device memory reaches the process, which says it and holds runs to it", async () => {
+  const gpuMemoryBytes = 1_000_000;
+  const connection = childWorker({ adapter: undefined, gpuMemoryBytes }, () => undefined)();
+  const client = workerClient((message) => connection.send(message));
+  const reading = (async () => {
+    for await (const message of connection.messages) client.accept(message);
+  })();
+  try {
+    const hello = await client.until(({ message: m }) => (m.case === "hello" ? m.value : undefined));
+    assert.is(hello.memoryBytes, BigInt(gpuMemoryBytes));
+    const error = await client.failure(client.send(openRun({})));
+    if (error.case !== "outOfMemory") return assert.unreachable(error.case);
+    assert.is(error.value.availableBytes, BigInt(gpuMemoryBytes));
+    assert.ok(error.value.neededBytes > error.value.availableBytes);
+    client.send({ case: "shutdown", value: {} });
+    assert.is(await connection.ended, "exit code 0");
+  } finally {
+    connection.kill();
+    await reading;
+  }
+});
 
 test("Shutdown ends the worker", async () => {
   const { client, exited } = start();

@@ -9,6 +9,7 @@ import { writeSafetensors } from "../../src/trainer/formats/safetensors_writer.t
 import { writeFileDurably } from "../../src/trainer/run/durable.ts";
 import type { OnEncoding } from "../../src/trainer/run/encoded_files.ts";
 import {
+  type DrivenExample,
   type Engine,
   type EvaluationResult,
   type GenerateOptions,
@@ -102,6 +103,14 @@ export const fakeHost: HostModels = {
     throw new InputError([{ field: "plan.selection.preset", message: "matches no parameter of this model" }]);
   },
 };
+
+/** What examples are told of their routes: the example each was recorded of. */
+function replays(examples: readonly DrivenExample[]): string {
+  const told = examples.flatMap(({ routes = [] }) =>
+    routes.map(({ source, exampleIds }) => `${source} ${exampleIds[0]}`),
+  );
+  return told.length > 0 ? ` replaying ${told.join(", ")}` : "";
+}
 
 export const EVERYTHING: TrainablePlan = {
   selection: { preset: "all", add: [], remove: [] },
@@ -198,11 +207,19 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       get drivenBatches() {
         return driven;
       },
-      forwardBackward: (examples, divisor) =>
-        alone(`forwardBackward ${examples.length} by ${divisor}`, async () => {
+      forwardBackward: (examples, { divisor, recordRoutes } = {}) =>
+        alone(`forwardBackward ${examples.length} by ${divisor}${replays(examples)}`, async () => {
           if (options.drivenError) throw options.drivenError;
+          const routes = recordRoutes ? examples.map((_, i) => [fakeRoutes("training", step, i)]) : [];
           const counts = { targetTokens: 2, truncatedInputs: 0, truncatedTargets: 1 };
-          return { batches: ++driven, loss: 0.5, ...counts, tokenLosses: [Float32Array.of(0.25, 0.75)], layers: [] };
+          return {
+            batches: ++driven,
+            loss: 0.5,
+            ...counts,
+            tokenLosses: [Float32Array.of(0.25, 0.75)],
+            layers: [],
+            routes,
+          };
         }),
       optimStep: (rate) =>
         alone(`optimStep ${rate}`, async () => {

@@ -20,12 +20,16 @@ fn load_${order}_${array}(fragment: u32, start: u32, stride: u32) -> u32 {
 `;
 
 /** A fragment is its number; its elements lie in one array, since SwiftShader is slow at copying arrays. */
-const emulation = (count: number): string => /* wgsl */ `
+const emulation = (count: number, arrays: Iterable<string>): string => /* wgsl */ `
 var<private> fragments: array<f32, ${count * 256}>;
 var<private> emulated_lane: u32;
-${["staged_a", "staged_b"]
+${[...arrays]
   .flatMap((array) => [load("row", array, "r * stride * 8 + c"), load("col", array, "c * stride * 8 + r")])
   .join("")}
+fn zeroed(fragment: u32) -> u32 {
+  for (var e = 0u; e < 256; e++) { fragments[fragment * 256 + e] = 0.0; }
+  return fragment;
+}
 fn store_sums(start: u32, fragment: u32, stride: u32) {
   if (emulated_lane > 0) { return; }
   for (var e = 0u; e < 256; e++) { sums_patch[start + e / 16 * stride + e % 16] = fragments[fragment * 256 + e]; }
@@ -42,6 +46,7 @@ fn multiply_add(a: u32, b: u32, c: u32) -> u32 {
 @compute`;
 
 function emulated(kernel: Kernel): Kernel {
+  const arrays = new Set<string>();
   const numbers = new Map<string, number>();
   const number = (name: string): number => {
     if (!numbers.has(name)) numbers.set(name, numbers.size);
@@ -50,16 +55,16 @@ function emulated(kernel: Kernel): Kernel {
   const body = kernel.wgsl
     .replace(MATRIX_ENABLES, "")
     .replaceAll(/^alias .*\n/gm, "")
-    .replaceAll(/var (\w+): Sums;/g, (_, name) => `var ${name} = ${number(name)}u;`)
-    .replaceAll(
-      /let (\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g,
-      (_, name, order, array) => `let ${name} = load_${order}_${array}(${number(name)}u, `,
-    )
+    .replaceAll(/var (\w+) = Sums\(\);/g, (_, name) => `var ${name} = zeroed(${number(name)}u);`)
+    .replaceAll(/let (\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, name, order, array) => {
+      arrays.add(array);
+      return `let ${name} = load_${order}_${array}(${number(name)}u, `;
+    })
     .replaceAll("subgroupMatrixStore<row_major>(&sums_patch, ", "store_sums(")
     .replaceAll("subgroupMatrixMultiplyAccumulate(", "multiply_add(")
     .replace("@builtin(subgroup_id) subgroup: u32,", "")
     .replace("let index =", "let subgroup = lid / 32;\n  emulated_lane = lid % 32;\n  let index =");
-  return { ...kernel, wgsl: body.replace("@compute", emulation(numbers.size)) };
+  return { ...kernel, wgsl: body.replace("@compute", emulation(numbers.size, arrays)) };
 }
 
 /** `commands`, runnable on an adapter of these capabilities. */

@@ -5,9 +5,15 @@ import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { openRun } from "../../src/trainer/engine.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
-import { type DrivenExample, InputError, MemoryError, type RunConfig } from "../../src/trainer/types.ts";
+import {
+  type DrivenExample,
+  InputError,
+  MemoryError,
+  type RouteBatch,
+  type RunConfig,
+} from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
-import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
+import { plan, tinyByteModel, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
 
 const device = await testDevice();
 const model = await tinyModel();
@@ -55,7 +61,7 @@ test("as many batches as the run accumulates, and a step, are the run's own step
       .flat()
       .reduce((n, example) => n + ("targetIds" in example ? example.targetIds.length : 0), 0);
     for (const [i, batch] of batches.entries()) {
-      const { batches: added, targetTokens, tokenLosses, loss } = await run.forwardBackward(batch, divisor);
+      const { batches: added, targetTokens, tokenLosses, loss } = await run.forwardBackward(batch, { divisor });
       assert.is(added, i + 1);
       assert.equal([targetTokens, tokenLosses.length], [divisor / BATCHES, batch.length]);
       const mean = tokenLosses.reduce((n, losses) => n + losses.reduce((sum, x) => sum + x, 0), 0) / targetTokens;
@@ -120,6 +126,108 @@ test("a batch that cannot be is refused with every reason, and leaves the gradie
     } catch (error) {
       assert.match((error as InputError).message, new RegExp(`examples: has ${count}; a batch of this run has 1 to 4`));
     }
+  }
+  assert.is(run.drivenBatches, 1);
+  run.close();
+});
+
+/** Nothing of chance, so that two passes over one batch are one. */
+const STILL: Partial<RunConfig> = {
+  accumulationSteps: 1,
+  dropout: 0,
+  routing: {
+    trainCapacity: { rule: "factor", factor: 1.25 },
+    evalCapacity: { rule: "dropless" },
+    group: "batch",
+    routePadding: false,
+    jitter: 0,
+    topK: 2,
+    gateNormalization: "top_k",
+  },
+};
+
+test("a pass that replays its own routes has the same losses and gradients to the bit", async () => {
+  const run = await open(STILL);
+  const batch = examples.slice(0, 4);
+  const recorded = await run.forwardBackward(batch, { recordRoutes: true });
+  const first = await run.optimStep(0);
+  const told = batch.map((example, i) => ({ ...example, routes: recorded.routes[i] }));
+  const replayed = await run.forwardBackward(told, { recordRoutes: true });
+  assert.equal(replayed.tokenLosses, recorded.tokenLosses);
+  assert.equal(replayed.layers, recorded.layers);
+  const at = (step: number) => recorded.routes.map((layers) => layers.map((routes) => ({ ...routes, step })));
+  assert.equal(replayed.routes, at(1));
+  assert.is((await run.optimStep(0)).gradientNorm, first.gradientNorm);
+  run.close();
+});
+
+test("routes of before hold after the weights have changed, with the gates of now", async () => {
+  const run = await open(STILL);
+  const batch = examples.slice(0, 4);
+  const { routes } = await run.forwardBackward(batch, { recordRoutes: true });
+  for (let i = 0; i < 5; i++) {
+    if (i > 0) await run.forwardBackward(batch);
+    await run.optimStep(0.1);
+  }
+  const free = await run.forwardBackward(batch, { recordRoutes: true });
+  const ids = (all: typeof routes) => all.map((layers) => layers.map(({ expertIds }) => expertIds));
+  const gates = (all: typeof routes) => all.map((layers) => layers.map((one) => one.gates));
+  assert.not.equal(ids(free.routes), ids(routes), "by themselves tokens choose anew");
+  // The first two examples are told, the others choose.
+  const told = batch.map((example, i) => (i < 2 ? { ...example, routes: routes[i] } : example));
+  const replayed = await run.forwardBackward(told, { recordRoutes: true });
+  assert.equal(ids(replayed.routes).slice(0, 2), ids(routes).slice(0, 2));
+  assert.not.equal(gates(replayed.routes).slice(0, 2), gates(routes).slice(0, 2));
+  assert.not.equal(replayed.tokenLosses.slice(0, 2), free.tokenLosses.slice(0, 2));
+  for (const layers of replayed.routes)
+    for (const { gates: own, topK } of layers)
+      for (let t = 0; t < own.length; t += topK) assert.ok(Math.abs(own[t] + own[t + 1] - 1) < 1e-6, "normalised");
+  run.close();
+});
+
+test("what a generation recorded is replayed by a pass over what it wrote", async () => {
+  const directory = await tinyByteModel();
+  const run = await openRun(device, tinyRun(directory, data, { ...CHANGES, ...STILL }));
+  const generations = await run.generate(["abc", "hello"], { maxNewTokens: 3 });
+  for (let i = 0; i < 5; i++) {
+    await run.forwardBackward(examples.slice(0, 4));
+    await run.optimStep(0.1);
+  }
+  const told = generations.map(({ inputIds, tokenIds, routes }) => ({ inputIds, targetIds: tokenIds, routes }));
+  const free = await run.forwardBackward(
+    told.map(({ routes: _, ...example }) => example),
+    { recordRoutes: true },
+  );
+  const replayed = await run.forwardBackward(told, { recordRoutes: true });
+  const differs: boolean[] = [];
+  told.forEach(({ routes }, i) => {
+    for (const recorded of routes) {
+      const same = ({ stack, layer }: RouteBatch): boolean => stack === recorded.stack && layer === recorded.layer;
+      // The pass has a position more where the generation was cut before its end.
+      const length = recorded.expertIds.length;
+      const [own, unled] = [replayed, free].map(({ routes }) => [
+        ...routes[i].find(same)!.expertIds.subarray(0, length),
+      ]);
+      assert.equal(own, [...recorded.expertIds], `${recorded.stack} ${recorded.layer} of example ${i}`);
+      differs.push(unled.join() !== own.join());
+    }
+  });
+  assert.ok(differs.includes(true), "by themselves some tokens choose anew");
+  run.close();
+});
+
+test("routes of other tokens are refused", async () => {
+  const run = await open(STILL);
+  const { routes } = await run.forwardBackward(examples.slice(0, 2), { recordRoutes: true });
+  try {
+    await run.forwardBackward([{ ...examples[1], routes: routes[0] }]);
+    assert.unreachable();
+  } catch (error) {
+    assert.instance(error, InputError);
+    assert.match(
+      (error as InputError).message,
+      /examples\[0\]: its routes are of other tokens, in the encoder from position 0/,
+    );
   }
   assert.is(run.drivenBatches, 1);
   run.close();

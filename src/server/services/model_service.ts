@@ -169,6 +169,8 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
       if (parent && "run" in parent && request.maxInputTokens !== 0n) {
         problems.add("max_input_tokens", "must be unset for a run: its own holds");
       }
+      const keeps = !request.recordRoutes || (parent !== undefined && "run" in parent);
+      problems.require(keeps, "record_routes", "needs a run: it keeps the routes, and its passes replay them");
       problems.throwIfAny();
       const maxNewTokens = request.maxNewTokens || 32n;
       const target = await targetOf(request.name, {
@@ -176,8 +178,12 @@ export function modelService(core: Core): Handlers<typeof ModelService> {
         maxInputTokens: request.maxInputTokens || 128n,
         maxTargetTokens: maxNewTokens,
       });
-      const { includeRoutes, decoding } = request;
-      const value = { target, inputs, maxNewTokens, includeRoutes, decoding };
+      const { includeRoutes, recordRoutes, decoding } = request;
+      if (recordRoutes && target.target.case !== "run") {
+        const message = `${request.name} is not on the GPU, where routes are kept`;
+        throw refusal(status.FAILED_PRECONDITION, "WRONG_STATE", message);
+      }
+      const value = { target, inputs, maxNewTokens, includeRoutes, recordRoutes, decoding };
       try {
         for await (const { result } of gpu.stream({ case: "generate", value }, signal)) {
           if (result.case !== "generation") throw new Error(`Generate answered with ${result.case}`);

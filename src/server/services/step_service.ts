@@ -2,6 +2,7 @@
 // far as it takes no tokenizer.
 
 import { create } from "@bufbuild/protobuf";
+import type { RouteReference } from "../../../proto/gen/thaw/v1/routing_pb.ts";
 import {
   ForwardBackwardRequestSchema,
   ForwardBackwardResponseSchema,
@@ -11,6 +12,7 @@ import {
   type TrainingExample,
 } from "../../../proto/gen/thaw/v1/step_service_pb.ts";
 import type { Core } from "../core.ts";
+import { isId } from "../ids.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import { checkName, checkRange, checkRequestId, collectProblems, type Problems } from "../validation/problems.ts";
 
@@ -28,6 +30,7 @@ export function stepService({ runs, answers }: Core): Handlers<typeof StepServic
       examples.slice(0, MAX_EXAMPLES).forEach((example, i) => {
         const wrong = exampleProblem(example);
         if (wrong) problems.add(`examples[${i}]`, wrong);
+        if (example.replay) checkReference(problems, example.replay, `examples[${i}].replay`);
       });
       checkRange(problems, "target_tokens", request.targetTokens, 0, 2 ** 31 - 1);
       problems.throwIfAny();
@@ -62,6 +65,11 @@ function checkCommon(
   checkRequestId(problems, requestId);
   if (step !== undefined) checkRange(problems, "step", step, 0, Number.MAX_SAFE_INTEGER);
   return id;
+}
+
+function checkReference(problems: Problems, { recording, example }: RouteReference, field: string): void {
+  problems.require(isId(recording), `${field}.recording`, "is none that ForwardBackward or Generate returned");
+  checkRange(problems, `${field}.example`, example, 0, MAX_EXAMPLES);
 }
 
 function exampleProblem({ input, target, inputIds, targetIds }: TrainingExample): string | undefined {

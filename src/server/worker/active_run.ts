@@ -24,6 +24,7 @@ import { count, durationOf } from "./convert/scalars.ts";
 import { reportEncoding } from "./encoding_reports.ts";
 import { CancelledError, DIVERGENCE_REMEDY, DivergedError } from "./errors.ts";
 import { watchOverfitting } from "./overfitting.ts";
+import { keepRecordings, type Recordings } from "./recordings.ts";
 import type { RouteSubscription } from "./route_subscription.ts";
 
 const STEPS_IN_FLIGHT = 2;
@@ -43,6 +44,8 @@ export interface ActiveRun {
   /** Whether it steps; false while paused. */
   stepping: boolean;
   routes: RouteSubscription | undefined;
+  /** Routes to be replayed. */
+  readonly recordings: Recordings;
   /** Steps whose metrics have arrived. */
   readonly step: number;
   /** Whether `advance` has something to do now. */
@@ -188,6 +191,7 @@ export async function openActiveRun(
     batchSize: config.batchSize,
     stepping: !open.paused,
     routes: undefined,
+    recordings: keepRecordings(),
     get step() {
       return arrived;
     },

@@ -1,6 +1,7 @@
 // What each request does. Called between two steps, one at a time.
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { RouteReferenceSchema } from "../../../proto/gen/thaw/v1/routing_pb.ts";
 import type { RunSpec } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import type * as proto from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { type ReplySchema, RunOpenedSchema } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
@@ -107,10 +108,13 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     case "setTrainable":
       return setTrainable(state, request.value, answer);
     case "forwardBackward": {
-      const { examples, targetTokens } = request.value;
+      const { examples, targetTokens, recordRoutes } = request.value;
       const run = drivenRun(state, request.value);
-      const batch = await run.training.forwardBackward(examples.map(drivenExample), Number(targetTokens) || undefined);
-      return reply({ case: "forwardBackward", value: drivenBatchToProto(run.step, batch) });
+      const { recordings, training } = run;
+      const told = examples.map((example, i) => drivenExample(example, i, recordings));
+      const batch = await training.forwardBackward(told, { divisor: Number(targetTokens) || undefined, recordRoutes });
+      const recording = recordRoutes ? recordings.keep(batch.routes) : "";
+      return reply({ case: "forwardBackward", value: drivenBatchToProto(run.step, batch, recording) });
     }
     case "optimStep": {
       const { batches, learningRate } = request.value;
@@ -225,7 +229,7 @@ async function exportModel(state: WorkerState, request: proto.ExportModel, { rep
 
 /** A batch of inputs at a time, so that answers stream and the request can be given up in between. */
 async function generate(state: WorkerState, request: proto.Generate, { reply, cancelled }: Answer): Promise<void> {
-  const { inputs, includeRoutes } = request;
+  const { inputs, includeRoutes, recordRoutes } = request;
   const { run, model } = targetOf(state, request.target);
   const batchSize = run ? run.batchSize : Number(model.batchSize);
   const maxNewTokens = Number(request.maxNewTokens);
@@ -237,9 +241,11 @@ async function generate(state: WorkerState, request: proto.Generate, { reply, ca
         training.onRoutes = listener && ((batch) => listener(shifted(batch, first)));
         const options = { maxNewTokens, decoding: decodingAt(decoding, first) };
         const generations = await training.generate(inputs.slice(first, first + batchSize), options);
+        const recording = recordRoutes && run?.recordings.keep(generations.map(({ routes }) => routes));
         generations.forEach((generation, i) => {
           const index = first + i;
           const value = generationToProto(withShiftedRoutes(generation, first), index, includeRoutes);
+          if (recording) value.recorded = create(RouteReferenceSchema, { recording, example: i });
           reply({ case: "generation", value }, index + 1 < inputs.length);
         });
       }

@@ -28,6 +28,8 @@ export interface BuildOptions {
   readonly lossGradient: boolean;
   /** Whether the gradients of several batches are summed before an optimizer step. */
   readonly sumGradients: boolean;
+  /** Whether tokens can be told their experts: `Routing.forcedIds` are inputs. Default: false. */
+  readonly replay?: boolean;
   /** Bytes of an arena of parameters at most (graph/arenas.ts). */
   readonly arenaBytes: number;
   /** How matrix products take their operands. Default: f32. */

@@ -75,7 +75,7 @@ export interface PlanRequest {
     readonly trainable: TrainableSet;
     readonly plan: TrainablePlan;
     readonly shapes: readonly TrainingShape[];
-    /** Gradients add up although a step of the run has one batch. */
+    /** Gradients add up although a step of the run has one batch, and routes can be replayed. */
     readonly driven?: boolean;
   };
   /** Lengths of the evaluation and generation programs. */
@@ -192,7 +192,8 @@ export function planPrograms(request: PlanRequest): RunPlan {
 
   const train = (training?.shapes ?? []).map((shape) => {
     const { algorithm } = config.optimizer;
-    const built = model.trainingGraph(target, training!.trainable, options(shape, true), algorithm);
+    const replay = training!.driven;
+    const built = model.trainingGraph(target, training!.trainable, { ...options(shape, true), replay }, algorithm);
     const extra = [built.optimizer.norm, built.pooledLosses, built.lossScale].filter((t) => t !== undefined);
     return { ...planned(built, extra), shape };
   });

@@ -15,6 +15,7 @@ import type { Scoring } from "../tasks/task.ts";
 import {
   type DrivenBatch,
   type DrivenExample,
+  type DrivenOptions,
   type EvaluationResult,
   type GenerateOptions,
   type Generation,
@@ -198,10 +199,10 @@ export class Run implements TrainingRun {
     return { step: this.#step++, batches: own };
   }
 
-  async forwardBackward(examples: readonly DrivenExample[], divisor?: number): Promise<DrivenBatch> {
+  async forwardBackward(examples: readonly DrivenExample[], options: DrivenOptions = {}): Promise<DrivenBatch> {
     const encoded = encodeDriven(this, examples);
     await this.#drive(true);
-    return this.#drivenSteps.forwardBackward(encoded, this.#step, divisor);
+    return this.#drivenSteps.forwardBackward(encoded, this.#step, options);
   }
 
   get drivenBatches(): number {
@@ -222,8 +223,11 @@ export class Run implements TrainingRun {
   async #drive(driven: boolean): Promise<void> {
     if (this.#driven === driven) return;
     await this.#steps.quiet();
-    const plan = this.#planWithin(this.#trainingOrThrow(), this.#inferenceLengths, driven);
+    // What a generation or an evaluation may need meanwhile: to plan anew would clear the gradients.
+    const lengths = driven ? longest(limitsOf(this.config), this.#inferenceLengths) : this.#inferenceLengths;
+    const plan = this.#planWithin(this.#trainingOrThrow(), lengths, driven);
     await this.#install(plan, "keep");
+    this.#inferenceLengths = lengths;
     this.#driven = driven;
   }
 
@@ -354,7 +358,10 @@ export class Run implements TrainingRun {
   }
 
   /** The contents of an input that some program has. */
-  uploadInput(name: string, data: Float32Array<ArrayBuffer> | Uint8Array<ArrayBuffer>): void {
+  uploadInput(
+    name: string,
+    data: Float32Array<ArrayBuffer> | Uint8Array<ArrayBuffer> | Uint32Array<ArrayBuffer>,
+  ): void {
     this.device.upload(this.#memory.inputs.get(name)!, data);
   }
 

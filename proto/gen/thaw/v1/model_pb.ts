@@ -10,7 +10,7 @@ import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_struct, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Group } from "./group_pb.ts";
 import { file_thaw_v1_group } from "./group_pb.ts";
-import type { AssignmentSlice } from "./routing_pb.ts";
+import type { AssignmentSlice, RouteReference } from "./routing_pb.ts";
 import { file_thaw_v1_routing } from "./routing_pb.ts";
 import type { JsonObject, Message, UnknownEnum } from "@bufbuild/protobuf";
 
@@ -18,7 +18,7 @@ import type { JsonObject, Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/model.proto.
  */
 export const file_thaw_v1_model: GenFile = /*@__PURE__*/
-  fileDesc("ChN0aGF3L3YxL21vZGVsLnByb3RvEgd0aGF3LnYxIs4BCgVNb2RlbBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRISCgptb2RlbF90eXBlGAMgASgJEhIKCnBhcmFtZXRlcnMYBCABKAMSEgoKc2l6ZV9ieXRlcxgFIAEoAxIkCgZvcmlnaW4YBiABKA4yFC50aGF3LnYxLk1vZGVsT3JpZ2luEg4KBnNvdXJjZRgHIAEoCRIvCgtjcmVhdGVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAigwEKEE1vZGVsRGVzY3JpcHRpb24SEgoKbW9kZWxfdHlwZRgBIAEoCRISCgpwYXJhbWV0ZXJzGAIgASgDEicKBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSHgoGZ3JvdXBzGAQgAygLMg4udGhhdy52MS5Hcm91cCIQCg5HcmVlZHlEZWNvZGluZyJmCg5TYW1wbGVEZWNvZGluZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESDAoEc2VlZBgDIAEoA0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wIk0KDEJlYW1EZWNvZGluZxINCgViZWFtcxgBIAEoBRIbCg5sZW5ndGhfcGVuYWx0eRgCIAEoAUgAiAEBQhEKD19sZW5ndGhfcGVuYWx0eSKyAQoKR2VuZXJhdGlvbhITCgtpbnB1dF9pbmRleBgBIAEoAxINCgVpbnB1dBgCIAEoCRIMCgR0ZXh0GAMgASgJEhcKD2lucHV0X3Rva2VuX2lkcxgEIAMoBRIRCgl0b2tlbl9pZHMYBSADKAUSKAoGcm91dGVzGAYgAygLMhgudGhhdy52MS5Bc3NpZ25tZW50U2xpY2USEgoFc2NvcmUYByABKAFIAIgBAUIICgZfc2NvcmUqegoLTW9kZWxPcmlnaW4SHAoYTU9ERUxfT1JJR0lOX1VOU1BFQ0lGSUVEEAASFwoTTU9ERUxfT1JJR0lOX0xPQURFRBABEhkKFU1PREVMX09SSUdJTl9VUExPQURFRBACEhkKFU1PREVMX09SSUdJTl9FWFBPUlRFRBADYgZwcm90bzM", [file_google_protobuf_struct, file_google_protobuf_timestamp, file_thaw_v1_group, file_thaw_v1_routing]);
+  fileDesc("ChN0aGF3L3YxL21vZGVsLnByb3RvEgd0aGF3LnYxIs4BCgVNb2RlbBIMCgRuYW1lGAEgASgJEhQKDGRpc3BsYXlfbmFtZRgCIAEoCRISCgptb2RlbF90eXBlGAMgASgJEhIKCnBhcmFtZXRlcnMYBCABKAMSEgoKc2l6ZV9ieXRlcxgFIAEoAxIkCgZvcmlnaW4YBiABKA4yFC50aGF3LnYxLk1vZGVsT3JpZ2luEg4KBnNvdXJjZRgHIAEoCRIvCgtjcmVhdGVfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAigwEKEE1vZGVsRGVzY3JpcHRpb24SEgoKbW9kZWxfdHlwZRgBIAEoCRISCgpwYXJhbWV0ZXJzGAIgASgDEicKBmNvbmZpZxgDIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSHgoGZ3JvdXBzGAQgAygLMg4udGhhdy52MS5Hcm91cCIQCg5HcmVlZHlEZWNvZGluZyJmCg5TYW1wbGVEZWNvZGluZxIYCgt0ZW1wZXJhdHVyZRgBIAEoAUgAiAEBEhIKBXRvcF9wGAIgASgBSAGIAQESDAoEc2VlZBgDIAEoA0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wIk0KDEJlYW1EZWNvZGluZxINCgViZWFtcxgBIAEoBRIbCg5sZW5ndGhfcGVuYWx0eRgCIAEoAUgAiAEBQhEKD19sZW5ndGhfcGVuYWx0eSLdAQoKR2VuZXJhdGlvbhITCgtpbnB1dF9pbmRleBgBIAEoAxINCgVpbnB1dBgCIAEoCRIMCgR0ZXh0GAMgASgJEhcKD2lucHV0X3Rva2VuX2lkcxgEIAMoBRIRCgl0b2tlbl9pZHMYBSADKAUSKAoGcm91dGVzGAYgAygLMhgudGhhdy52MS5Bc3NpZ25tZW50U2xpY2USEgoFc2NvcmUYByABKAFIAIgBARIpCghyZWNvcmRlZBgIIAEoCzIXLnRoYXcudjEuUm91dGVSZWZlcmVuY2VCCAoGX3Njb3JlKnoKC01vZGVsT3JpZ2luEhwKGE1PREVMX09SSUdJTl9VTlNQRUNJRklFRBAAEhcKE01PREVMX09SSUdJTl9MT0FERUQQARIZChVNT0RFTF9PUklHSU5fVVBMT0FERUQQAhIZChVNT0RFTF9PUklHSU5fRVhQT1JURUQQA2IGcHJvdG8z", [file_google_protobuf_struct, file_google_protobuf_timestamp, file_thaw_v1_group, file_thaw_v1_routing]);
 
 /**
  * A Hugging Face model directory known to the server.
@@ -264,6 +264,13 @@ export type Generation = Message<"thaw.v1.Generation"> & {
    * @generated from field: optional double score = 7;
    */
   score?: number | undefined;
+
+  /**
+   * Its routes, kept to be replayed by a ForwardBackward on `input_token_ids` and `token_ids`; unset unless asked for.
+   *
+   * @generated from field: thaw.v1.RouteReference recorded = 8;
+   */
+  recorded?: RouteReference | undefined;
 };
 
 /**

@@ -1140,8 +1140,8 @@ export const Precision = {
   F32: 1,
 
   /**
-   * Linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where the adapter has some;
-   * parameters, activations and all else stay f32. The loss is scaled so that small gradients do not vanish: a step whose
+   * Linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where the adapter has some,
+   * and there the products inside attention do too; parameters, activations and all else stay f32. The loss is scaled so that small gradients do not vanish: a step whose
    * gradient overflows changes nothing and halves the scale, which is no matter of `non_finite` until the scale is 1.
    *
    * @generated from enum value: PRECISION_MIXED = 2;

@@ -8,7 +8,7 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { StepMetrics } from "./event_pb.ts";
 import { file_thaw_v1_event } from "./event_pb.ts";
-import type { RouterLayerMetrics } from "./routing_pb.ts";
+import type { RouteReference, RouterLayerMetrics } from "./routing_pb.ts";
 import { file_thaw_v1_routing } from "./routing_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file thaw/v1/step_service.proto.
  */
 export const file_thaw_v1_step_service: GenFile = /*@__PURE__*/
-  fileDesc("Chp0aGF3L3YxL3N0ZXBfc2VydmljZS5wcm90bxIHdGhhdy52MSJXCg9UcmFpbmluZ0V4YW1wbGUSDQoFaW5wdXQYASABKAkSDgoGdGFyZ2V0GAIgASgJEhEKCWlucHV0X2lkcxgDIAMoDRISCgp0YXJnZXRfaWRzGAQgAygNIpgBChZGb3J3YXJkQmFja3dhcmRSZXF1ZXN0EgsKA3J1bhgBIAEoCRIqCghleGFtcGxlcxgCIAMoCzIYLnRoYXcudjEuVHJhaW5pbmdFeGFtcGxlEhUKDXRhcmdldF90b2tlbnMYAyABKAMSEQoEc3RlcBgEIAEoA0gAiAEBEhIKCnJlcXVlc3RfaWQYBSABKAlCBwoFX3N0ZXAiHQoLVG9rZW5Mb3NzZXMSDgoGbG9zc2VzGAEgAygCIusBChdGb3J3YXJkQmFja3dhcmRSZXNwb25zZRIMCgRzdGVwGAEgASgDEg8KB2JhdGNoZXMYAiABKAMSDAoEbG9zcxgDIAEoARIVCg10YXJnZXRfdG9rZW5zGAQgASgDEioKDHRva2VuX2xvc3NlcxgFIAMoCzIULnRoYXcudjEuVG9rZW5Mb3NzZXMSGAoQdHJ1bmNhdGVkX2lucHV0cxgGIAEoAxIZChF0cnVuY2F0ZWRfdGFyZ2V0cxgHIAEoAxIrCgZsYXllcnMYCCADKAsyGy50aGF3LnYxLlJvdXRlckxheWVyTWV0cmljcyKOAQoQT3B0aW1TdGVwUmVxdWVzdBILCgNydW4YASABKAkSGgoNbGVhcm5pbmdfcmF0ZRgCIAEoAUgAiAEBEhEKBHN0ZXAYAyABKANIAYgBARIPCgdiYXRjaGVzGAQgASgDEhIKCnJlcXVlc3RfaWQYBSABKAlCEAoOX2xlYXJuaW5nX3JhdGVCBwoFX3N0ZXAiOgoRT3B0aW1TdGVwUmVzcG9uc2USJQoHbWV0cmljcxgBIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3MypwEKC1N0ZXBTZXJ2aWNlElQKD0ZvcndhcmRCYWNrd2FyZBIfLnRoYXcudjEuRm9yd2FyZEJhY2t3YXJkUmVxdWVzdBogLnRoYXcudjEuRm9yd2FyZEJhY2t3YXJkUmVzcG9uc2USQgoJT3B0aW1TdGVwEhkudGhhdy52MS5PcHRpbVN0ZXBSZXF1ZXN0GhoudGhhdy52MS5PcHRpbVN0ZXBSZXNwb25zZWIGcHJvdG8z", [file_thaw_v1_event, file_thaw_v1_routing]);
+  fileDesc("Chp0aGF3L3YxL3N0ZXBfc2VydmljZS5wcm90bxIHdGhhdy52MSKAAQoPVHJhaW5pbmdFeGFtcGxlEg0KBWlucHV0GAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglpbnB1dF9pZHMYAyADKA0SEgoKdGFyZ2V0X2lkcxgEIAMoDRInCgZyZXBsYXkYBSABKAsyFy50aGF3LnYxLlJvdXRlUmVmZXJlbmNlIq8BChZGb3J3YXJkQmFja3dhcmRSZXF1ZXN0EgsKA3J1bhgBIAEoCRIqCghleGFtcGxlcxgCIAMoCzIYLnRoYXcudjEuVHJhaW5pbmdFeGFtcGxlEhUKDXRhcmdldF90b2tlbnMYAyABKAMSEQoEc3RlcBgEIAEoA0gAiAEBEhIKCnJlcXVlc3RfaWQYBSABKAkSFQoNcmVjb3JkX3JvdXRlcxgGIAEoCEIHCgVfc3RlcCIdCgtUb2tlbkxvc3NlcxIOCgZsb3NzZXMYASADKAIi/gEKF0ZvcndhcmRCYWNrd2FyZFJlc3BvbnNlEgwKBHN0ZXAYASABKAMSDwoHYmF0Y2hlcxgCIAEoAxIMCgRsb3NzGAMgASgBEhUKDXRhcmdldF90b2tlbnMYBCABKAMSKgoMdG9rZW5fbG9zc2VzGAUgAygLMhQudGhhdy52MS5Ub2tlbkxvc3NlcxIYChB0cnVuY2F0ZWRfaW5wdXRzGAYgASgDEhkKEXRydW5jYXRlZF90YXJnZXRzGAcgASgDEisKBmxheWVycxgIIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEhEKCXJlY29yZGluZxgJIAEoCSKOAQoQT3B0aW1TdGVwUmVxdWVzdBILCgNydW4YASABKAkSGgoNbGVhcm5pbmdfcmF0ZRgCIAEoAUgAiAEBEhEKBHN0ZXAYAyABKANIAYgBARIPCgdiYXRjaGVzGAQgASgDEhIKCnJlcXVlc3RfaWQYBSABKAlCEAoOX2xlYXJuaW5nX3JhdGVCBwoFX3N0ZXAiOgoRT3B0aW1TdGVwUmVzcG9uc2USJQoHbWV0cmljcxgBIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3MypwEKC1N0ZXBTZXJ2aWNlElQKD0ZvcndhcmRCYWNrd2FyZBIfLnRoYXcudjEuRm9yd2FyZEJhY2t3YXJkUmVxdWVzdBogLnRoYXcudjEuRm9yd2FyZEJhY2t3YXJkUmVzcG9uc2USQgoJT3B0aW1TdGVwEhkudGhhdy52MS5PcHRpbVN0ZXBSZXF1ZXN0GhoudGhhdy52MS5PcHRpbVN0ZXBSZXNwb25zZWIGcHJvdG8z", [file_thaw_v1_event, file_thaw_v1_routing]);
 
 /**
  * An example to train on, as text or as token ids. End of sequence is added where it is missing, and what is longer than the run
@@ -52,6 +52,13 @@ export type TrainingExample = Message<"thaw.v1.TrainingExample"> & {
    * @generated from field: repeated uint32 target_ids = 4;
    */
   targetIds: number[];
+
+  /**
+   * Routes to replay; they must be of these tokens. Unset: the routers choose.
+   *
+   * @generated from field: thaw.v1.RouteReference replay = 5;
+   */
+  replay?: RouteReference | undefined;
 };
 
 /**
@@ -101,6 +108,13 @@ export type ForwardBackwardRequest = Message<"thaw.v1.ForwardBackwardRequest"> &
    * @generated from field: string request_id = 5;
    */
   requestId: string;
+
+  /**
+   * Keeps the routes of this pass, to be replayed. In an encoder whose experts choose, they go on choosing.
+   *
+   * @generated from field: bool record_routes = 6;
+   */
+  recordRoutes: boolean;
 };
 
 /**
@@ -192,6 +206,13 @@ export type ForwardBackwardResponse = Message<"thaw.v1.ForwardBackwardResponse">
    * @generated from field: repeated thaw.v1.RouterLayerMetrics layers = 8;
    */
   layers: RouterLayerMetrics[];
+
+  /**
+   * With `record_routes`: the recording, for RouteReference; its examples are the batch's.
+   *
+   * @generated from field: string recording = 9;
+   */
+  recording: string;
 };
 
 /**
@@ -281,6 +302,9 @@ export const OptimStepResponseSchema: GenMessage<OptimStepResponse> = /*@__PURE_
  * A ForwardBackward adds the gradient of what the run minimises: the cross-entropy of the batch, summed over its target tokens and
  * divided by `target_tokens`, and the router losses of the batch, divided by the run's `accumulation_steps`. So as many calls as
  * the run accumulates, on the batches of one of its steps and each with the target tokens of all of them, make that step.
+ *
+ * A batch can replay the routing of an earlier pass, for instance that of a generation which is now trained on: see
+ * RouteReference.
  *
  * @generated from service thaw.v1.StepService
  */

@@ -84,6 +84,7 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
     causal: o.causal,
     buckets: table ? table.shape[0] : 0,
     segments: o.segments?.layout,
+    products: g.products,
     dropout: rate > 0 ? { rate, use: g.nextUse() } : undefined,
   };
   const pairs = batch * heads * queryLength * keyLength * (o.causal ? 0.5 : 1);

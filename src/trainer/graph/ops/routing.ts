@@ -27,6 +27,8 @@ export interface RouterOptions {
   readonly choose: "tokens" | "experts";
   /** [experts] f32: tokens choose by probability + this, and weigh by the probability. */
   readonly selectionBias?: Tensor;
+  /** [tokens, topK] u32: experts that tokens take whatever they would choose (kernels/router.ts); where tokens choose. */
+  readonly forcedIds?: Tensor;
   /** Consecutive tokens that compete for slots and over which the losses are averaged; the last group may be shorter. */
   readonly tokensPerGroup: number;
   readonly capacity: CapacityRule;
@@ -74,6 +76,8 @@ export interface Routing extends Dispatched {
   readonly losses: Tensor;
   /** [E] f32 */
   readonly selectionBias?: Tensor;
+  /** [T, k] u32 */
+  readonly forcedIds?: Tensor;
   readonly statistics: RouterStatistics;
 }
 
@@ -99,7 +103,7 @@ function groupSlots(rule: CapacityRule, groups: TokenGroups, experts: number, to
 /** Routes by `logits` [tokens, experts]; `mask` [tokens] u32 is 1 where a token may be routed. */
 export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: RouterOptions): Routing {
   const [tokens, experts] = logits.shape;
-  const { step, selectionBias } = o;
+  const { step, selectionBias, forcedIds } = o;
   const byExperts = o.choose === "experts";
   // Where experts choose, every expert is a choice of every token, taken or not.
   const topK = byExperts ? experts : o.topK;
@@ -120,7 +124,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
 
   g.add({
     name: "router",
-    reads: [logits, mask, selectionBias, random ? step : undefined],
+    reads: [logits, mask, selectionBias, forcedIds, random ? step : undefined],
     writes: [probabilities, expertIds, random ? chosenIds : undefined, gates, logSumExp],
     flops: 5 * tokens * experts,
     startsGradient: o.lossGradient && (o.balanceCoefficient > 0 || o.zCoefficient > 0),
@@ -135,6 +139,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
               logits,
               mask,
               selectionBias,
+              forcedIds,
               probabilities,
               expertIds,
               gates,
@@ -205,6 +210,7 @@ export function route(g: Graph, name: string, logits: Tensor, mask: Tensor, o: R
     gates,
     losses,
     selectionBias: byExperts ? undefined : selectionBias,
+    forcedIds,
     statistics,
   };
 }

@@ -75,8 +75,11 @@ export function routerOptions(
   const choose = causal ? "tokens" : (routing.encoderChoice ?? "tokens");
   const biasKey = selectionBiasKey(mlp);
   const biased = choose === "tokens" && (routing.selectionBias !== undefined || c.selectionBiases.has(biasKey));
+  const topK = routing.topK ?? c.topK;
+  const forced = o.replay && choose === "tokens";
   return {
-    topK: routing.topK ?? c.topK,
+    topK,
+    forcedIds: forced ? g.input(`forced_experts.${mlp}`, [tokens, topK], "u32") : undefined,
     normalizeGates: (routing.gateNormalization ?? c.gateNormalization) === "top_k",
     tokensPerGroup: groupTokens(o, tokens),
     capacity: capacityOf(o),
