@@ -46,7 +46,7 @@ const DEFAULT_MINUTES = { small: 5, gpu: 9.5 } as const;
 const LEAST_SECONDS = 5;
 
 const HELP = (scale: Scale): string => `options:
-  --part NAME        only this part (several times for several); ceilings always runs. ${scale === "gpu" ? "With --with-reference, its twin too." : ""}
+  --part NAME        only this part (several times for several); ceilings always runs
                      ${PARTS.map((p) => p.name).join(", ")}
   --with-reference   the PyTorch twins too, and the ratios
   --python COMMAND   of the twins; python3
@@ -95,12 +95,17 @@ function readOptions(scale: Scale, args: readonly string[]) {
           python: { type: "string", default: "python3" },
           minutes: { type: "string", default: String(DEFAULT_MINUTES[scale]) },
           out: { type: "string" },
+          help: { type: "boolean", default: false },
         },
       });
     } catch (error) {
       return fail((error as Error).message);
     }
   })();
+  if (values.help) {
+    console.log(HELP(scale));
+    process.exit(0);
+  }
   const unknown = (values.part ?? []).filter((name) => !PARTS.some((p) => p.name === name));
   const minutes = Number(values.minutes);
   const problems = [
