@@ -4,6 +4,7 @@
 // Time is counted in ticks of this process, so that a server that was itself stopped, with its machine for instance, does
 // not take its own sleep for a worker's.
 
+import { clearInterval, setInterval } from "node:timers";
 import type { FromWorker } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 
 const TICKS = 10;
@@ -23,6 +24,8 @@ export function watchProgress(timeoutMs: number, onHang: () => void): Watchdog {
     clearInterval(timer);
     onHang();
   }, timeoutMs / TICKS);
+  // A server that is ending does not wait to see whether its worker has hung.
+  timer.unref();
   return {
     heard({ message }) {
       if (message.case === "heartbeat") {
