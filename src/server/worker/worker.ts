@@ -1,6 +1,7 @@
 // The step loop: steps the open runs by itself, in turn, and carries out requests in order, between two steps. It knows
 // messages and the trainer; the process, its pipes and its device are main.ts's.
 
+import { clearInterval, setInterval } from "node:timers";
 import { setImmediate } from "node:timers/promises";
 import type { ToWorker } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { Engine } from "../../trainer/types.ts";
@@ -133,6 +134,7 @@ export function createWorker(
 
   async function run(): Promise<void> {
     const pulse = setInterval(beat, HEARTBEAT_MS);
+    pulse.unref(); // what keeps a worker alive is its work and who asks for it
     while (!stopped) {
       done++;
       await setImmediate(); // lets input in, however quickly steps follow each other
