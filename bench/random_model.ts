@@ -13,7 +13,7 @@ import { elements } from "../src/trainer/graph/graph.ts";
 import { modelOf, type OpenModel } from "../src/trainer/model/open.ts";
 import { keyShape, type ParameterSpec } from "../src/trainer/model/parameters.ts";
 import { initialValues } from "../src/trainer/model/switch/init.ts";
-import type { RunSettings } from "../src/trainer/run/options.ts";
+import { DROPLESS, type RunSettings } from "../src/trainer/run/options.ts";
 import { Run } from "../src/trainer/run/run.ts";
 import type { Preset, TrainablePlan } from "../src/trainer/types.ts";
 import { noiseAt } from "./noise.ts";
@@ -125,13 +125,7 @@ const settings = (shape: RunShape, precision: "f32" | "mixed"): RunSettings => (
   seed: 1,
   precision,
   optimizer: { algorithm: ADAMW, learningRate: 1e-4, maxGradientNorm: 0, schedule: "constant", warmupSteps: 0 },
-  routing: {
-    trainCapacity: { rule: "dropless" },
-    evalCapacity: { rule: "dropless" },
-    group: "batch",
-    routePadding: false,
-    jitter: 0,
-  },
+  routing: DROPLESS,
   losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
   dropout: 0,
 });

@@ -1,8 +1,8 @@
 // Span corruption examples for a training held in memory: of the example text line by line, of any other in windows.
 
 import { readFile } from "node:fs/promises";
-import { type EncodedExample, endSequence } from "../../src/trainer/data/dataset.ts";
-import { corruptSpans, type SpanCorruption, sentinelIdsOf } from "../../src/trainer/data/span_corruption.ts";
+import type { EncodedExample } from "../../src/trainer/data/dataset.ts";
+import { corruptedExample, corruptionOf } from "../../src/trainer/data/plain_text.ts";
 import type { Tokenizer } from "../../src/trainer/data/tokenizer.ts";
 import { readCorpus } from "./corpus.ts";
 import { encodeDocuments } from "./encode.ts";
@@ -20,21 +20,10 @@ export interface PretrainingData {
   readonly text: string;
 }
 
-/** Raffel et al. 2020: 15 % of the tokens, three at a time. */
-const corruptionOf = (tokenizer: Tokenizer): SpanCorruption => ({
-  noiseDensity: 0.15,
-  meanSpanLength: 3,
-  sentinelIds: sentinelIdsOf(tokenizer),
-});
-
-/** How `texts` become examples: the `stream`-th corruption of some tokens, equal for equal arguments. */
+/** How texts become examples: the `stream`-th corruption of some tokens. */
 const corrupter = (tokenizer: Tokenizer, eosTokenId: number) => {
-  const corruption = corruptionOf(tokenizer);
-  const ended = (ids: readonly number[]) => endSequence(ids, ids.length + 1, eosTokenId).ids;
-  return (tokens: ArrayLike<number>, stream: number): EncodedExample => {
-    const { inputIds, targetIds } = corruptSpans(Array.from(tokens), corruption, SEED, stream);
-    return { inputIds: Uint32Array.from(ended(inputIds)), labels: Int32Array.from(ended(targetIds)) };
-  };
+  const options = { corruption: corruptionOf(tokenizer), eosTokenId, seed: SEED };
+  return (tokens: ArrayLike<number>, stream: number): EncodedExample => corruptedExample(tokens, options, stream);
 };
 
 const isHeldOut = (_: unknown, i: number): boolean => i % HELD_OUT_EVERY === 0;

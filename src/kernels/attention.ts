@@ -9,7 +9,7 @@
 //
 // The backward pass is in attention_backward.ts, the float64 definition in attention.reference.ts.
 
-import { matrixForwardKernel, matrixWorkgroups, onMatrixUnits } from "./attention_matrix.ts";
+import { attentionCall, matrixForwardKernel } from "./attention_matrix.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -22,17 +22,15 @@ import {
   optionalDeclarations,
   ownedRows,
   PARAMS,
-  paramsOf,
   repeat,
   stagedTiles,
   variantName,
   variantOf,
   vectorType,
   walk,
-  workgroupCount,
 } from "./attention_wgsl.ts";
 import type { KernelTarget } from "./capabilities.ts";
-import { type Command, call, defineKernel, read, spread, write } from "./kernel.ts";
+import { type Command, defineKernel, read, write } from "./kernel.ts";
 
 export {
   attentionBiasGradient,
@@ -121,11 +119,5 @@ export function attention<T>(
   const variant = variantOf(buffers, dims, target);
   const { q, k, v, out } = buffers;
   const bound = { q, k, v, ...optionalBuffers(variant, buffers), out, log_sum_exp: buffers.logSumExp };
-  const batchHeads = dims.batch * dims.heads;
-  if (onMatrixUnits(dims, target)) {
-    const kernel = matrixForwardKernel(variant);
-    return [call(kernel, paramsOf(dims), bound, spread(matrixWorkgroups(batchHeads, dims.queryLength)))];
-  }
-  const workgroups = spread(workgroupCount(variant, batchHeads, dims.queryLength));
-  return [call(forwardKernel(variant), paramsOf(dims), bound, workgroups)];
+  return [attentionCall(variant, dims, "query", { matrix: matrixForwardKernel, plain: forwardKernel }, bound)];
 }

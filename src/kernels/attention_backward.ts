@@ -7,12 +7,7 @@
 // computed twice, and a third time for the bias where it is trained. A key/value head of grouped-query attention
 // walks the queries of all its heads.
 
-import {
-  matrixKeyValueGradientKernel,
-  matrixQueryGradientKernel,
-  matrixWorkgroups,
-  onMatrixUnits,
-} from "./attention_matrix.ts";
+import { attentionCall, matrixKeyValueGradientKernel, matrixQueryGradientKernel } from "./attention_matrix.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -182,13 +177,8 @@ export function attentionQueryGradient<T>(
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
   const bound = { ...inputBuffers(v, buffers), d_q: buffers.dQ };
-  const batchHeads = dims.batch * dims.heads;
-  if (onMatrixUnits(dims, target)) {
-    const kernel = matrixQueryGradientKernel(v);
-    return [call(kernel, paramsOf(dims), bound, spread(matrixWorkgroups(batchHeads, dims.queryLength)))];
-  }
-  const workgroups = spread(workgroupCount(v, batchHeads, dims.queryLength));
-  return [call(queryKernel(v, "query"), paramsOf(dims), bound, workgroups)];
+  const kernels = { matrix: matrixQueryGradientKernel, plain: (v: AttentionVariant) => queryKernel(v, "query") };
+  return [attentionCall(v, dims, "query", kernels, bound)];
 }
 
 function keyValueKernel(v: AttentionVariant) {
@@ -267,12 +257,7 @@ export function attentionKeyValueGradient<T>(
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
   const bound = { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV };
-  const batchHeads = dims.batch * dims.kvHeads;
-  if (onMatrixUnits(dims, target)) {
-    const kernel = matrixKeyValueGradientKernel(v);
-    return [call(kernel, paramsOf(dims), bound, spread(matrixWorkgroups(batchHeads, dims.keyLength)))];
-  }
-  return [call(keyValueKernel(v), paramsOf(dims), bound, spread(workgroupCount(v, batchHeads, dims.keyLength)))];
+  return [attentionCall(v, dims, "key", { matrix: matrixKeyValueGradientKernel, plain: keyValueKernel }, bound)];
 }
 
 // Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.

@@ -12,11 +12,21 @@ import {
   common,
   optionalDeclarations,
   PARAMS,
+  paramsOf,
   repeat,
   variantName,
+  workgroupCount,
 } from "./attention_wgsl.ts";
-import type { KernelTarget } from "./capabilities.ts";
-import { type BufferDeclaration, defineKernel, type Kernel, read, write } from "./kernel.ts";
+import {
+  type BufferDeclaration,
+  type Command,
+  call,
+  defineKernel,
+  type Kernel,
+  read,
+  spread,
+  write,
+} from "./kernel.ts";
 import { MATRIX_ENABLES, MATRIX_TYPES } from "./matrix_tiles.ts";
 
 /** Rows that a workgroup owns, and its threads. */
@@ -24,11 +34,23 @@ const MATRIX_OWNED = 64;
 const THREADS = 128;
 
 /** Whether a call is for these kernels: asked for, and heads of a size that they take. */
-export const onMatrixUnits = ({ headDim, products }: AttentionDims, target: KernelTarget): boolean =>
+const onMatrixUnits = ({ headDim, products }: AttentionDims, { target }: AttentionVariant): boolean =>
   products === "matrix" && target === "hardware" && headDim % 16 === 0 && headDim <= 128;
 
-export const matrixWorkgroups = (batchHeads: number, ownedRows: number): number =>
-  batchHeads * Math.ceil(ownedRows / MATRIX_OWNED);
+/** The call of a kernel whose workgroups own rows of `side`: on matrix units, or without. */
+export function attentionCall<T>(
+  v: AttentionVariant,
+  dims: AttentionDims,
+  side: "query" | "key",
+  kernels: Readonly<Record<"matrix" | "plain", (v: AttentionVariant) => Kernel<keyof typeof PARAMS, string>>>,
+  buffers: Record<string, T>,
+): Command<T> {
+  const { batch, heads, kvHeads, queryLength, keyLength } = dims;
+  const [batchHeads, rows] = side === "query" ? [batch * heads, queryLength] : [batch * kvHeads, keyLength];
+  const matrix = onMatrixUnits(dims, v);
+  const workgroups = matrix ? batchHeads * Math.ceil(rows / MATRIX_OWNED) : workgroupCount(v, batchHeads, rows);
+  return call(kernels[matrix ? "matrix" : "plain"](v), paramsOf(dims), buffers, spread(workgroups));
+}
 
 /** Walked rows held at a time. Up to heads of 64 it all fits 32 KiB of workgroup memory, up to 128 it fits 48 KiB. */
 const walkedOf = (v: AttentionVariant): number => (v.headDim > 16 ? 32 : 64);
@@ -117,6 +139,13 @@ const productsToPatch = (v: AttentionVariant, own: string, walked: string): stri
       subgroupMatrixStore<row_major>(&sums_patch, first * ${patchRow(v)}u + ${n * 16}u, products, ${patchRow(v)}u);
     }`,
   );
+
+/** A turn of the walk: stages the walked rows of a tile by `stages`, the first into staged_a, and multiplies with it. */
+const tileProducts = (v: AttentionVariant, own: string, ...stages: string[]): string => /* wgsl */ `workgroupBarrier();
+    ${stages.join("\n    ")}
+    workgroupBarrier();
+    ${productsToPatch(v, own, "staged_a")}
+    workgroupBarrier();`;
 
 const sumsOf = (v: AttentionVariant, name: string): string =>
   repeat(v.headDim / 16, (d) => `var ${name}${d} = Sums();`, " ");
@@ -238,11 +267,7 @@ ${entryOf(v, "heads", "query_length")}
   var total: array<f32, ${unitsOf(v)}>;
   for (var e = 0u; e < ${unitsOf(v)}u; e++) { largest[e] = LOWEST; }
   for (var tile = 0u; tile < key_end; tile += ${walkedOf(v)}u) {
-    workgroupBarrier();
-    ${walkedKeys(v, "staged_a", "k")}
-    workgroupBarrier();
-    ${productsToPatch(v, "query", "staged_a")}
-    workgroupBarrier();
+    ${tileProducts(v, "query", walkedKeys(v, "staged_a", "k"))}
     ${eachNumber(
       v,
       /* wgsl */ `let s = seen_score(product, b, h, row, tile + column + c);
@@ -280,12 +305,7 @@ ${entryOf(v, "heads", "query_length")}
   var p: array<f32, ${unitsOf(v) * 8}>;
   ${sumsOf(v, "result")}
   for (var tile = 0u; tile < key_end; tile += ${walkedOf(v)}u) {
-    workgroupBarrier();
-    ${walkedKeys(v, "staged_a", "k")}
-    ${walkedKeys(v, "staged_b", "v")}
-    workgroupBarrier();
-    ${productsToPatch(v, "query", "staged_a")}
-    workgroupBarrier();
+    ${tileProducts(v, "query", walkedKeys(v, "staged_a", "k"), walkedKeys(v, "staged_b", "v"))}
     ${eachNumber(
       v,
       /* wgsl */ `let j = tile + column + c;
@@ -332,12 +352,7 @@ ${entryOf(v, "heads", "query_length")}
   let head = b * params.heads + h;
   ${sumsOf(v, "result")}
   for (var tile = 0u; tile < key_end; tile += ${walkedOf(v)}u) {
-    workgroupBarrier();
-    ${walkedKeys(v, "staged_a", "k")}
-    ${walkedKeys(v, "staged_b", "v")}
-    workgroupBarrier();
-    ${productsToPatch(v, "query", "staged_a")}
-    workgroupBarrier();
+    ${tileProducts(v, "query", walkedKeys(v, "staged_a", "k"), walkedKeys(v, "staged_b", "v"))}
     ${numbers(v)}
     ${eachNumber(
       v,
@@ -388,12 +403,7 @@ ${entryOf(v, "kv_heads", "key_length")}
   for (var query_h = h * group; query_h < (h + 1u) * group; query_h++) {
     let head = b * params.heads + query_h;
     for (var tile = query_begin; tile < params.query_length; tile += ${walkedOf(v)}u) {
-      workgroupBarrier();
-      ${walkedQueries("staged_a", "q")}
-      ${walkedQueries("staged_b", "d_out")}
-      workgroupBarrier();
-      ${productsToPatch(v, "key", "staged_a")}
-      workgroupBarrier();
+      ${tileProducts(v, "key", walkedQueries("staged_a", "q"), walkedQueries("staged_b", "d_out"))}
       ${numbers(v)}
       var delta: array<f32, ${unitsOf(v) * 8}>;
       ${eachNumber(

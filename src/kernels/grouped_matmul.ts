@@ -18,6 +18,7 @@ import {
   call,
   defineKernel,
   type Kernel,
+  kernelCache,
   LINEAR_INDEX,
   read,
   spread,
@@ -284,14 +285,7 @@ ${memoryOf(v, ["outer", "outer"])}${mainOf(v)}
   });
 }
 
-const kernels = new Map<string, Kernel>();
-
-/** The kernel `make` builds under `key`, built once. */
-function cached(key: string, make: () => Kernel): Kernel {
-  const found = kernels.get(key) ?? make();
-  kernels.set(key, found);
-  return found;
-}
+const cached = kernelCache<Kernel>();
 
 /** Commands for `tiles` tiles, of which a hardware workgroup does one and a software workgroup one per thread. */
 function tiledCall<T>(
@@ -305,8 +299,19 @@ function tiledCall<T>(
   return [call(kernel, params, buffers, spread(workgroups))];
 }
 
-/** Matrix units where they can be used; the rest is rounded like them. */
-const taken = (products: Products, matrix: boolean): Products => (products === "matrix" && !matrix ? "f16" : products);
+/** @param matrix whether matrix units can be used, where they are asked for; the rest is rounded like them */
+const variantOf = (
+  target: KernelTarget,
+  tile: Variant["tile"],
+  { n, k, gatherTopK, products = "f32" }: Pick<GroupedMatmulDims, "n" | "k" | "gatherTopK" | "products">,
+  matrix: boolean,
+): Variant => ({
+  target,
+  tile,
+  vector: target === "software" && n % 4 === 0 && k % 4 === 0,
+  gather: gatherTopK !== undefined,
+  products: products === "matrix" && !matrix ? "f16" : products,
+});
 
 /** The largest of `heights` that divides an expert's rows. */
 const tileHeight = (rowTile: number, heights: readonly number[]): number => heights.find((h) => rowTile % h === 0)!;
@@ -347,14 +352,7 @@ export function groupedMatmul<T>(
       ? { m: tileHeight(rowTile, matrix ? [128, 64] : [64, 32, 16, 8, 4]), n: 64 }
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
   if (matrix) tile.n = tile.m;
-  const vector = target === "software" && n % 4 === 0 && k % 4 === 0;
-  const variant: Variant = {
-    target,
-    tile,
-    vector,
-    gather: gatherTopK !== undefined,
-    products: taken(products, matrix),
-  };
+  const variant = variantOf(target, tile, dims, matrix);
   const key = `forward ${nameOf(variant)} ${transposeWeight}`;
   const kernel = cached(key, () => forwardKernel(variant, transposeWeight));
   const { x, weight, out, expertOfBlock, sourceOfRow } = buffers;
@@ -370,21 +368,14 @@ export function groupedMatmul<T>(
  */
 export function groupedWeightGradient<T>(
   buffers: Record<"x" | "dy" | "out" | "expertOffset" | "expertCount" | "trainableExperts", T> & { sourceOfRow?: T },
-  dims: { slots: number; n: number; k: number; gatherTopK?: number; products?: Products },
+  dims: { slots: number } & Pick<GroupedMatmulDims, "n" | "k" | "gatherTopK" | "products">,
   target: KernelTarget,
 ): Command<T>[] {
   const { slots, n, k, gatherTopK, products = "f32" } = dims;
   if (slots === 0) return [];
   const matrix = products === "matrix" && target === "hardware" && matrixFits(n, k);
   const tile = target === "hardware" ? { m: 64, n: 64 } : { m: 8, n: 8 };
-  const vector = target === "software" && n % 4 === 0 && k % 4 === 0;
-  const variant: Variant = {
-    target,
-    tile,
-    vector,
-    gather: gatherTopK !== undefined,
-    products: taken(products, matrix),
-  };
+  const variant = variantOf(target, tile, dims, matrix);
   const kernel = cached(`gradient ${nameOf(variant)}`, () => gradientKernel(variant));
   const { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow } = buffers;
   const rows = { expertOffset, expertCount, trainableExperts, ...gathered(gatherTopK, sourceOfRow) };

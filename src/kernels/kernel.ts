@@ -80,6 +80,16 @@ export function defineKernel<P extends string, B extends string>(declaration: {
   return { name, params, buffers, wgsl: `${enables}${head}${bindings.join("")}${wgsl}` };
 }
 
+/** Builds each kernel of a family once: the one that `make` gives for a key is given for that key from then on. */
+export function kernelCache<K extends Kernel>(): (key: string, make: () => K) => K {
+  const kernels = new Map<string, K>();
+  return (key, make) => {
+    const found = kernels.get(key) ?? make();
+    kernels.set(key, found);
+    return found;
+  };
+}
+
 /** A call of `kernel`, its parameters and buffers checked by name at compile time. */
 export function call<T, P extends string, B extends string>(
   kernel: Kernel<P, B>,

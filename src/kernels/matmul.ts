@@ -19,7 +19,17 @@
 // Hardware: 64×64 per workgroup, 4×4 per thread; 128×128 and 8×8 where the output is large enough to fill a GPU so.
 
 import type { KernelTarget, Products } from "./capabilities.ts";
-import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import {
+  type Command,
+  call,
+  defineKernel,
+  type Kernel,
+  kernelCache,
+  LINEAR_INDEX,
+  read,
+  spread,
+  write,
+} from "./kernel.ts";
 import {
   type Layout,
   registerStores,
@@ -266,14 +276,7 @@ const MATRIX_TILES: Tiles<MatrixTileShape> = {
 /** From this many large tiles on, they keep a GPU's processors busy. */
 const LARGE_FROM_TILES = 128;
 
-const kernels = new Map<string, MatmulKernel>();
-
-/** The kernel `make` builds under `key`, built once. */
-function cached(key: string, make: () => MatmulKernel): MatmulKernel {
-  const found = kernels.get(key) ?? make();
-  kernels.set(key, found);
-  return found;
-}
+const cached = kernelCache<MatmulKernel>();
 
 /** Workgroups that fill a GPU, and the shortest stretch of k that is worth one. */
 const FILLING_WORKGROUPS = 512;

@@ -4,7 +4,7 @@ import type { Device } from "../kernels/device/device.ts";
 import { type OpenModel, openModelDirectory } from "./model/open.ts";
 import { openTrainingData } from "./run/data.ts";
 import type { OnEncoding } from "./run/encoded_files.ts";
-import type { OpenOptions } from "./run/options.ts";
+import { DROPLESS, type OpenOptions } from "./run/options.ts";
 import { defaultMemoryLimit } from "./run/plan.ts";
 import { Run } from "./run/run.ts";
 import type { Engine, RunConfig } from "./types.ts";
@@ -85,13 +85,7 @@ const INFERENCE = {
   seed: 0,
   dropout: 0,
   losses: { balanceCoefficient: 0, zCoefficient: 0 },
-  routing: {
-    trainCapacity: { rule: "dropless" },
-    evalCapacity: { rule: "dropless" },
-    group: "batch",
-    routePadding: false,
-    jitter: 0,
-  },
+  routing: DROPLESS,
   optimizer: {
     algorithm: { kind: "sgd", momentum: 0, weightDecay: 0 },
     learningRate: 0,

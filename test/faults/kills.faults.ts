@@ -11,7 +11,7 @@ import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import type { Failpoint } from "../../src/failpoints.ts";
 import { stateName } from "../../src/server/runs/states.ts";
 import { describeEvent, eventsUntil, reaches } from "../support/thaw_server.ts";
-import { checkCheckpoints, checkLog, lossesOf, reader, story } from "./support/promises.ts";
+import { checkCheckpoints, checkLog, lossesOf, reader, story, unbrokenLosses } from "./support/promises.ts";
 import { random, SEEDS } from "./support/random.ts";
 import { type Prepared, prepare } from "./support/served.ts";
 
@@ -49,11 +49,8 @@ let unbroken: number[] = [];
 
 test.before(async () => {
   prepared = await prepare();
-  const served = await prepared.start(await prepared.copy());
-  await served.thaw.runs.createRun({ runId: "r", spec: SPEC });
-  unbroken = lossesOf(await eventsUntil(served.thaw, "runs/r", reaches(SUCCEEDED)));
+  unbroken = await unbrokenLosses(prepared, SPEC);
   assert.is(unbroken.length, 12);
-  await served.end("SIGKILL");
 });
 test.after(() => prepared.clean());
 

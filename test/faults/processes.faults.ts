@@ -7,7 +7,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { describeEvent, eventsUntil, reaches } from "../support/thaw_server.ts";
-import { lossesOf, story } from "./support/promises.ts";
+import { lossesOf, story, unbrokenLosses } from "./support/promises.ts";
 import { type Prepared, prepare } from "./support/served.ts";
 
 const { SUCCEEDED } = RunState;
@@ -26,10 +26,7 @@ let unbroken: number[] = [];
 
 test.before(async () => {
   prepared = await prepare();
-  const served = await prepared.start(await prepared.copy());
-  await served.thaw.runs.createRun({ runId: "r", spec: SPEC });
-  unbroken = lossesOf(await eventsUntil(served.thaw, "runs/r", reaches(SUCCEEDED)));
-  await served.end("SIGKILL");
+  unbroken = await unbrokenLosses(prepared, SPEC);
 });
 test.after(() => prepared.clean());
 

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { openRun } from "../../src/trainer/engine.ts";
+import { DROPLESS } from "../../src/trainer/run/options.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import type { RunConfig, StepMetrics } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -16,13 +17,7 @@ const data = await tinyData();
 const QUIET: Partial<RunConfig> = {
   dropout: 0,
   losses: { balanceCoefficient: 0, zCoefficient: 0 },
-  routing: {
-    trainCapacity: { rule: "dropless" },
-    evalCapacity: { rule: "dropless" },
-    group: "batch",
-    routePadding: false,
-    jitter: 0,
-  },
+  routing: DROPLESS,
 };
 
 const open = (changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> =>

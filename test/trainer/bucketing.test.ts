@@ -8,6 +8,7 @@ import { bucketedBatches, chooseBuckets } from "../../src/trainer/data/bucketing
 import type { EncodedExample } from "../../src/trainer/data/dataset.ts";
 import { shuffledOrder } from "../../src/trainer/data/order.ts";
 import { openRun } from "../../src/trainer/engine.ts";
+import { DROPLESS } from "../../src/trainer/run/options.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import type { RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -142,13 +143,7 @@ test("batches of several shapes make the step of one padded batch of the same ex
   const quiet: Partial<RunConfig> = {
     dropout: 0,
     losses: { balanceCoefficient: 0, zCoefficient: 0 },
-    routing: {
-      trainCapacity: { rule: "dropless" },
-      evalCapacity: { rule: "dropless" },
-      group: "batch",
-      routePadding: false,
-      jitter: 0,
-    },
+    routing: DROPLESS,
   };
   const whole = await open({ ...quiet, batching: "padded", batchSize: 24 });
   const parts = await open({ ...quiet, batchSize: 4, accumulationSteps: 6 }); // an epoch, like the other

@@ -19,6 +19,7 @@ import { openModelDirectory } from "../../src/trainer/model/open.ts";
 import { uploadBatch } from "../../src/trainer/run/batch_upload.ts";
 import { DeviceMemory, type RecordedGraph } from "../../src/trainer/run/device_memory.ts";
 import { loadParameters } from "../../src/trainer/run/load.ts";
+import { DROPLESS } from "../../src/trainer/run/options.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import { InputError, type RouteBatch, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -127,14 +128,7 @@ async function outcome(batch: Batch, packed: boolean, target: KernelTarget): Pro
       train: true,
       dropout: 0,
       expertDropout: 0,
-      routing: {
-        trainCapacity: { rule: "dropless" },
-        evalCapacity: { rule: "dropless" },
-        group: "batch",
-        routePadding: false,
-        jitter: 0,
-        topK: 2,
-      },
+      routing: { ...DROPLESS, topK: 2 },
       losses: { balanceCoefficient: 1e-2, zCoefficient: 1e-3 },
       lossGradient: true,
       sumGradients: false,

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { openRun } from "../../src/trainer/engine.ts";
+import { DROPLESS } from "../../src/trainer/run/options.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import type { RouteBatch, RouterLayerMetrics, RoutingOptions, RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
@@ -28,14 +29,6 @@ async function evenData(): Promise<string> {
   return path;
 }
 const data = await evenData();
-
-const DROPLESS: RoutingOptions = {
-  trainCapacity: { rule: "dropless" },
-  evalCapacity: { rule: "dropless" },
-  group: "batch",
-  routePadding: false,
-  jitter: 0,
-};
 
 async function open(routing: Partial<RoutingOptions>, changes: Partial<RunConfig> = {}): Promise<Run> {
   const config = tinyRun(model, data, {

@@ -11,6 +11,7 @@ import { openRun } from "../../src/trainer/engine.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { resolveTrainable } from "../../src/trainer/groups.ts";
 import { modelOf } from "../../src/trainer/model/open.ts";
+import { DROPLESS } from "../../src/trainer/run/options.ts";
 import type { Run } from "../../src/trainer/run/run.ts";
 import type { RoutingOptions, RunConfig, TrainableSelection } from "../../src/trainer/types.ts";
 import { runCommands, testDevice } from "../support/gpu.ts";
@@ -19,13 +20,6 @@ import { noise, plan, TINY_CONFIG, tinyData, tinyModel, tinyRun } from "../suppo
 const device = await testDevice();
 const directory = await tinyModel();
 const data = await tinyData();
-const DROPLESS: RoutingOptions = {
-  trainCapacity: { rule: "dropless" },
-  evalCapacity: { rule: "dropless" },
-  group: "batch",
-  routePadding: false,
-  jitter: 0,
-};
 const NO_ROUTER_LOSSES = { balanceCoefficient: 0, zCoefficient: 0 };
 
 const open = (changes: Partial<RunConfig> = {}): Promise<Run> =>

@@ -29,8 +29,14 @@ export type Values<S> = { readonly [K in keyof S]: S[K] extends Setting<infer T>
 
 const last = ({ texts }: Given): string => texts.at(-1)!;
 
+/** A setting that is given once; of several times the last counts. */
+const single = <T>(
+  { fallback, value, help }: Pick<Setting<T>, "fallback" | "value" | "help">,
+  read: (text: string, given: Given) => ReturnType<Setting<T>["read"]>,
+): Setting<T> => ({ value, list: false, fallback, help, read: (given) => read(last(given), given) });
+
 export function text<T extends string | undefined>(fallback: T, value: string, help: string): Setting<T | string> {
-  return { value, list: false, fallback, help, read: (given) => ({ value: last(given) }) };
+  return single<T | string>({ fallback, value, help }, (given) => ({ value: given }));
 }
 
 /** A whole number from `least` to `most`, both included. */
@@ -40,17 +46,11 @@ export function whole<T extends number | undefined>(
   value: string,
   help: string,
 ): Setting<T | number> {
-  return {
-    value,
-    list: false,
-    fallback,
-    help,
-    read(given) {
-      const number = Number(last(given));
-      const valid = /^\d+$/.test(last(given)) && number >= least && number <= most;
-      return valid ? { value: number } : { must: `be a whole number from ${least} to ${most}` };
-    },
-  };
+  return single<T | number>({ fallback, value, help }, (given) => {
+    const number = Number(given);
+    const valid = /^\d+$/.test(given) && number >= least && number <= most;
+    return valid ? { value: number } : { must: `be a whole number from ${least} to ${most}` };
+  });
 }
 
 export function oneOf<C extends string, T extends C | undefined>(
@@ -59,27 +59,15 @@ export function oneOf<C extends string, T extends C | undefined>(
   value: string,
   help: string,
 ): Setting<T | C> {
-  return {
-    value,
-    list: false,
-    fallback,
-    help,
-    read(given) {
-      const choice = choices.find((one) => one === last(given));
-      return choice === undefined ? { must: `be ${choices.join(" or ")}` } : { value: choice };
-    },
-  };
+  return single<T | C>({ fallback, value, help }, (given) => {
+    const choice = choices.find((one) => one === given);
+    return choice === undefined ? { must: `be ${choices.join(" or ")}` } : { value: choice };
+  });
 }
 
 /** A file or folder; absolute once read. */
 export function path<T extends string | undefined>(fallback: T, value: string, help: string): Setting<T | string> {
-  return {
-    value,
-    list: false,
-    fallback,
-    help,
-    read: (given) => ({ value: resolve(given.folder, last(given)) }),
-  };
+  return single<T | string>({ fallback, value, help }, (given, { folder }) => ({ value: resolve(folder, given) }));
 }
 
 export function paths(value: string, help: string): Setting<readonly string[]> {
@@ -94,29 +82,17 @@ export function paths(value: string, help: string): Setting<readonly string[]> {
 
 /** An http or https URL; without a password, which would show in the list of processes. */
 export function url<T extends string | undefined>(fallback: T, value: string, help: string): Setting<T | string> {
-  return {
-    value,
-    list: false,
-    fallback,
-    help,
-    read(given) {
-      const address = URL.canParse(last(given)) ? new URL(last(given)) : undefined;
-      const valid = address && /^https?:$/.test(address.protocol) && address.password === "";
-      return valid ? { value: last(given) } : { must: "be an http or https URL without a password" };
-    },
-  };
+  return single<T | string>({ fallback, value, help }, (given) => {
+    const address = URL.canParse(given) ? new URL(given) : undefined;
+    const valid = address && /^https?:$/.test(address.protocol) && address.password === "";
+    return valid ? { value: given } : { must: "be an http or https URL without a password" };
+  });
 }
 
 /** Off unless given. */
 export function onOff(help: string): Setting<boolean> {
-  return {
-    value: undefined,
-    list: false,
-    fallback: false,
-    help,
-    read(given) {
-      if (/^(1|true)$/.test(last(given))) return { value: true };
-      return /^(0|false)$/.test(last(given)) ? { value: false } : { must: "be true or false" };
-    },
-  };
+  return single<boolean>({ fallback: false, value: undefined, help }, (given) => {
+    if (/^(1|true)$/.test(given)) return { value: true };
+    return /^(0|false)$/.test(given) ? { value: false } : { must: "be true or false" };
+  });
 }

@@ -121,17 +121,25 @@ export interface CorruptionOptions {
   readonly variants: number;
 }
 
+/** `tokens` in the `stream`-th corruption, both sides closed by end of sequence; equal arguments give equal examples. */
+export function corruptedExample(
+  tokens: ArrayLike<number>,
+  { corruption, eosTokenId, seed }: Pick<CorruptionOptions, "corruption" | "eosTokenId" | "seed">,
+  stream: number,
+): Pick<EncodedExample, "inputIds" | "labels"> {
+  const ended = (ids: readonly number[]) => endSequence(ids, ids.length + 1, eosTokenId).ids;
+  const { inputIds, targetIds } = corruptSpans(Array.from(tokens), corruption, seed, stream);
+  return { inputIds: Uint32Array.from(ended(inputIds)), labels: Int32Array.from(ended(targetIds)) };
+}
+
 /** Example v · windows + w is window w in its v-th corruption; equal arguments give equal examples. */
 export function corruptedExamples(
   windows: readonly Uint32Array[],
   { corruption, eosTokenId, seed, variants }: CorruptionOptions,
 ): EncodedExample[] {
-  const ended = (ids: readonly number[]) => endSequence(ids, ids.length + 1, eosTokenId).ids;
   const corrupt = (id: number): EncodedExample => {
     const [variant, window] = [Math.floor(id / windows.length), id % windows.length];
-    const tokens = Array.from(windows[window]);
-    const { inputIds, targetIds } = corruptSpans(tokens, corruption, randomU32(seed, variant, 0), window);
-    return { inputIds: Uint32Array.from(ended(inputIds)), labels: Int32Array.from(ended(targetIds)) };
+    return corruptedExample(windows[window], { corruption, eosTokenId, seed: randomU32(seed, variant, 0) }, window);
   };
   // An example is asked for its parts one after another.
   let last: { id: number; example: EncodedExample } | undefined;

@@ -2,7 +2,7 @@
 
 import type { Lengths } from "../data/batches.ts";
 import type { TrainingBatches } from "../data/order.ts";
-import type { DataStatistics, RunConfig, TrainablePlan } from "../types.ts";
+import type { DataStatistics, RoutingOptions, RunConfig, TrainablePlan } from "../types.ts";
 import type { EncodedFiles } from "./encoded_files.ts";
 
 /** What a run trains on, and what it trains from the first step. */
@@ -30,3 +30,12 @@ export interface OpenOptions {
   /** Device memory there is for it now, bytes; unset: {@link defaultMemoryLimit}. Asked whenever a plan is made. */
   readonly memoryLimitBytes?: () => number;
 }
+
+/** Routing that drops nothing and adds no noise. */
+export const DROPLESS: RoutingOptions = {
+  trainCapacity: { rule: "dropless" },
+  evalCapacity: { rule: "dropless" },
+  group: "batch",
+  routePadding: false,
+  jitter: 0,
+};

@@ -3,12 +3,14 @@
 
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { toBinary } from "@bufbuild/protobuf";
+import { type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import * as assert from "uvu/assert";
 import { type RunEvent, RunEventSchema } from "../../../proto/gen/thaw/v1/event_pb.ts";
-import type { Run } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import type { Run, RunSpecSchema } from "../../../proto/gen/thaw/v1/run_pb.ts";
+import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import { openRegistry } from "../../../src/server/registry/sqlite.ts";
-import { describeEvent } from "../../support/thaw_server.ts";
+import { describeEvent, eventsUntil, reaches } from "../../support/thaw_server.ts";
+import type { Prepared } from "./served.ts";
 
 export const story = (events: readonly RunEvent[]): string => events.map(describeEvent).join(", ");
 
@@ -78,4 +80,16 @@ export async function checkCheckpoints(data: string, run: Run): Promise<void> {
   } finally {
     registry.close();
   }
+}
+
+/** The losses of a run that nothing happens to, on a server of its own. */
+export async function unbrokenLosses(
+  prepared: Prepared,
+  spec: MessageInitShape<typeof RunSpecSchema>,
+): Promise<number[]> {
+  const served = await prepared.start(await prepared.copy());
+  await served.thaw.runs.createRun({ runId: "r", spec });
+  const losses = lossesOf(await eventsUntil(served.thaw, "runs/r", reaches(RunState.SUCCEEDED)));
+  await served.end("SIGKILL");
+  return losses;
 }
