@@ -168,6 +168,12 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
         tries = 0;
         return;
       }
+      case "paused":
+        // Somebody's command may have come first.
+        if (live.run.state !== RunState.RUNNING) return;
+        live.wanted = "pause";
+        live.run.pauseAtStep = 0n;
+        return changeState(runLog, live, RunState.PAUSED);
       case "finished":
         return end(RunState.SUCCEEDED);
       case "failed": {
@@ -249,7 +255,8 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
 
   async function resumeStepping(): Promise<void> {
     changeState(runLog, live, RunState.RUNNING);
-    await gpu.request({ case: "resume", value: { run: live.run.name } });
+    const { name: run, pauseAtStep } = live.run;
+    await gpu.request({ case: "resume", value: { run, pauseAtStep } });
   }
 
   /** Where the run goes on from when it is opened now; place is a checkpoint's name, or "" for its start. */

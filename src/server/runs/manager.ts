@@ -28,6 +28,7 @@ import { type Answer, NameTakenError, type RunRecord } from "../registry/registr
 import { refusal } from "../rpc/errors.ts";
 import type { Limits } from "../settings.ts";
 import { modelDirectory } from "../storage/layout.ts";
+import { invalidField } from "../validation/problems.ts";
 import { fillRunSpec } from "../worker/convert/run_spec.ts";
 import { interruptions } from "./interruptions.ts";
 import { changeState, type Live, type LiveParts } from "./live.ts";
@@ -55,8 +56,12 @@ export interface Runs {
     answer: ((run: Run) => Answer) | undefined,
   ): Promise<RunRecord>;
   pause(id: string): Promise<Effect>;
-  /** @param stayPaused only onto the GPU */
-  resume(id: string, stayPaused: boolean): Promise<Effect>;
+  /**
+   * @param stayPaused only onto the GPU
+   * @param pauseAtStep where it pauses by itself again; 0 for nowhere
+   * @throws RpcError INVALID_ARGUMENT for a step that it has passed or will not come to
+   */
+  resume(id: string, stayPaused: boolean, pauseAtStep: bigint): Promise<Effect>;
   cancel(id: string): Promise<Effect>;
   setTrainable(id: string, plan: TrainablePlan): Promise<TrainableReport>;
   save(id: string): Promise<Checkpoint>;
@@ -110,6 +115,11 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
     const on = activeRun(id);
     if (on?.open) return on;
     throw wrongState(live.run, ALLOWED.drive, "it is not on the GPU; ResumeRun with stay_paused takes it there");
+  }
+
+  function checkPauseAt({ step, spec }: Run, pauseAtStep: bigint): void {
+    if (pauseAtStep === 0n || (pauseAtStep > step && pauseAtStep < spec!.steps)) return;
+    throw invalidField("pause_at_step", `must be above the run's step, ${step}, and below its ${spec!.steps} steps`);
   }
 
   async function settledState(live: LiveRun, to: RunState): Promise<Effect> {
@@ -181,15 +191,17 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
         return paused;
       }),
 
-    resume: (id, stayPaused) =>
+    resume: (id, stayPaused, pauseAtStep) =>
       exclusively(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.resume);
+        checkPauseAt(live.run, pauseAtStep);
         const on = activeRun(id);
         // One that is leaving the GPU goes back to it by the queue, when it has left.
         const leaving = on?.giveUp.signal.aborted;
         if (on && stayPaused && !leaving) return effect(on);
         live.run.startPaused = stayPaused;
+        live.run.pauseAtStep = pauseAtStep;
         if (!on || leaving) {
           const resumed = await settledState(live, QUEUED);
           queue.schedule();
@@ -201,7 +213,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
         const { step } = on.run;
         changeState(runLog, on, RUNNING);
         try {
-          await gpu.request({ case: "resume", value: { run: on.run.name } });
+          await gpu.request({ case: "resume", value: { run: on.run.name, pauseAtStep } });
         } catch (error) {
           // No room any more for the programs of its own steps.
           if (error instanceof WorkerFailure && error.error.case === "outOfMemory") {

@@ -59,11 +59,11 @@ export async function forkRun(core: Core, request: ForkRunRequest, owner: string
     }
     problems.throwIfAny();
     const spec = await completeSpec(core, merged);
-    const { displayName, labels } = request;
+    const { displayName, labels, startPaused } = request;
     const begins = reset ? {} : { sourceCheckpoint, startStep: step, step };
     const priority = request.priority || Priority.NORMAL;
     const cost = await admit(core, spec);
-    return { displayName, labels, priority, owner, spec, trainable: spec.trainable, cost, ...begins };
+    return { displayName, labels, priority, owner, startPaused, spec, trainable: spec.trainable, cost, ...begins };
   };
   const once = { schema: ForkRunRequestSchema, body: request };
   return core.answers.once(request.requestId, once, ForkRunResponseSchema, async (remember) => {

@@ -59,11 +59,15 @@ export type RunHandlers = Omit<Handlers<typeof RunService>, "startRun" | "steerR
 export function runService(core: Core): Handlers<typeof RunService> {
   const { registry, runs, runLog, answers } = core;
 
-  /** The run's id, after checking the two fields every command has. */
-  function commanded(request: { name: string; requestId: string }): string {
+  /** The run's id, after checking the two fields every command has, and what else `check` asks. */
+  function commanded(
+    request: { name: string; requestId: string },
+    check: (problems: Problems) => void = () => {},
+  ): string {
     const problems = collectProblems();
     const id = checkName(problems, "runs", request.name, "name");
     checkRequestId(problems, request.requestId);
+    check(problems);
     problems.throwIfAny();
     return id;
   }
@@ -144,10 +148,14 @@ export function runService(core: Core): Handlers<typeof RunService> {
     },
 
     async resumeRun(request) {
-      const id = commanded(request);
+      const { stayPaused, pauseAtStep } = request;
+      const id = commanded(request, (problems) => {
+        const both = stayPaused && pauseAtStep !== 0n;
+        problems.require(!both, "pause_at_step", "a run that stays paused takes no step: not beside `stay_paused`");
+      });
       const once = { schema: ResumeRunRequestSchema, body: request };
       return answers.once(request.requestId, once, ResumeRunResponseSchema, async () =>
-        create(ResumeRunResponseSchema, await runs.resume(id, request.stayPaused)),
+        create(ResumeRunResponseSchema, await runs.resume(id, stayPaused, pauseAtStep)),
       );
     },
 

@@ -43,6 +43,8 @@ export interface ActiveRun {
   readonly batchSize: number;
   /** Whether it steps; false while paused. */
   stepping: boolean;
+  /** The step after which it pauses by itself. */
+  pauseAt: number | undefined;
   routes: RouteSubscription | undefined;
   /** Routes to be replayed. */
   readonly recordings: Recordings;
@@ -101,6 +103,7 @@ export async function openActiveRun(
     const ends = asked >= last;
     if (ends) tasks.push({ checkpoint: CheckpointReason.FINAL });
     else if (isMultiple(asked, policy.checkpointEverySteps)) tasks.push({ checkpoint: CheckpointReason.POLICY });
+    else if (asked === run.pauseAt) tasks.push({ checkpoint: CheckpointReason.INTERRUPTED });
     if (ends || evaluationDue(policy, asked)) tasks.push(...evaluations(policy));
   }
 
@@ -190,6 +193,7 @@ export async function openActiveRun(
     weight: open.weight || 1,
     batchSize: config.batchSize,
     stepping: !open.paused,
+    pauseAt: undefined,
     routes: undefined,
     recordings: keepRecordings(),
     get step() {
@@ -206,6 +210,11 @@ export async function openActiveRun(
         if (task) return perform(task);
         finished = true;
         send(asked, { case: "finished", value: {} });
+      } else if (asked === run.pauseAt) {
+        await settle();
+        run.stepping = false;
+        run.pauseAt = undefined;
+        send(asked, { case: "paused", value: {} });
       } else if (inFlight.length >= STEPS_IN_FLIGHT) await inFlight[0];
       else launch();
     },

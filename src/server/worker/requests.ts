@@ -88,7 +88,10 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
     case "pause":
     case "resume": {
       const run = runNamed(state, request.value.run);
-      if (request.case === "resume") await run.training.endDriving();
+      if (request.case === "resume") {
+        await run.training.endDriving();
+        run.pauseAt = Number(request.value.pauseAtStep) || undefined;
+      }
       run.stepping = request.case === "resume";
       return reply({ case: "stepping", value: { step: count(run.step) } });
     }
