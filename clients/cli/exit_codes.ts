@@ -2,7 +2,7 @@
 
 export const EXIT = {
   OK: 0,
-  /** The watched run failed or was cancelled, or an error with no code of its own. */
+  /** The watched run failed or was cancelled, a replay differed, or an error with no code of its own. */
   FAILED: 1,
   /** The command line makes no sense. */
   USAGE: 2,

@@ -24,6 +24,7 @@ import { planText, reportText, trainableText } from "../plan.ts";
 import { createRunRequest, type RunFlags, runFlags } from "../run_flags.ts";
 import { messageJson, note, print, type Session, show, withSession } from "../session.ts";
 import { showEvents, type Watched } from "../watching.ts";
+import { replay } from "./replay.ts";
 import { steer } from "./steer.ts";
 
 type CreateFlags = RunFlags & { readonly dryRun?: boolean; readonly watch?: boolean };
@@ -76,9 +77,10 @@ export function addRuns(program: Command): void {
   runs
     .command("resume <run>")
     .description("go on")
+    .option("--pause-at <step>", "pause again, by itself, when so many steps are done", integer, 0n)
     .action(
-      withSession(async (session, run: string) => {
-        const response = await session.thaw.runs.resumeRun({ name: resource("runs", run) });
+      withSession(async (session, run: string, { pauseAt }: { readonly pauseAt: bigint }) => {
+        const response = await session.thaw.runs.resumeRun({ name: resource("runs", run), pauseAtStep: pauseAt });
         show(
           session,
           ResumeRunResponseSchema,
@@ -103,6 +105,11 @@ export function addRuns(program: Command): void {
         return undefined;
       }),
     );
+  runs
+    .command("replay <run>")
+    .description("train it once more as its log says, as a new run, and compare every loss")
+    .option("--id <id>", "the id in runs/{run} of the new run; chosen by the server when left out")
+    .action(withSession(replay));
   runs
     .command("delete <run>")
     .description("delete an ended run with its log and checkpoints")
