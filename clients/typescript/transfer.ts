@@ -17,6 +17,8 @@ import type { Thaw } from "./thaw.ts";
 
 /** The contract's bound on one message's bytes. */
 const CHUNK_BYTES = 2 ** 20;
+/** Without it the server takes an upload for given up. */
+const END = { part: { case: "end" as const, value: {} } };
 
 /** A split's bytes in the dataset's format: the path of a file, or its pieces, cut anywhere. */
 export type SplitSource = string | AsyncIterable<string | Uint8Array> | Iterable<string | Uint8Array>;
@@ -40,6 +42,7 @@ export async function uploadDataset(
         yield { part: { case: "data", value: data } };
       }
     }
+    yield END;
   }
   const { dataset } = await thaw.datasets.uploadDataset(parts());
   return dataset!;
@@ -75,6 +78,7 @@ export async function uploadModel(
       yield { part: { case: "file", value: { path: name, sizeBytes } } };
       for await (const data of chunks(readFile(path))) yield { part: { case: "data", value: data } };
     }
+    yield END;
   }
   const { model } = await thaw.models.uploadModel(parts());
   return model!;

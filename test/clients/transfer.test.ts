@@ -16,6 +16,8 @@ interface Received {
   /** Name and bytes, in the order they came. */
   readonly parts: [string, number[]][];
   readonly sizes: number[];
+  /** Whether the last message said that the upload is whole. */
+  whole: boolean;
 }
 
 const test = suite<{ folder: string }>("transfer");
@@ -31,7 +33,7 @@ test.after.each(async ({ folder }) => {
 const pattern = (length: number): Uint8Array => Uint8Array.from({ length }, (_, i) => i % 251);
 
 async function receiver() {
-  const received: Received = { header: undefined, parts: [], sizes: [] };
+  const received: Received = { header: undefined, parts: [], sizes: [], whole: false };
   const take = (data: Uint8Array) => {
     received.sizes.push(data.length);
     for (const byte of data) received.parts.at(-1)![1].push(byte);
@@ -40,6 +42,7 @@ async function receiver() {
     datasets: {
       async uploadDataset(requests) {
         for await (const { part } of requests) {
+          received.whole = part.case === "end";
           if (part.case === "dataset") received.header = { id: part.value.datasetId, name: part.value.displayName };
           else if (part.case === "split") received.parts.push([part.value.name, []]);
           else if (part.case === "data") take(part.value);
@@ -50,6 +53,7 @@ async function receiver() {
     models: {
       async uploadModel(requests) {
         for await (const { part } of requests) {
+          received.whole = part.case === "end";
           if (part.case === "model") received.header = { id: part.value.modelId };
           else if (part.case === "file") received.parts.push([`${part.value.path} ${part.value.sizeBytes}`, []]);
           else if (part.case === "data") take(part.value);
@@ -79,6 +83,7 @@ test("a dataset arrives split by split from files, iterables and text, in messag
   );
   assert.is(dataset.name, "datasets/d");
   assert.equal(received.header, { id: "d", name: "D" });
+  assert.ok(received.whole);
   assert.equal(
     received.parts.map(([name]) => name),
     ["train", "validation", "test"],
@@ -109,6 +114,7 @@ test("a model directory sends its model files with their sizes and nothing else"
   await mkdir(join(folder, "onnx.json"));
   const model = await uploadModel(server.thaw, folder, { modelId: "m" });
   assert.is(model.name, "models/m");
+  assert.ok(received.whole);
   assert.equal(
     received.parts.map(([name, bytes]) => [name, bytes.length]),
     [

@@ -124,6 +124,7 @@ line = b'{"input_ids": [5, 9], "target_ids": [3]}\n'
 upload = [{"dataset": {"dataset_id": "python"}}]
 for split in ("train", "validation"):
     upload += [{"split": {"name": split}}, {"data": line * 8}]
+upload.append({"end": {}})
 seen = {"services": services}
 seen["uploaded"] = call("DatasetService/UploadDataset", *upload)[0].dataset.name
 started = call("RunService/StartRun", {"create": {"run_id": "python", "spec": spec}})

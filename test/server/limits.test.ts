@@ -55,6 +55,7 @@ test("uploads in progress, and the bytes of one", async () => {
     yield split;
     await released;
     yield { part: { case: "data" as const, value: line } };
+    yield { part: { case: "end" as const, value: {} } };
   }
   const held = ["a", "b"].map((id) => thaw.datasets.uploadDataset(slow(id)));
   while ((await readdir(join(dataDirectory, "tmp"))).length < 2) await delay(10);

@@ -3,10 +3,14 @@
 import { mkdir, mkdtemp, readdir, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import { status } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { problemsOf, uploadDataset } from "../../clients/typescript/index.ts";
+import type { UploadDatasetRequestSchema } from "../../proto/gen/thaw/v1/dataset_service_pb.ts";
+import type { UploadModelRequestSchema } from "../../proto/gen/thaw/v1/model_service_pb.ts";
 import { Batching } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { eventsUntil, reaches, refused, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
@@ -78,10 +82,14 @@ test("an upload that is wrong says everything and leaves nothing", async () => {
   for (const name of ["../x", "A", ""]) {
     assert.is((await refused(uploadDataset(thaw, {}, { [name]: ["x"] }))).code, status.INVALID_ARGUMENT);
   }
-  async function* files(path: string, sizeBytes: bigint) {
-    yield { part: { case: "model" as const, value: { modelId: "x" } } };
-    yield { part: { case: "file" as const, value: { path, sizeBytes } } };
-    yield { part: { case: "data" as const, value: new Uint8Array(3) } };
+  async function* files(
+    path: string,
+    sizeBytes: bigint,
+  ): AsyncGenerator<MessageInitShape<typeof UploadModelRequestSchema>> {
+    yield { part: { case: "model", value: { modelId: "x" } } };
+    yield { part: { case: "file", value: { path, sizeBytes } } };
+    yield { part: { case: "data", value: new Uint8Array(3) } };
+    yield { part: { case: "end", value: {} } };
   }
   const uploads: [string, bigint][] = [
     ["../config.json", 3n],
@@ -99,6 +107,47 @@ test("an upload that is wrong says everything and leaves nothing", async () => {
   for (const folder of ["models", "datasets", "tmp"]) {
     assert.equal(await readdir(join(server.dataDirectory, folder)), [], folder);
   }
+});
+
+test("an upload that does not say that it is whole leaves nothing, however its stream ends", async () => {
+  const { thaw } = server;
+  type Part = MessageInitShape<typeof UploadDatasetRequestSchema>;
+  const whole: Part[] = [
+    { part: { case: "dataset", value: { datasetId: "x" } } },
+    { part: { case: "split", value: { name: "train" } } },
+    { part: { case: "data", value: Buffer.from('{"input_ids": [5], "target_ids": [3]}\n') } },
+  ];
+  const end: Part = { part: { case: "end", value: {} } };
+  async function* stream(...parts: Part[]) {
+    yield* parts;
+  }
+  const wrong: readonly (readonly [field: string, parts: Part[]])[] = [
+    ["end", whole],
+    ["data", [...whole, end, whole[2]]],
+    ["end", [...whole, end, end]],
+    ["end", []],
+  ];
+  for (const [field, parts] of wrong) {
+    const { fields } = problemsOf(await refused(thaw.datasets.uploadDataset(stream(...parts))));
+    assert.equal(
+      fields.map((one) => one.field),
+      [field],
+    );
+  }
+  // Node's HTTP/2 client half-closes a stream that it cancels: the server sees an end like any other.
+  const given = new AbortController();
+  async function* givenUp() {
+    yield* whole;
+    while ((await readdir(join(server.dataDirectory, "tmp"))).length === 0) await delay(5);
+    given.abort();
+    await new Promise(() => {});
+  }
+  const error = await refused(thaw.datasets.uploadDataset(givenUp(), { signal: given.signal }));
+  assert.is(error.code, status.CANCELLED);
+  while ((await readdir(join(server.dataDirectory, "tmp"))).length > 0) await delay(5);
+  assert.equal((await thaw.datasets.listDatasets({})).datasets, []);
+  await thaw.datasets.uploadDataset(stream(...whole, end));
+  await thaw.datasets.deleteDataset({ name: "datasets/x" });
 });
 
 test("datasets are described and previewed as a run would see them", async () => {

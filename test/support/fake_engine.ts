@@ -1,7 +1,7 @@
 // A trainer that computes nothing: instant, deterministic, and strict about how it is used. It notes every call, refuses
 // calls that overlap (only steps may, two at a time), and writes checkpoints that can be resumed from.
 
-import { readFile, writeFile } from "node:fs/promises";
+import { cp, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { HostModels } from "../../src/server/worker/requests.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
@@ -39,6 +39,8 @@ export interface FakeEngineOptions {
   readonly beforeStep?: (step: number) => void | Promise<void>;
   /** Called before each evaluation and generation; it may wait. */
   readonly beforeInference?: () => void | Promise<void>;
+  /** The model directory that exports are copies of. Default: one with an empty config.json. */
+  readonly exported?: string;
   /** Thrown by forwardBackward. */
   readonly drivenError?: Error;
   /** Thrown by setTrainable. */
@@ -268,7 +270,8 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         }),
       exportModel: (directory) =>
         alone("export", async () => {
-          await writeFile(join(directory, "config.json"), "{}");
+          if (options.exported) await cp(options.exported, directory, { recursive: true });
+          else await writeFile(join(directory, "config.json"), "{}");
           return { bytes: 2 };
         }),
       close: () => void calls.push("close"),

@@ -32,7 +32,7 @@ import { refusal } from "../rpc/errors.ts";
 import type { Handlers } from "../rpc/serve.ts";
 import { notFound } from "../runs/states.ts";
 import { discard, publish } from "../storage/layout.ts";
-import type { Receiver } from "../storage/upload.ts";
+import { type Receiver, untilEnd } from "../storage/upload.ts";
 import { knownEnum } from "../validation/plan.ts";
 import {
   check,
@@ -153,7 +153,7 @@ async function receiveDataset(
   let header: DatasetHeader | undefined;
   let task: TaskDefinition | undefined;
   const names = new Set<string>();
-  for await (const { part } of requests) {
+  for await (const { part } of untilEnd(requests)) {
     if (!header) {
       if (part.case !== "dataset") throw invalidField("dataset", "must come first");
       header = part.value;

@@ -25,7 +25,7 @@ import type { Handlers } from "../rpc/serve.ts";
 import { ALLOWED, notFound, requireState, wrongState } from "../runs/states.ts";
 import { download } from "../storage/download.ts";
 import { discard, modelDirectory, splitFile } from "../storage/layout.ts";
-import type { Receiver } from "../storage/upload.ts";
+import { type Receiver, untilEnd } from "../storage/upload.ts";
 import { checkDecoding } from "../validation/decoding.ts";
 import {
   checkDisplayName,
@@ -257,7 +257,7 @@ async function receiveModel(requests: AsyncIterable<UploadModelRequest>, files: 
     if (!current || BigInt(current.bytes) === announced) return;
     throw invalidField("file.size_bytes", `${current.path} has ${current.bytes} bytes, ${announced} were announced`);
   };
-  for await (const { part } of requests) {
+  for await (const { part } of untilEnd(requests)) {
     if (!header) {
       if (part.case !== "model") throw invalidField("model", "must come first");
       header = part.value;

@@ -1,10 +1,12 @@
-// Files that arrive in a stream, into a temporary folder: bytes counted against one limit, each file's digest kept.
+// Files that arrive in a stream, into a temporary folder: bytes counted against one limit, each file's digest kept. The
+// stream is whole when it has said so.
 
 import { createHash } from "node:crypto";
 import { mkdir, open } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { status } from "@grpc/grpc-js";
 import { diskFull, refusal } from "../rpc/errors.ts";
+import { invalidField } from "../validation/problems.ts";
 import { isDiskFull } from "./disk_full.ts";
 
 export interface ReceivedFile {
@@ -24,6 +26,22 @@ export interface Receiver {
   finish(): Promise<readonly ReceivedFile[]>;
   /** Closes what is open, after a failure. */
   abandon(): Promise<void>;
+}
+
+/**
+ * The messages of an upload before the one that ends it.
+ * @throws RpcError INVALID_ARGUMENT when the stream ends without it, as that of a client that gave up does, or goes on
+ */
+export async function* untilEnd<M extends { readonly part: { readonly case?: string } }>(
+  requests: AsyncIterable<M>,
+): AsyncGenerator<M> {
+  let ended = false;
+  for await (const request of requests) {
+    if (ended) throw invalidField(request.part.case ?? "part", "comes after `end`");
+    ended = request.part.case === "end";
+    if (!ended) yield request;
+  }
+  if (!ended) throw invalidField("end", "required: it says that the upload is complete");
 }
 
 /** @param reserve asked before so many bytes are written; it throws where there is no room for them */
