@@ -12,6 +12,7 @@ import {
   toBinary,
 } from "@bufbuild/protobuf";
 import type { ChannelOptions, MethodDefinition, ServiceDefinition } from "@grpc/grpc-js";
+import "./text.ts";
 
 /** Largest message either side takes unless configured otherwise, in bytes. */
 export const DEFAULT_MAX_MESSAGE_BYTES = 16 * 2 ** 20;

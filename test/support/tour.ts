@@ -88,6 +88,7 @@ export async function tour(root: string): Promise<readonly Stop[]> {
     { path: "ModelService/UploadModel", requests: [{ model: { modelId: "m", displayName: "uploaded" } }, ...model] },
     one("ModelService/LoadModel", { directory: "tiny", modelId: "loaded", displayName: "loaded" }),
     one("ModelService/ListModels", { pageSize: 1 }),
+    one("ModelService/ListModels", { pageSize: 1, pageToken: "2" }),
     one("ModelService/DescribeModel", { name: "models/m" }),
     one("ModelService/DownloadModel", { name: "models/m" }),
     {
@@ -126,7 +127,11 @@ export async function tour(root: string): Promise<readonly Stop[]> {
     one("RunService/ResumeRun", { name: "runs/driven" }),
     watched("runs/driven"),
     // A run that is steered.
-    one("RunService/CreateRun", { runId: "steered", spec: spec(100_000), priority: "PRIORITY_HIGH" }),
+    one("RunService/CreateRun", {
+      runId: "steered",
+      spec: spec(100_000, { initialCheckpoint: checkpoint, evaluation: { everySteps: 1000, splits: ["validation"] } }),
+      priority: "PRIORITY_HIGH",
+    }),
     watched("runs/steered", '"to":"RUN_STATE_RUNNING"'),
     one("RunService/PauseRun", { name: "runs/steered" }),
     {

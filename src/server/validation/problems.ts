@@ -11,6 +11,7 @@ const MAX_DISPLAY_NAME = 256;
 const MAX_LABELS = 64;
 const MAX_LABEL_KEY = 63;
 const MAX_LABEL_VALUE = 256;
+const CONTROL = /\p{Cc}/u;
 const MAX_PAGE_SIZE = 1000;
 const DEFAULT_PAGE_SIZE = 50;
 
@@ -70,12 +71,18 @@ export function checkNewId(problems: Problems, id: string, field: string): void 
   if (id !== "" && !isId(id)) problems.add(field, ID_RULE);
 }
 
+/** Text that callers choose and others read: on a terminal, and from a registry whose driver ends a text at its first NUL. */
+function checkText(problems: Problems, text: string, most: number, field: string): void {
+  problems.require(text.length <= most, field, `longer than ${most} characters`);
+  problems.require(!CONTROL.test(text), field, "holds control characters");
+}
+
 export function checkRequestId(problems: Problems, requestId: string, field = "request_id"): void {
-  problems.require(requestId.length <= MAX_REQUEST_ID, field, `longer than ${MAX_REQUEST_ID} characters`);
+  checkText(problems, requestId, MAX_REQUEST_ID, field);
 }
 
 export function checkDisplayName(problems: Problems, name: string, field: string): void {
-  problems.require(name.length <= MAX_DISPLAY_NAME, field, `longer than ${MAX_DISPLAY_NAME} characters`);
+  checkText(problems, name, MAX_DISPLAY_NAME, field);
 }
 
 export function checkLabels(problems: Problems, labels: Readonly<Record<string, string>>, field: string): void {
@@ -85,11 +92,8 @@ export function checkLabels(problems: Problems, labels: Readonly<Record<string, 
     const shown = JSON.stringify(key.slice(0, MAX_LABEL_KEY));
     const keyFits = key.length > 0 && key.length <= MAX_LABEL_KEY;
     problems.require(keyFits, field, `key ${shown} must have 1 to ${MAX_LABEL_KEY} characters`);
-    problems.require(
-      value.length <= MAX_LABEL_VALUE,
-      `${field}[${shown}]`,
-      `longer than ${MAX_LABEL_VALUE} characters`,
-    );
+    problems.require(!CONTROL.test(key), field, `key ${shown} holds control characters`);
+    checkText(problems, value, MAX_LABEL_VALUE, `${field}[${shown}]`);
   }
 }
 

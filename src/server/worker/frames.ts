@@ -6,6 +6,7 @@
 import type { DescMessage, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { create } from "@bufbuild/protobuf";
 import { sizeDelimitedDecodeStream, sizeDelimitedEncode } from "@bufbuild/protobuf/wire";
+import "../../../proto/rpc/text.ts";
 
 /** Largest frame in bytes. Far above what a batch of routes needs; a garbled length is nearly always above it. */
 export const MAX_FRAME_BYTES = 64 * 1024 * 1024;

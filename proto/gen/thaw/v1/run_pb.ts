@@ -632,14 +632,14 @@ export type Run = Message<"thaw.v1.Run"> & {
   name: string;
 
   /**
-   * A name for people; need not be unique.
+   * A name for people; need not be unique. At most 256 characters, no control characters.
    *
    * @generated from field: string display_name = 2;
    */
   displayName: string;
 
   /**
-   * Labels for finding runs; at most 64, keys of at most 63 characters, values of at most 256.
+   * Labels for finding runs; at most 64, keys of at most 63 characters, values of at most 256, no control characters.
    *
    * @generated from field: map<string, string> labels = 3;
    */

@@ -992,7 +992,7 @@ export const WatchRunResponseSchema: GenMessage<WatchRunResponse> = /*@__PURE__*
 
 /**
  * Runs as resources. Every mutating request has a `request_id`: the same id and body returns the first answer, the same id
- * with another body is ALREADY_EXISTS; empty means no such protection.
+ * with another body is ALREADY_EXISTS; empty means no such protection. At most 128 characters, no control characters.
  *
  * @generated from service thaw.v1.RunService
  */
