@@ -3,7 +3,7 @@
 // labels, request ids) comes back to the letter, also from the next server. (Texts in requests that hold nothing else, and
 // what errors tell: test/server/hostile.test.ts.)
 
-import { readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -74,21 +74,26 @@ const FREE = /(^|\.)(display_name|request_id|labels|host|inputs)$|^input$|task_d
 
 const test = suite("names");
 let root = "";
+/** Holds a data directory two folders down, so that what would be written outside it shows. */
+let around = "";
 const logged: string[] = [];
 const started: TestServer[] = [];
 test.before(async () => {
   root = await tourRoot();
+  around = await mkdtemp(join(tmpdir(), "thaw-names-"));
 });
-test.after(() => rm(root, { recursive: true }));
+test.after(async () => {
+  for (const folder of [root, around]) await rm(folder, { recursive: true });
+});
 test.after.each(async () => {
   for (const server of started.splice(0)) await server.stop();
   assert.equal(logged.splice(0), [], "no fault");
 });
 
-async function serverForTour(): Promise<TestServer> {
+async function serverForTour(dataDirectory?: string): Promise<TestServer> {
   const engine = () => ({ beforeStep: () => delay(2), exported: join(root, "tiny") });
   const log = (level: string, message: string) => void (level === "error" && logged.push(message));
-  const server = await testServer({ flags: ["--models", root], engine, log });
+  const server = await testServer({ flags: ["--models", root], engine, log, dataDirectory });
   started.push(server);
   return server;
 }
@@ -131,10 +136,8 @@ async function keptIn({ dataDirectory }: TestServer): Promise<string[]> {
 }
 
 test("in every request of the tour, in place of every name, they are refused, and leave nothing", async () => {
-  const [plain, server] = [await serverForTour(), await serverForTour()];
+  const [plain, server] = [await serverForTour(), await serverForTour(join(around, "a", "b"))];
   const [plainly, channel] = [plain, server].map(({ address }) => new Client(address, credentials.createInsecure()));
-  const beside = async () => (await readdir(tmpdir())).filter((name) => !name.startsWith("thaw-")).sort();
-  const before = await beside();
   const tried = new Set<string>();
   for (const stop of await tour(root)) {
     const method = methodOf(stop.path);
@@ -160,7 +163,7 @@ test("in every request of the tour, in place of every name, they are refused, an
   }
   assert.ok(tried.size > 50, `${tried.size}: ${[...tried].join(", ")}`);
   assert.equal(await keptIn(server), await keptIn(plain));
-  assert.equal(await beside(), before);
+  assert.equal([await readdir(around), await readdir(join(around, "a"))], [["a"], ["b"]]);
   for (const one of [plainly, channel]) one.close();
 });
 
