@@ -4,7 +4,7 @@
 //   npm test -- matmul server            files whose path contains one of the words
 //   npm test -- --runtime deno-dawn      kernels, trainer and clients under Deno, on Dawn
 //   npm test -- --runtime deno           the same on Deno's own WebGPU; --runtime may be repeated
-//   npm run test:faults                  the fault suite, test/faults/*.faults.ts, instead of the tests
+//   npm run test:faults                  the fault suite: test/faults/*.faults.ts, and the tests of who gets in
 //   npm run test:faults -- --seeds 14    with fewer seeds than 50; --first-seed 7 begins with another
 //
 // A process each, because Dawn is one per process and may abort it. A file that does not load, crashes, hangs or reports
@@ -25,6 +25,11 @@ const AT_ONCE = 2;
 const TIMEOUT_SECONDS = 300;
 /** The fault suite's files run many seeds each. */
 const FAULTS_TIMEOUT_SECONDS = 900;
+
+/** Tests that the fault suite runs beside its own: tokens on every method, limits, hostile texts, foreign and broken clients. */
+const ALSO_FAULTS = ["access", "foreign_clients", "hostile", "limits", "resources", "tls"].map(
+  (name) => `server/${name}.test.ts`,
+);
 
 const DENO = "Deno" in globalThis ? process.execPath : join(ROOT, "node_modules", ".bin", "deno");
 
@@ -62,7 +67,8 @@ const { values, positionals: filters } = parseArgs({
   },
   allowPositionals: true,
 });
-const SUFFIX = values.faults ? ".faults.ts" : ".test.ts";
+const isWanted = (path: string): boolean =>
+  values.faults ? path.endsWith(".faults.ts") || ALSO_FAULTS.includes(path) : path.endsWith(".test.ts");
 const SEEDS = { THAW_FAULT_SEEDS: values.seeds, THAW_FAULT_SEED: values["first-seed"] };
 for (const text of Object.values(SEEDS)) {
   if (/^[1-9]\d*$/.test(text)) continue;
@@ -159,7 +165,7 @@ function report({ runtime, file, passed, failed, fault, output, seconds }: Resul
 /** Paths from the root, sorted; with words, those that contain one of them. */
 function testFiles({ areas }: Runtime, words: readonly string[]): string[] {
   return (readdirSync(join(ROOT, "test"), { recursive: true }) as string[])
-    .filter((path) => path.endsWith(SUFFIX) && areas.some((area) => path.startsWith(area)))
+    .filter((path) => isWanted(path) && areas.some((area) => path.startsWith(area)))
     .map((path) => join("test", path))
     .filter((path) => words.length === 0 || words.some((word) => path.includes(word)))
     .sort();
