@@ -9,6 +9,7 @@ import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { parseArgs } from "node:util";
 import { gpuEnvironment } from "../src/kernels/device/launch.ts";
+import { watchClocks } from "./clocks.ts";
 import type { Ceilings, Part, Scale } from "./part.ts";
 import type { Message } from "./part_process.ts";
 import { PARTS } from "./parts.ts";
@@ -24,6 +25,8 @@ export interface PartResult {
   /** `done`, or why it is not whole. */
   readonly outcome: string;
   readonly seconds: number;
+  /** Least and most that the GPU's processors were seen to run at, on NVIDIA. */
+  readonly clockMHz?: { readonly least: number; readonly most: number };
   readonly adapter?: string;
   readonly rows: readonly Row[];
 }
@@ -60,9 +63,10 @@ export async function bench(scale: Scale, args: readonly string[]): Promise<void
   const results: PartResult[] = [];
   const finish = (result: PartResult): void => {
     results.push(result);
-    const { name, side, title, outcome, seconds, rows } = result;
+    const { name, side, title, outcome, seconds, clockMHz, rows } = result;
     const of = side === "thaw" ? "" : " (PyTorch)";
-    console.log(`\n${name}${of}: ${title}\n${outcome}, ${seconds.toFixed(0)} s`);
+    const clocks = clockMHz ? `, processors at ${clockMHz.least} to ${clockMHz.most} MHz` : "";
+    console.log(`\n${name}${of}: ${title}\n${outcome}, ${seconds.toFixed(0)} s${clocks}`);
     if (rows.length > 0) console.log(rowsTable(rows));
   };
   const limit = (seconds: number): number => Math.min(seconds, (end - performance.now()) / 1e3);
@@ -170,8 +174,9 @@ async function whole(
   seconds: number,
   onLine: (line: string) => void,
   detached = false,
-): Promise<{ outcome: string; seconds: number }> {
+): Promise<Pick<PartResult, "outcome" | "seconds" | "clockMHz">> {
   const begin = performance.now();
+  const clocks = watchClocks();
   let late = false;
   const timer = setTimeout(() => {
     late = true;
@@ -187,7 +192,7 @@ async function whole(
     });
   });
   clearTimeout(timer);
-  return { outcome, seconds: (performance.now() - begin) / 1e3 };
+  return { outcome, seconds: (performance.now() - begin) / 1e3, clockMHz: clocks() };
 }
 
 function describe(scale: Scale, parts: readonly PartResult[]): BenchResult {

@@ -29,6 +29,7 @@ export interface Recipe {
   readonly minutes: number;
   readonly batchSize: number;
   readonly optimizer: "adamw" | "adafactor";
+  readonly precision: "f32" | "mixed";
   readonly learningRate: number;
   readonly warmupSteps: number;
   readonly capacityFactor: number;
@@ -46,6 +47,7 @@ export const USAGE = `usage: npm run pretrain -- (--steps N | --minutes M) [opti
   --window N                 tokens of a text before spans are cut out, with --text; default 128
   --batch-size N             default 32
   --optimizer NAME           adamw or adafactor; default adamw
+  --precision NAME           f32 or mixed; default f32
   --learning-rate X          after warm-up, then falling with 1/sqrt(step); default 3e-3
   --warmup-steps N           default 100
   --capacity-factor X        slots of an expert in training; default none are limited
@@ -62,6 +64,7 @@ const OPTIONS = {
   window: { type: "string" },
   "batch-size": { type: "string" },
   optimizer: { type: "string" },
+  precision: { type: "string" },
   "learning-rate": { type: "string" },
   "warmup-steps": { type: "string" },
   "capacity-factor": { type: "string" },
@@ -88,6 +91,8 @@ export function recipeOf(args: readonly string[]): Recipe | string {
   const optimizer = values.optimizer ?? "adamw";
   if (optimizer !== "adamw" && optimizer !== "adafactor")
     mistakes.push(`--optimizer must be adamw or adafactor, is ${optimizer}`);
+  const precision = values.precision ?? "f32";
+  if (precision !== "f32" && precision !== "mixed") mistakes.push(`--precision must be f32 or mixed, is ${precision}`);
   if (values.steps === undefined && values.minutes === undefined) mistakes.push("give --steps, --minutes or both");
   const text = values.text ?? [];
   const window = positive("window", 128, true);
@@ -104,6 +109,7 @@ export function recipeOf(args: readonly string[]): Recipe | string {
     minutes: positive("minutes", Number.POSITIVE_INFINITY, false),
     batchSize: positive("batch-size", 32, true),
     optimizer: optimizer === "adafactor" ? "adafactor" : "adamw",
+    precision: precision === "mixed" ? "mixed" : "f32",
     learningRate: positive("learning-rate", 3e-3, false),
     warmupSteps: positive("warmup-steps", 100, true),
     capacityFactor: positive("capacity-factor", 0, false),
@@ -135,6 +141,7 @@ export const runSettings = (recipe: Recipe): RunSettings => ({
   maxInputTokens: recipe.inputTokens,
   maxTargetTokens: recipe.targetTokens,
   seed: SEED,
+  precision: recipe.precision,
   // The inverse square root needs no end to be planned, so --minutes may stop anywhere.
   optimizer: {
     algorithm: ALGORITHMS[recipe.optimizer],

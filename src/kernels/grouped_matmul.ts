@@ -68,11 +68,11 @@ const nameOf = (v: Variant): string =>
 /** The binding of the row index, in kernels that gather. */
 const rowIndex = (gather: boolean): Record<string, BufferDeclaration> => (gather ? { sourceOfRow: read("u32") } : {});
 
-/** WGSL: the row of x that a sorted row reads, PADDING for none; `readable` is a row that exists in any case. */
+/** WGSL: the row of x that a sorted row reads, PADDING for none, of any row; `readable` is one that exists in any case. */
 const sourceOf = (gather: boolean): string => /* wgsl */ `
 const PADDING = 0xffffffffu;
 fn source_of(row: u32) -> u32 {
-  ${gather ? "let assignment = sourceOfRow[row]; return select(assignment / params.top_k, PADDING, assignment == PADDING);" : "return row;"}
+  ${gather ? "let assignment = sourceOfRow[min(row, arrayLength(&sourceOfRow) - 1)]; return select(assignment / params.top_k, PADDING, assignment == PADDING);" : "return row;"}
 }
 fn readable(source: u32) -> u32 { return select(source, 0, source == PADDING); }
 `;

@@ -9,8 +9,9 @@ let dawn: GPU | undefined;
 const ARGUMENTS = [
   // Subgroup matrices are behind allow_unsafe_apis; f16 on NVIDIA is off by default under Vulkan.
   // Our kernels write workgroup memory before they read it; having Dawn zero it first makes pipelines compile ten times
-  // slower on SwiftShader.
-  "enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia,disable_workgroup_init",
+  // slower on SwiftShader. Our kernels also stay inside their buffers, whatever a client sends; checks of every access again
+  // cost products on matrix units a fifth of their speed.
+  "enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia,disable_workgroup_init,disable_robustness",
   // Quantized timestamps are a browser's defence against timing attacks; profiles need nanoseconds.
   "disable-dawn-features=timestamp_quantization",
 ];
