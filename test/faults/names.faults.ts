@@ -6,7 +6,6 @@
 import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
 import { clone, ScalarType } from "@bufbuild/protobuf";
 import { type ReflectMessage, reflect } from "@bufbuild/protobuf/reflect";
 import { Client, credentials, status } from "@grpc/grpc-js";
@@ -14,8 +13,8 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { problemsOf, uploadDataset, uploadModel } from "../../clients/typescript/index.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
-import { eventsUntil, reaches, refused, type TestServer, testServer, withInputs } from "../support/thaw_server.ts";
-import { callMethod, methodOf, requestsOf, tour, tourRoot } from "../support/tour.ts";
+import { eventsUntil, reaches, refused, type TestServer, withInputs } from "../support/thaw_server.ts";
+import { callMethod, methodOf, requestsOf, serverForTour, tour, tourRoot } from "../support/tour.ts";
 
 const HOSTILE: readonly string[] = [
   ".",
@@ -90,10 +89,9 @@ test.after.each(async () => {
   assert.equal(logged.splice(0), [], "no fault");
 });
 
-async function serverForTour(dataDirectory?: string): Promise<TestServer> {
-  const engine = () => ({ beforeStep: () => delay(2), exported: join(root, "tiny") });
+async function start(dataDirectory?: string): Promise<TestServer> {
   const log = (level: string, message: string) => void (level === "error" && logged.push(message));
-  const server = await testServer({ flags: ["--models", root], engine, log, dataDirectory });
+  const server = await serverForTour(root, { log, dataDirectory });
   started.push(server);
   return server;
 }
@@ -136,7 +134,7 @@ async function keptIn({ dataDirectory }: TestServer): Promise<string[]> {
 }
 
 test("in every request of the tour, in place of every name, they are refused, and leave nothing", async () => {
-  const [plain, server] = [await serverForTour(), await serverForTour(join(around, "a", "b"))];
+  const [plain, server] = [await start(), await start(join(around, "a", "b"))];
   const [plainly, channel] = [plain, server].map(({ address }) => new Client(address, credentials.createInsecure()));
   const tried = new Set<string>();
   for (const stop of await tour(root)) {
@@ -168,7 +166,7 @@ test("in every request of the tour, in place of every name, they are refused, an
 });
 
 test("what is free to say comes back to the letter, from this server and the next", async () => {
-  let server = await serverForTour();
+  let server = await start();
   await withInputs(server.thaw);
   const short = [...HOSTILE, ...WORDS].filter(({ length }) => length <= MOST_CHARACTERS);
   const texts = short.filter((text) => !CONTROL.test(text));
@@ -212,7 +210,7 @@ test("what is free to say comes back to the letter, from this server and the nex
 });
 
 test("words that are reserved elsewhere are ids like any other", async () => {
-  const server = await serverForTour();
+  const server = await start();
   const { thaw } = server;
   await withInputs(thaw);
   for (const word of WORDS.filter((text) => /^[a-z]+$/.test(text))) {

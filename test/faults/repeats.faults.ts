@@ -3,7 +3,6 @@
 
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
 import { type DescMessage, equals, type Message } from "@bufbuild/protobuf";
 import { type ReflectMessage, reflect } from "@bufbuild/protobuf/reflect";
 import { Client, credentials } from "@grpc/grpc-js";
@@ -12,15 +11,8 @@ import * as assert from "uvu/assert";
 import { problemsOf, RpcError, uploadDataset, uploadModel } from "../../clients/typescript/index.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { SERVICES } from "../../src/server/front/front.ts";
-import {
-  describeEvent,
-  eventsUntil,
-  reaches,
-  type TestServer,
-  testServer,
-  withInputs,
-} from "../support/thaw_server.ts";
-import { callMethod, jsonOf, methodOf, requestsOf, type Stop, tour, tourRoot } from "../support/tour.ts";
+import { describeEvent, eventsUntil, reaches, type TestServer, withInputs } from "../support/thaw_server.ts";
+import { callMethod, jsonOf, methodOf, requestsOf, type Stop, serverForTour, tour, tourRoot } from "../support/tour.ts";
 
 const TIMES = 100;
 const RACERS = 50;
@@ -37,9 +29,8 @@ test.after.each(async () => {
   for (const server of started.splice(0)) await server.stop();
 });
 
-async function serverForTour(): Promise<TestServer> {
-  const engine = () => ({ beforeStep: () => delay(2), exported: join(root, "tiny") });
-  const server = await testServer({ flags: ["--models", root, "--max-uploads", String(TIMES)], engine });
+async function start(): Promise<TestServer> {
+  const server = await serverForTour(root, { flags: ["--max-uploads", String(TIMES)] });
   started.push(server);
   return server;
 }
@@ -95,8 +86,8 @@ async function effects({ thaw }: TestServer) {
 }
 
 test(`every request with a request_id, ${TIMES} times at once, has one effect and one answer`, async () => {
-  const once = await serverForTour();
-  const often = await serverForTour();
+  const once = await start();
+  const often = await start();
   const repeated = new Set<string>();
   for (const [server, times] of [
     [once, 1],
@@ -133,7 +124,7 @@ test(`every request with a request_id, ${TIMES} times at once, has one effect an
 });
 
 test("a request_id that another request has used is refused, whatever it comes with", async () => {
-  const server = await serverForTour();
+  const server = await start();
   const channel = new Client(server.address, credentials.createInsecure());
   const stops = (await tour(root)).filter(({ path }) => methodOf(path).methodKind !== "bidi_streaming");
   let used = "";
@@ -167,7 +158,7 @@ const racers = <T>(call: (racer: number) => Promise<T>): Promise<T>[] =>
   Array.from({ length: RACERS }, (_, i) => call(i));
 
 test("of changes under one etag exactly one comes about; the others are ABORTED", async () => {
-  const { thaw } = await serverForTour();
+  const { thaw } = await start();
   await withInputs(thaw);
   await thaw.runs.createRun({ runId: "r", spec: { model: "models/m", dataset: "datasets/d", steps: 1n } });
   await eventsUntil(thaw, "runs/r", reaches(RunState.SUCCEEDED));
@@ -198,7 +189,7 @@ test("of changes under one etag exactly one comes about; the others are ABORTED"
 });
 
 test("a new name goes to exactly one of those who want it", async () => {
-  const { thaw } = await serverForTour();
+  const { thaw } = await start();
   await withInputs(thaw);
   const spec = { model: "models/m", dataset: "datasets/d", steps: 1n };
   const taken = { won: 1, lost: { "ALREADY_EXISTS NAME_TAKEN": RACERS - 1 } };

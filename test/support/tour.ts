@@ -2,16 +2,18 @@
 // as plain JSON. What has to hold for every method is tested by walking it: repeated requests, hostile texts, the requests
 // of an older client.
 //
-// It is for a server of `testServer` whose steps take some milliseconds, with `tourRoot()` as its models folder. Stops of the
-// tour that wait for something are streams: they are read until a reply holds a text, or to their end.
+// It is for a `serverForTour`. Stops of the tour that wait for something are streams: they are read until a reply holds a text,
+// or to their end.
 
 import { mkdtemp, readFile, rename } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { create, type DescMethod, fromJson, type JsonObject, type Message, toJson } from "@bufbuild/protobuf";
 import type { Client } from "@grpc/grpc-js";
 import { type CallOptions, connect } from "../../clients/typescript/rpc/connect.ts";
 import { ALL_SERVICES } from "../../src/server/front/front.ts";
+import { type TestServer, type TestServerOptions, testServer } from "./thaw_server.ts";
 import { tinyModel } from "./tiny_model.ts";
 
 /** The model of the tour: small, since it is kept in files of recorded requests. */
@@ -44,6 +46,14 @@ export async function tourRoot(): Promise<string> {
   await rename(await tinyModel(MODEL), join(root, "tiny"));
   return root;
 }
+
+/** A server with that folder, whose steps take some milliseconds. */
+export const serverForTour = (root: string, options: TestServerOptions = {}): Promise<TestServer> =>
+  testServer({
+    ...options,
+    flags: ["--models", root, ...(options.flags ?? [])],
+    engine: () => ({ beforeStep: () => delay(2), exported: join(root, "tiny") }),
+  });
 
 /** Every method at least once. @param root what `tourRoot` gave */
 export async function tour(root: string): Promise<readonly Stop[]> {
