@@ -10,14 +10,16 @@ import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { connectThaw } from "../../clients/typescript/index.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { createToken } from "../../src/server/access/tokens.ts";
 import { ALL_SERVICES } from "../../src/server/front/front.ts";
 import { openTokens } from "../../src/server/registry/tokens.ts";
+import { PACKAGE } from "../../src/server/services/system_service.ts";
 import { registryFile } from "../../src/server/storage/layout.ts";
 import { authority } from "../support/certificates.ts";
-import { testServer, withInputs } from "../support/thaw_server.ts";
+import { FAKE_TENSOR } from "../support/fake_engine.ts";
+import { testServer } from "../support/thaw_server.ts";
+import { serverForTour, tourRoot } from "../support/tour.ts";
 
 const test = suite("foreign clients");
 const folder = mkdtempSync(join(tmpdir(), "thaw-foreign-"));
@@ -45,15 +47,11 @@ interface Refusal {
   readonly details: readonly { readonly type: string; readonly text: string }[];
 }
 
-interface Seen extends Record<"invalid" | "stranger" | "denied" | "large", Refusal> {
+interface Seen extends Record<"full" | "invalid" | "wrong_state" | "stranger" | "denied" | "large", Refusal> {
   readonly services: readonly string[];
-  readonly uploaded: string;
-  readonly started: string;
   readonly revisions: readonly number[];
-  readonly steps: readonly number[];
   readonly watched: readonly number[];
-  readonly steered: readonly string[];
-  readonly state: number;
+  readonly [other: string]: unknown;
 }
 
 function pythonClient(args: readonly string[], token: string): Promise<Seen> {
@@ -69,36 +67,65 @@ function pythonClient(args: readonly string[], token: string): Promise<Seen> {
   });
 }
 
+/** What must have come of the script's calls. */
+const EXPECTED = {
+  health: 1,
+  version: PACKAGE.version,
+  model: "models/python",
+  model_back: true,
+  uploaded: "datasets/python",
+  pages: [["models/exported"], ["models/python"]],
+  started: "runs/python",
+  steps: [1, 2, 3, 4, 5],
+  summary: 5,
+  plan: FAKE_TENSOR.name,
+  loss: 0.5,
+  step: 1,
+  checkpoint: ["runs/driven/checkpoints/step-1"],
+  texts: ["A", "B"],
+  score: 0.25,
+  subscribed: [0],
+  exported: "models/exported",
+  forked: 7,
+  steered: ["pause", "cancel"],
+  state: RunState.CANCELLED,
+};
+
 for (const mutual of [false, true]) {
   const title = `Python's client over ${mutual ? "mTLS" : "TLS"}: reflection, every kind of call, details of errors`;
   (python ? test : test.skip)(title, async () => {
-    const served = await testServer({
-      engine: () => ({ beforeStep: () => delay(5) }),
-      flags: ["--tokens", "on", ...encrypted, ...(mutual ? ["--tls-client-ca", ca] : [])],
-    });
+    const root = await tourRoot();
+    const limits = ["--tokens", "on", "--max-queued-runs", "1"];
+    const flags = [...limits, ...encrypted, ...(mutual ? ["--tls-client-ca", ca] : [])];
+    const served = await serverForTour(root, { flags });
     const store = openTokens(registryFile(served.dataDirectory));
-    const token = (role: "admin" | "operator") => createToken(store, { role, label: "", expireTime: undefined }).token;
-    const certificate = mutual ? { chain: client.certificate, key: client.key } : undefined;
-    const tls = { authorities: ours.certificate, certificate };
-    const thaw = connectThaw(served.address, { tls, token: token("admin") });
+    const { token } = createToken(store, { role: "operator", label: "", expireTime: undefined });
     try {
-      await withInputs(thaw);
-      const seen = await pythonClient([served.address, ca, ...(mutual ? own : [])], token("operator"));
+      const strangers = [[served.address, pem("theirs.pem", authority("theirs").certificate)]];
+      if (mutual) strangers.push([served.address, ca]);
+      for (const stranger of strangers) {
+        const ended = await pythonClient([...stranger, join(root, "tiny")], token).catch((error: Error) => error);
+        assert.match(ended instanceof Error ? ended.message : "got in", "StatusCode.UNAVAILABLE");
+      }
+      const seen = await pythonClient([served.address, ca, join(root, "tiny"), ...(mutual ? own : [])], token);
       assert.equal([...seen.services].sort(), ALL_SERVICES.map(({ typeName }) => typeName).sort());
-      assert.equal([seen.uploaded, seen.started], ["datasets/python", "runs/python"]);
-      assert.equal(seen.steps, [1, 2, 3, 4, 5]);
       assert.equal(
         seen.revisions,
         seen.revisions.map((_, i) => i + 1),
       );
       assert.equal(seen.watched, seen.revisions.slice(1));
-      assert.equal([seen.steered, seen.state], [["pause", "cancel"], RunState.CANCELLED]);
+      assert.equal(seen, { ...seen, ...EXPECTED });
 
       const details = ({ details: all }: Refusal) => Object.fromEntries(all.map(({ type, text }) => [type, text]));
       assert.is(seen.invalid.code, "INVALID_ARGUMENT");
       for (const field of ["run_id", "spec.steps"]) {
         assert.ok(details(seen.invalid)["google.rpc.BadRequest"]?.includes(`field: "${field}"`), field);
       }
+      assert.is(seen.full.code, "RESOURCE_EXHAUSTED");
+      assert.match(details(seen.full)["google.rpc.ErrorInfo"] ?? "", 'reason: "QUEUE_FULL"');
+      assert.match(details(seen.full)["google.rpc.RetryInfo"] ?? "", /retry_delay \{\s*seconds: 30/);
+      assert.is(seen.wrong_state.code, "FAILED_PRECONDITION");
+      assert.match(details(seen.wrong_state)["google.rpc.ErrorInfo"] ?? "", 'value: "SUCCEEDED"');
       assert.is(seen.stranger.code, "UNAUTHENTICATED");
       assert.match(details(seen.stranger)["google.rpc.ErrorInfo"] ?? "", 'reason: "TOKEN_MISSING"');
       assert.is(seen.denied.code, "PERMISSION_DENIED");
@@ -106,9 +133,9 @@ for (const mutual of [false, true]) {
       assert.is(seen.large.code, "RESOURCE_EXHAUSTED");
       assert.match(seen.large.message, "16777216");
     } finally {
-      thaw.close();
       store.close();
       await served.stop();
+      rmSync(root, { recursive: true });
     }
   });
 }
