@@ -1,17 +1,30 @@
 // RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) as T5 uses it: no mean, no bias.
 //
-//   inverse_rms = 1 / sqrt(mean_c x² + epsilon)                     one per row, kept for the backward pass
-//   out         = weight · x · inverse_rms
-//   dX          = inverse_rms · (g - x · inverse_rms² · mean_c(g · x))   with g = weight · dOut
-//   dWeight     = Σ_rows dOut · x · inverse_rms
+//   inverse_rms = 1 / sqrt(mean_c x² + epsilon)        one per row
+//   normalized  = x · inverse_rms
+//   out         = weight · normalized
+//   dX          = inverse_rms · (g - normalized · mean_c(g · normalized))   with g = weight · dOut
+//   dWeight     = Σ_rows dOut · normalized
+//
+// For the backward pass only `normalized` and inverse_rms are kept: x belongs to the residual stream, which need not live
+// so long then, and what else reads `out` there has it made anew by `rmsNormOutput`, with the same bits.
 //
 // Rows are reduced by one thread each on software and by one workgroup each on hardware (a fixed tree). The weight
 // gradient sums chunks of rows into a scratch buffer, then the chunks: both in order.
 
 import type { KernelTarget } from "./capabilities.ts";
-import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
-
-type Value = "vec4f" | "f32";
+import {
+  type Command,
+  call,
+  defineKernel,
+  type Kernel,
+  kernelCache,
+  LINEAR_INDEX,
+  read,
+  spread,
+  write,
+} from "./kernel.ts";
+import { floats, type Halves, halvesSuffix, type Value } from "./storage.ts";
 
 /** Threads of a workgroup; on hardware they share one row. */
 const ROW_THREADS: Record<KernelTarget, number> = { software: 8, hardware: 128 };
@@ -57,32 +70,82 @@ const horizontal = (value: Value, x: string): string => (value === "vec4f" ? `do
 /** `columns` counts values (vec4f or f32), `width` elements. */
 const ROW_PARAMS = { rows: "u32", columns: "u32", width: "f32" } as const;
 
-const forwardKernel = (target: KernelTarget, value: Value) =>
-  defineKernel({
-    name: `rms_norm_${target}_${value}`,
-    params: { ...ROW_PARAMS, epsilon: "f32" },
-    buffers: { x: read(value), weight: read(value), out: write(value), inverseRms: write("f32") },
-    wgsl: /* wgsl */ `${ROW_MAIN[target]}${ROW_START}  var squares = ${value}();
-  for (var c = lane; c < params.columns; c += LANES) { squares += x[start + c] * x[start + c]; }
+const cached = kernelCache<Kernel>();
+
+/** Builds a kernel once for its name, which `halves` become part of. */
+const named = (name: string, halves: Halves, make: (name: string) => Kernel): Kernel => {
+  const full = `${name}${halvesSuffix(halves)}`;
+  return cached(full, () => make(full));
+};
+
+const forwardKernel = (target: KernelTarget, value: Value, keep: boolean, halves: Halves): Kernel =>
+  named(`rms_norm_${target}_${value}${keep ? "_kept" : ""}`, halves, (name) => {
+    const access = { x: "read", weight: "read", out: "write" } as const;
+    const kept = { ...access, normalized: "write" } as const;
+    const { buffers, functions } = floats<string>(value, keep ? kept : access, halves);
+    // What is kept may be rounded: `out` is made of that, as it is made again.
+    const normalize = keep
+      ? "store_normalized(at, load_x(at) * scale);\n    let normalized = load_normalized(at);"
+      : "let normalized = load_x(at) * scale;";
+    return defineKernel<string, string>({
+      name,
+      params: { ...ROW_PARAMS, epsilon: "f32" },
+      buffers: { ...buffers, inverseRms: write("f32") },
+      wgsl: /* wgsl */ `${functions}${ROW_MAIN[target]}${ROW_START}  var squares = ${value}();
+  for (var c = lane; c < params.columns; c += LANES) {
+    let entry = load_x(start + c);
+    squares += entry * entry;
+  }
   let scale = 1 / sqrt(row_sum(lane, ${horizontal(value, "squares")}) / params.width + params.epsilon);
-  for (var c = lane; c < params.columns; c += LANES) { out[start + c] = weight[c] * (x[start + c] * scale); }
+  for (var c = lane; c < params.columns; c += LANES) {
+    let at = start + c;
+    ${normalize}
+    store_out(at, load_weight(c) * normalized);
+  }
   if (lane == 0) { inverseRms[row] = scale; }
 }`,
+    });
   });
 
-const inputGradientKernel = (target: KernelTarget, value: Value) =>
-  defineKernel({
-    name: `rms_norm_input_gradient_${target}_${value}`,
-    params: ROW_PARAMS,
-    buffers: { x: read(value), weight: read(value), inverseRms: read("f32"), dOut: read(value), dX: write(value) },
-    wgsl: /* wgsl */ `${ROW_MAIN[target]}${ROW_START}  var products = ${value}();
-  for (var c = lane; c < params.columns; c += LANES) { products += weight[c] * dOut[start + c] * x[start + c]; }
-  let scale = inverseRms[row];
-  let along = row_sum(lane, ${horizontal(value, "products")}) / params.width * scale * scale;
+const OUTPUT_THREADS = 64;
+
+const outputKernel = (value: Value, halves: Halves): Kernel =>
+  named(`rms_norm_output_${value}`, halves, (name) => {
+    const access = { normalized: "read", weight: "read", out: "write" } as const;
+    const { buffers, functions } = floats(value, access, halves);
+    return defineKernel<string, string>({
+      name,
+      params: { count: "u32", columns: "u32" }, // in values
+      buffers,
+      wgsl: /* wgsl */ `${functions}${LINEAR_INDEX}
+@compute @workgroup_size(${OUTPUT_THREADS})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let at = linear_index(wid, num) * ${OUTPUT_THREADS} + lid;
+  if (at < params.count) { store_out(at, load_weight(at % params.columns) * load_normalized(at)); }
+}`,
+    });
+  });
+
+const inputGradientKernel = (target: KernelTarget, value: Value, halves: Halves): Kernel =>
+  named(`rms_norm_input_gradient_${target}_${value}`, halves, (name) => {
+    const access = { normalized: "read", weight: "read", dOut: "read", dX: "write" } as const;
+    const { buffers, functions } = floats(value, access, halves);
+    return defineKernel<string, string>({
+      name,
+      params: ROW_PARAMS,
+      buffers: { ...buffers, inverseRms: read("f32") },
+      wgsl: /* wgsl */ `${functions}${ROW_MAIN[target]}${ROW_START}  var products = ${value}();
   for (var c = lane; c < params.columns; c += LANES) {
-    dX[start + c] = scale * (weight[c] * dOut[start + c] - along * x[start + c]);
+    products += load_weight(c) * load_dOut(start + c) * load_normalized(start + c);
+  }
+  let along = row_sum(lane, ${horizontal(value, "products")}) / params.width;
+  let scale = inverseRms[row];
+  for (var c = lane; c < params.columns; c += LANES) {
+    let at = start + c;
+    store_dX(at, scale * (load_weight(c) * load_dOut(at) - along * load_normalized(at)));
   }
 }`,
+    });
   });
 
 /** Rows that one thread of the weight gradient sums. */
@@ -95,22 +158,25 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   let at = linear_index(wid, num) * ${COLUMN_THREADS} + lid;
 `;
 
-const chunkKernel = (value: Value) =>
-  defineKernel({
-    name: `rms_norm_weight_gradient_chunks_${value}`,
-    params: { rows: "u32", columns: "u32", chunks: "u32" },
-    buffers: { x: read(value), inverseRms: read("f32"), dOut: read(value), scratch: write(value) },
-    wgsl: /* wgsl */ `${COLUMN_MAIN}
+const chunkKernel = (value: Value, halves: Halves): Kernel =>
+  named(`rms_norm_weight_gradient_chunks_${value}`, halves, (name) => {
+    const { buffers, functions } = floats(value, { normalized: "read", dOut: "read", scratch: "write" }, halves);
+    return defineKernel<string, string>({
+      name,
+      params: { rows: "u32", columns: "u32", chunks: "u32" },
+      buffers,
+      wgsl: /* wgsl */ `${functions}${COLUMN_MAIN}
   let chunk = at / params.columns;
   let column = at % params.columns;
   if (chunk >= params.chunks) { return; }
   let end = min((chunk + 1) * ${CHUNK_ROWS}, params.rows);
   var sum = ${value}();
   for (var row = chunk * ${CHUNK_ROWS}; row < end; row++) {
-    sum += dOut[row * params.columns + column] * (x[row * params.columns + column] * inverseRms[row]);
+    sum += load_dOut(row * params.columns + column) * load_normalized(row * params.columns + column);
   }
-  scratch[at] = sum;
+  store_scratch(at, sum);
 }`,
+    });
   });
 
 const totalKernel = (value: Value) =>
@@ -126,19 +192,13 @@ const totalKernel = (value: Value) =>
 }`,
   });
 
-/** One kernel per target and value type. */
-const perTarget = <K extends Kernel>(make: (target: KernelTarget, value: Value) => K) => ({
-  software: { vec4f: make("software", "vec4f"), f32: make("software", "f32") },
-  hardware: { vec4f: make("hardware", "vec4f"), f32: make("hardware", "f32") },
-});
-const forward = perTarget(forwardKernel);
-const inputGradient = perTarget(inputGradientKernel);
-const chunkSums = { vec4f: chunkKernel("vec4f"), f32: chunkKernel("f32") };
 const chunkTotals = { vec4f: totalKernel("vec4f"), f32: totalKernel("f32") };
 
 export interface RmsNormDims {
   rows: number;
+  /** A multiple of 4 where a buffer is among `halves`. */
   columns: number;
+  halves?: Halves;
 }
 
 /** What a thread handles, and the columns counted in it. */
@@ -147,28 +207,44 @@ const valuesOf = (columns: number): [Value, number] => (columns % 4 === 0 ? ["ve
 const rowGroups = (rows: number, target: KernelTarget): [number, number] =>
   spread(target === "hardware" ? rows : Math.ceil(rows / ROW_THREADS.software));
 
-/** out = weight · x / rms(x); x, out [rows, columns], weight [columns], inverseRms [rows] (written); all f32. */
+/**
+ * out = weight · x / rms(x); x, out [rows, columns], weight [columns], inverseRms [rows] (written) f32; and where it is
+ * given, normalized [rows, columns] = x / rms(x), which out is then made of as it is stored.
+ */
 export function rmsNorm<T>(
-  buffers: Record<"x" | "weight" | "out" | "inverseRms", T>,
-  { rows, columns, epsilon }: RmsNormDims & { epsilon: number },
+  { normalized, ...buffers }: Record<"x" | "weight" | "out" | "inverseRms", T> & { normalized?: T },
+  { rows, columns, epsilon, halves = [] }: RmsNormDims & { epsilon: number },
   target: KernelTarget,
 ): Command<T>[] {
   if (rows === 0) return [];
   const [value, values] = valuesOf(columns);
   const params = { rows, columns: values, width: columns, epsilon };
-  return [call(forward[target][value], params, buffers, rowGroups(rows, target))];
+  const kernel = forwardKernel(target, value, normalized !== undefined, halves);
+  const bound: Record<string, T> = normalized === undefined ? buffers : { ...buffers, normalized };
+  return [call(kernel, params, bound, rowGroups(rows, target))];
 }
 
-/** dX from x, dOut [rows, columns], weight [columns] and the forward pass's inverseRms [rows]; all f32. */
+/** out = weight · normalized; normalized, out [rows, columns], weight [columns]: what {@link rmsNorm} gave, bit for bit. */
+export function rmsNormOutput<T>(
+  buffers: Record<"normalized" | "weight" | "out", T>,
+  { rows, columns, halves = [] }: RmsNormDims,
+): Command<T>[] {
+  if (rows === 0) return [];
+  const [value, values] = valuesOf(columns);
+  const params = { count: rows * values, columns: values };
+  return [call(outputKernel(value, halves), params, buffers, spread(Math.ceil((rows * values) / OUTPUT_THREADS)))];
+}
+
+/** dX from normalized, dOut [rows, columns], weight [columns] and the forward pass's inverseRms [rows] f32. */
 export function rmsNormInputGradient<T>(
-  buffers: Record<"x" | "weight" | "inverseRms" | "dOut" | "dX", T>,
-  { rows, columns }: RmsNormDims,
+  buffers: Record<"normalized" | "weight" | "inverseRms" | "dOut" | "dX", T>,
+  { rows, columns, halves = [] }: RmsNormDims,
   target: KernelTarget,
 ): Command<T>[] {
   if (rows === 0) return [];
   const [value, values] = valuesOf(columns);
   const params = { rows, columns: values, width: columns };
-  return [call(inputGradient[target][value], params, buffers, rowGroups(rows, target))];
+  return [call(inputGradientKernel(target, value, halves), params, buffers, rowGroups(rows, target))];
 }
 
 /** Elements (f32) of the scratch buffer of {@link rmsNormWeightGradient}. */
@@ -176,19 +252,20 @@ export const rmsNormWeightGradientScratch = (rows: number, columns: number): num
   Math.ceil(rows / CHUNK_ROWS) * columns;
 
 /**
- * dWeight [columns] = Σ over rows of dOut · x · inverseRms; x, dOut [rows, columns], inverseRms [rows]; all f32.
+ * dWeight [columns] f32 = Σ over rows of dOut · normalized; both [rows, columns].
  * On software a thread takes four columns, on hardware one: there it is threads that are short.
  */
 export function rmsNormWeightGradient<T>(
-  { x, inverseRms, dOut, scratch, dWeight }: Record<"x" | "inverseRms" | "dOut" | "scratch" | "dWeight", T>,
-  { rows, columns: width }: RmsNormDims,
+  { normalized, dOut, scratch, dWeight }: Record<"normalized" | "dOut" | "scratch" | "dWeight", T>,
+  { rows, columns: width, halves = [] }: RmsNormDims,
   target: KernelTarget,
 ): Command<T>[] {
   const [value, columns] = target === "software" ? valuesOf(width) : (["f32", width] as const);
   const chunks = Math.ceil(rows / CHUNK_ROWS);
   const groups = (threads: number): [number, number] => spread(Math.ceil(threads / COLUMN_THREADS));
+  const sums = chunkKernel(value, halves);
   return [
-    call(chunkSums[value], { rows, columns, chunks }, { x, inverseRms, dOut, scratch }, groups(chunks * columns)),
+    call(sums, { rows, columns, chunks }, { normalized, dOut, scratch }, groups(chunks * columns)),
     call(chunkTotals[value], { columns, chunks }, { scratch, dWeight }, groups(columns)),
   ];
 }
@@ -198,21 +275,25 @@ export function rmsNormReference(
   x: ArrayLike<number>,
   weight: ArrayLike<number>,
   { rows, columns, epsilon }: RmsNormDims & { epsilon: number },
-): { out: Float64Array; inverseRms: Float64Array } {
+): { out: Float64Array; normalized: Float64Array; inverseRms: Float64Array } {
   const out = new Float64Array(rows * columns);
+  const normalized = new Float64Array(rows * columns);
   const inverseRms = new Float64Array(rows);
   for (let r = 0; r < rows; r++) {
     let squares = 0;
     for (let c = 0; c < columns; c++) squares += x[r * columns + c] ** 2;
     inverseRms[r] = 1 / Math.sqrt(squares / columns + epsilon);
-    for (let c = 0; c < columns; c++) out[r * columns + c] = weight[c] * x[r * columns + c] * inverseRms[r];
+    for (let c = 0; c < columns; c++) {
+      normalized[r * columns + c] = x[r * columns + c] * inverseRms[r];
+      out[r * columns + c] = weight[c] * normalized[r * columns + c];
+    }
   }
-  return { out, inverseRms };
+  return { out, normalized, inverseRms };
 }
 
-/** Both gradients in float64, from the row factors of the forward pass. */
+/** Both gradients in float64, from what the forward pass keeps. */
 export function rmsNormGradientReference(
-  x: ArrayLike<number>,
+  normalized: ArrayLike<number>,
   weight: ArrayLike<number>,
   inverseRms: ArrayLike<number>,
   dOut: ArrayLike<number>,
@@ -223,11 +304,11 @@ export function rmsNormGradientReference(
   for (let r = 0; r < rows; r++) {
     const at = r * columns;
     let along = 0;
-    for (let c = 0; c < columns; c++) along += weight[c] * dOut[at + c] * x[at + c];
-    along *= inverseRms[r] ** 2 / columns;
+    for (let c = 0; c < columns; c++) along += weight[c] * dOut[at + c] * normalized[at + c];
+    along /= columns;
     for (let c = 0; c < columns; c++) {
-      dX[at + c] = inverseRms[r] * (weight[c] * dOut[at + c] - along * x[at + c]);
-      dWeight[c] += dOut[at + c] * x[at + c] * inverseRms[r];
+      dX[at + c] = inverseRms[r] * (weight[c] * dOut[at + c] - along * normalized[at + c]);
+      dWeight[c] += dOut[at + c] * normalized[at + c];
     }
   }
   return { dX, dWeight };

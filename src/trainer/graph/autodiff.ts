@@ -20,11 +20,21 @@ interface Entry {
  */
 export function differentiate(graph: Graph): Map<string, Tensor> {
   const entries = new Map<Tensor, Entry>();
+  const remade = new Map<Tensor, Tensor>();
   const forward = graph.nodes.slice();
   graph.phase = "backward";
 
   const gradients: Gradients = {
     of: (output) => entries.get(output)?.tensor,
+    saved: (t) => {
+      if (!t.remake) return t;
+      const known = remade.get(t);
+      if (known) return known;
+      const again = graph.tensor({ name: `${t.name}_again`, shape: t.shape, role: "activation", dtype: t.dtype });
+      t.remake(again);
+      remade.set(t, again);
+      return again;
+    },
     add: (input, canAccumulate, emit) => {
       if (!input.requiresGradient) return;
       const entry = entries.get(input);

@@ -36,6 +36,8 @@ export interface Tensor {
   readonly requiresGradient: boolean;
   /** An activation that must outlive the program's last node, because it is read back. */
   kept: boolean;
+  /** Emits a node that makes an activation anew in `out`, where that is cheaper than keeping it for the backward pass. */
+  remake?: (out: Tensor) => void;
   /** The arena (arenas.ts) that the tensor is a range of, from `offset` bytes on. */
   part?: { readonly of: Tensor; readonly offset: number };
   /** The parameter this tensor is, or is the gradient or optimizer state of. */
@@ -69,6 +71,8 @@ export interface Node {
 export interface Gradients {
   /** The gradient that reached an output of the node; undefined when none did. */
   of(output: Tensor): Tensor | undefined;
+  /** An activation as the backward pass reads it: itself, or made anew where it can be ({@link Tensor.remake}). */
+  saved(t: Tensor): Tensor;
   /**
    * Adds to the gradient of `input`. `emit` writes the contribution into `out`: it adds to what is there when
    * `accumulate` is true, which is only asked of it when `canAccumulate`.

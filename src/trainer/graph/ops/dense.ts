@@ -7,6 +7,7 @@ import { matmul, matmulScratch } from "../../../kernels/matmul.ts";
 import {
   rmsNormInputGradient,
   rmsNorm as rmsNormKernel,
+  rmsNormOutput,
   rmsNormWeightGradient,
   rmsNormWeightGradientScratch,
 } from "../../../kernels/rms_norm.ts";
@@ -54,17 +55,18 @@ export function linear(
         }),
       );
       gradients.add(weight, true, (out, accumulate) => {
+        const saved = gradients.saved(x);
         const dims = { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate, products };
         const room = matmulScratch(dims, g.target);
         const scratch = room > 0 ? g.activation("linear_scratch", [room]) : undefined;
         g.add({
           name: "linear_weight_gradient",
-          reads: accumulate ? [dy, x, out] : [dy, x],
+          reads: accumulate ? [dy, saved, out] : [dy, saved],
           writes: [out],
           scratch: scratch && [scratch],
           parameter: weight.parameter,
           flops,
-          lower: (target) => matmul({ a: dy, b: x, out, scratch }, dims, target),
+          lower: (target) => matmul({ a: dy, b: saved, out, scratch }, dims, target),
         });
       });
     },
@@ -132,38 +134,49 @@ export function rmsNorm(g: Graph, name: string, x: Tensor, weight: Tensor, epsil
   const [rows, columns] = x.shape;
   const out = into ?? g.activation(name, x.shape, [x, weight]);
   const inverseRms = g.activation(`${name}_inverse_rms`, [rows]);
+  const normalized = out.requiresGradient ? g.activation(`${name}_normalized`, x.shape) : undefined;
   g.add({
     name: "rms_norm",
     reads: [x, weight],
-    writes: [out, inverseRms],
+    writes: [out, inverseRms, normalized],
     flops: 4 * rows * columns,
-    lower: (target) => rmsNormKernel({ x, weight, out, inverseRms }, { rows, columns, epsilon }, target),
+    lower: (target) => rmsNormKernel({ x, weight, out, inverseRms, normalized }, { rows, columns, epsilon }, target),
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.add(x, false, (dX) =>
         g.add({
           name: "rms_norm_input_gradient",
-          reads: [x, weight, inverseRms, dOut],
+          reads: [normalized, weight, inverseRms, dOut],
           writes: [dX],
-          flops: 8 * rows * columns,
-          lower: (target) => rmsNormInputGradient({ x, weight, inverseRms, dOut, dX }, { rows, columns }, target),
+          flops: 7 * rows * columns,
+          lower: (target) =>
+            rmsNormInputGradient({ normalized: normalized!, weight, inverseRms, dOut, dX }, { rows, columns }, target),
         }),
       );
       gradients.add(weight, false, (dWeight) => {
         const scratch = g.activation("rms_norm_scratch", [rmsNormWeightGradientScratch(rows, columns)]);
         g.add({
           name: "rms_norm_weight_gradient",
-          reads: [x, inverseRms, dOut],
+          reads: [normalized, dOut],
           writes: [dWeight],
           scratch: [scratch],
           parameter: weight.parameter,
-          flops: 3 * rows * columns,
+          flops: 2 * rows * columns,
           lower: (target) =>
-            rmsNormWeightGradient({ x, inverseRms, dOut, scratch, dWeight }, { rows, columns }, target),
+            rmsNormWeightGradient({ normalized: normalized!, dOut, scratch, dWeight }, { rows, columns }, target),
         });
       });
     },
   });
+  if (normalized)
+    out.remake = (again) =>
+      g.add({
+        name: "rms_norm_output",
+        reads: [normalized, weight],
+        writes: [again],
+        flops: rows * columns,
+        lower: () => rmsNormOutput({ normalized, weight, out: again }, { rows, columns }),
+      });
   return out;
 }
 

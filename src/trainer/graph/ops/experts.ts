@@ -65,17 +65,18 @@ export function expertLinear(
           });
       });
       gradients.add(weight, false, (dWeight) => {
+        const saved = gradients.saved(x);
         const slots = trainableSlots(weight);
         const trainableExperts = g.constant("trainable_experts", Uint32Array.from(slots));
         g.add({
           name: "expert_weight_gradient",
-          reads: [x, dy, expertOffset, expertCount, trainableExperts, sourceOfRow],
+          reads: [saved, dy, expertOffset, expertCount, trainableExperts, sourceOfRow],
           writes: [dWeight],
           parameter: weight.parameter,
           flops: (flops * slots.length) / r.experts,
           lower: (target) =>
             groupedWeightGradient(
-              { x, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow },
+              { x: saved, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow },
               { slots: slots.length, n, k, gatherTopK, products },
               target,
             ),
