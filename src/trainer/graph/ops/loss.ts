@@ -5,12 +5,19 @@
 
 import { crossEntropy, type LossTerms, regularizes } from "../../../kernels/cross_entropy.ts";
 import type { Command } from "../../../kernels/kernel.ts";
-import { matmul } from "../../../kernels/matmul.ts";
+import { type MatmulDims, matmul, matmulScratch } from "../../../kernels/matmul.ts";
 import { gradientTensor } from "../autodiff.ts";
 import type { Graph, Tensor } from "../graph.ts";
 
 /** The most bytes of logits held at a time. */
 const LOGITS_CHUNK_BYTES = 64 * 2 ** 20;
+/** Chunks of at least that many rows are a multiple of it, so that no tile of a product is for a few rows. */
+const WHOLE_ROWS = 128;
+
+function rowsOfChunk(rows: number, vocabulary: number): number {
+  const most = Math.floor(LOGITS_CHUNK_BYTES / (4 * vocabulary));
+  return Math.max(1, Math.min(rows, most < WHOLE_ROWS ? most : most - (most % WHOLE_ROWS)));
+}
 
 export interface LossRows {
   /** [rows] f32: cross-entropy of each row, 0 where the label is -100. */
@@ -37,7 +44,7 @@ export function linearCrossEntropy(
   const [rows, width] = hidden.shape;
   const vocabulary = weight.shape[0];
   const { alpha, train, labelSmoothing, vocabularyZ } = options;
-  const chunkRows = Math.max(1, Math.min(rows, Math.floor(LOGITS_CHUNK_BYTES / (4 * vocabulary))));
+  const chunkRows = rowsOfChunk(rows, vocabulary);
   const rowLoss = g.activation("row_loss", [rows]);
   const rowCorrect = g.indices("row_correct", [rows]);
   const rowTerms = regularizes(options) ? g.activation("row_terms", [rows, 2]) : undefined;
@@ -47,12 +54,26 @@ export function linearCrossEntropy(
   const gradient = dHidden !== undefined || dWeight !== undefined;
   const product = 2 * rows * vocabulary * width;
   const { products } = g;
+  const hiddenGradient = (start: number, count: number): MatmulDims => ({
+    m: count,
+    n: width,
+    k: vocabulary,
+    transposeA: false,
+    transposeB: false,
+    alpha,
+    outOffset: start * width,
+    products,
+  });
+  // A chunk's gradient has few rows and a sum over the whole vocabulary.
+  const chunkSizes = [chunkRows, rows % chunkRows];
+  const room = Math.max(...chunkSizes.map((count) => matmulScratch(hiddenGradient(0, count), g.target)));
+  const scratch = dHidden && room > 0 ? g.activation("d_decoder_output_scratch", [room]) : undefined;
 
   g.add({
     name: "linear_cross_entropy",
     reads: [hidden, weight, labels, step],
     writes: [rowLoss, rowCorrect, rowTerms, dHidden, dWeight],
-    scratch: [logits],
+    scratch: scratch ? [logits, scratch] : [logits],
     flops: product * (1 + (dHidden ? 1 : 0) + (dWeight ? 1 : 0)),
     startsGradient: gradient,
     lower: (target) => {
@@ -81,20 +102,7 @@ export function linearCrossEntropy(
         );
         if (dHidden)
           commands.push(
-            ...matmul(
-              { a: logits, b: weight, out: dHidden },
-              {
-                m: count,
-                n: width,
-                k: vocabulary,
-                transposeA: false,
-                transposeB: false,
-                alpha,
-                outOffset: start * width,
-                products,
-              },
-              target,
-            ),
+            ...matmul({ a: logits, b: weight, out: dHidden, scratch }, hiddenGradient(start, count), target),
           );
         if (dWeight)
           commands.push(
