@@ -9,6 +9,7 @@ import {
   Batching,
   EvaluationMetric,
   type OptimizerOptionsSchema,
+  Precision,
   type RunSpecSchema,
 } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { parseSelector } from "../cli/plan.ts";
@@ -70,9 +71,10 @@ function names(study: Study, settings: CellSettings, task: StudyTask, strategy: 
   const decides = [settings, { ...task, dataset: data }, strategy, start, optimizer, warmupSteps, evaluation];
   // Unsaid where it is the default: a new setting must not make known cells unknown.
   const batching = study.batching === "padded" ? [] : [study.batching];
+  const precision = study.precision === "f32" ? [] : [study.precision];
   const routing = study.routing ? [study.routing] : [];
   const digest = createHash("sha256")
-    .update(JSON.stringify([...decides, evalCapacityFactor, ...batching, ...routing]))
+    .update(JSON.stringify([...decides, evalCapacityFactor, ...batching, ...precision, ...routing]))
     .digest("hex")
     .slice(0, 10);
   const id = `${task.name}-${strategy.name}-s${settings.seed}`.replaceAll("_", "-");
@@ -100,6 +102,7 @@ export function runSpec(study: Study, cell: Cell, resources: Resources): Message
     steps: BigInt(task.steps),
     batchSize: BigInt(settings.batchSize),
     batching: BATCHINGS[study.batching],
+    precision: PRECISIONS[study.precision],
     maxInputTokens: BigInt(task.maxInputTokens),
     maxTargetTokens: BigInt(task.maxTargetTokens),
     seed: BigInt(settings.seed),
@@ -140,6 +143,11 @@ const BATCHINGS: Readonly<Record<Study["batching"], Batching>> = {
   padded: Batching.PADDED,
   packed: Batching.PACKED,
   bucketed: Batching.BUCKETED,
+};
+
+const PRECISIONS: Readonly<Record<Study["precision"], Precision>> = {
+  f32: Precision.F32,
+  mixed: Precision.MIXED,
 };
 
 const METRICS: Readonly<Record<StudyTask["metric"], EvaluationMetric>> = {

@@ -12,6 +12,7 @@ export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
 export const METRICS = ["accuracy", "exact_match", "primary"] as const;
 export const OPTIMIZERS = ["adamw", "adafactor", "sgd"] as const;
 export const BATCHINGS = ["padded", "packed", "bucketed"] as const;
+export const PRECISIONS = ["f32", "mixed"] as const;
 
 /** What a cell starts from. Written short as its source alone; the name is then the source's last word. */
 export interface ModelSource {
@@ -84,6 +85,7 @@ export interface StudyFile {
   readonly warmupSteps: number;
   /** How examples of different lengths share batches; with `packed` a batch size counts rows, not examples. */
   readonly batching: (typeof BATCHINGS)[number];
+  readonly precision: (typeof PRECISIONS)[number];
   readonly routing?: StudyRouting;
   readonly evaluation: StudyEvaluation;
 }
@@ -261,6 +263,7 @@ export const studyFile = (claims: readonly string[], base: string): Read<StudyFi
       optimizer: optional(word(OPTIMIZERS), "adamw"),
       warmupSteps: optional(whole({ atLeast: 0 }), 0),
       batching: optional(word(BATCHINGS), "padded"),
+      precision: optional(word(PRECISIONS), "f32"),
       routing: optional(studyRouting),
       evaluation: optional(evaluation, { everySteps: 0, maxExamples: 256, test: false }),
     },

@@ -11,7 +11,7 @@ import { CLAIM_IDS } from "../../clients/study/claims.ts";
 import { readStudy, StudyFileError } from "../../clients/study/file.ts";
 import { planCells, runSpec } from "../../clients/study/plan.ts";
 import { RoutingOptionsSchema } from "../../proto/gen/thaw/v1/routing_pb.ts";
-import { Batching, EvaluationMetric } from "../../proto/gen/thaw/v1/run_pb.ts";
+import { Batching, EvaluationMetric, Precision } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { SMALL, smallStudy, writeStudy } from "./support/study_file.ts";
 
 const test = suite<{ folder: string }>("study file");
@@ -127,6 +127,7 @@ test("a cell's id changes with what decides its result and with nothing else", a
     { optimizer: "sgd" },
     { warmup_steps: 1 },
     { batching: "packed" },
+    { precision: "mixed" },
     { eval_capacity_factor: 2 },
     { routing: { group: "sequence" } },
     { evaluation: { every_steps: 1 } },
@@ -222,6 +223,7 @@ test("a cell's run says its settings and its plan", async ({ folder }) => {
     dropouts: [0.2],
     optimizer: "adafactor",
     batching: "bucketed",
+    precision: "mixed",
     evaluation: { every_steps: 5, test: true },
   };
   const study = await smallStudy(folder, given);
@@ -229,6 +231,7 @@ test("a cell's run says its settings and its plan", async ({ folder }) => {
   const spec = runSpec(study, planCells(study)[1], resources);
   assert.is(spec.seed, 2n);
   assert.is(spec.batching, Batching.BUCKETED);
+  assert.is(spec.precision, Precision.MIXED);
   assert.is(spec.dropout, 0.2);
   assert.is(spec.optimizer?.learningRate, 3e-4);
   assert.is(spec.optimizer?.algorithm?.case, "adafactor");
