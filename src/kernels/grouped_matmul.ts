@@ -24,18 +24,7 @@ import {
   spread,
   write,
 } from "./kernel.ts";
-import {
-  type Layout,
-  registerStores,
-  registerTile,
-  type Store,
-  type TileProducts,
-  threadsOf,
-  type WorkgroupShape,
-  workgroupStores,
-  workgroupTile,
-  workgroupTileMemory,
-} from "./matmul_tiles.ts";
+import { type Layout, registerStores, registerTile, type Store, type TileProducts } from "./matmul_tiles.ts";
 import {
   MATRIX_ENABLES,
   type MatrixTileShape,
@@ -45,6 +34,14 @@ import {
   matrixTile,
   matrixTileMemory,
 } from "./matrix_tiles.ts";
+import {
+  threadsOf,
+  type WorkgroupOperand,
+  type WorkgroupShape,
+  workgroupStores,
+  workgroupTile,
+  workgroupTileMemory,
+} from "./workgroup_tiles.ts";
 
 /** `sourceOfRow` of a row that holds no assignment. */
 export const PADDING_ROW = 0xffffffff;
@@ -106,17 +103,17 @@ const memoryOf = (v: Variant, layouts: readonly [Layout, Layout]): string => {
   return v.products === "matrix" ? matrixTileMemory(layouts, matrixShape(v)) : workgroupTileMemory(sharedShape(v));
 };
 
-type TileOperand = Parameters<typeof workgroupTile>[0];
-
 /** The loop of a hardware workgroup. */
-const workgroupLoop = (v: Variant, a: TileOperand, b: TileOperand, kBegin: string, kEnd: string): string =>
+const workgroupLoop = (v: Variant, a: WorkgroupOperand, b: WorkgroupOperand, kBegin: string, kEnd: string): string =>
   v.products === "matrix"
     ? matrixTile(a, b, matrixShape(v), kBegin, kEnd)
-    : workgroupTile(a, b, sharedShape(v), kBegin, kEnd, v.products);
+    : workgroupTile(a, b, sharedShape(v), v.vector, kBegin, kEnd, v.products);
 
 const storesOf = (v: Variant, store: Store): string => {
   if (v.target === "software") return registerStores(v.tile, v.vector, store);
-  return v.products === "matrix" ? matrixStores(matrixShape(v), store) : workgroupStores(sharedShape(v), store);
+  return v.products === "matrix"
+    ? matrixStores(matrixShape(v), store)
+    : workgroupStores(sharedShape(v), v.vector, store);
 };
 
 const enablesOf = (v: Variant): string | undefined => (v.products === "matrix" ? MATRIX_ENABLES : undefined);
@@ -125,6 +122,11 @@ const FORWARD_PARAMS = { max_rows: "u32", row_tile: "u32", n: "u32", k: "u32", t
 
 function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
   const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
+  // A hardware loop counts elements, whatever the type behind its bindings.
+  const [weight, weights] =
+    v.target === "software"
+      ? [units("(params.n * params.k)"), "arrayLength(&b)"]
+      : ["params.n * params.k", `arrayLength(&b)${elementOf(v) === "vec4f" ? " * 4" : ""}`];
   const layout = transposeWeight ? "inner" : "outer";
   const rows = Array.from({ length: v.tile.m }, (_, i) => `let source${i} = readable(source_of(row + ${i}));`);
   const loop =
@@ -196,8 +198,8 @@ ${memoryOf(v, ["inner", layout])}${mainOf(v)}
   let column = index % tile_columns * ${v.tile.n};
   if (row >= params.max_rows) { return; }
   // An unused block carries an expert that the weights do not have.
-  let weight_base = expertOfBlock[row / params.row_tile] * ${units("(params.n * params.k)")};
-  if (weight_base >= arrayLength(&b)${v.products === "matrix" ? " * 4" : ""}) { return; }
+  let weight_base = expertOfBlock[row / params.row_tile] * ${weight};
+  if (weight_base >= ${weights}) { return; }
   ${loop}
   ${storesOf(v, (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
 }`,
@@ -308,7 +310,7 @@ const variantOf = (
 ): Variant => ({
   target,
   tile,
-  vector: target === "software" && n % 4 === 0 && k % 4 === 0,
+  vector: !matrix && n % 4 === 0 && k % 4 === 0,
   gather: gatherTopK !== undefined,
   products: products === "matrix" && !matrix ? "f16" : products,
 });

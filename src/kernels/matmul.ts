@@ -30,17 +30,7 @@ import {
   spread,
   write,
 } from "./kernel.ts";
-import {
-  type Layout,
-  registerStores,
-  registerTile,
-  type TileProducts,
-  threadsOf,
-  type WorkgroupShape,
-  workgroupStores,
-  workgroupTile,
-  workgroupTileMemory,
-} from "./matmul_tiles.ts";
+import { type Layout, registerStores, registerTile, type TileProducts } from "./matmul_tiles.ts";
 import {
   MATRIX_ENABLES,
   type MatrixTileShape,
@@ -50,6 +40,13 @@ import {
   matrixTile,
   matrixTileMemory,
 } from "./matrix_tiles.ts";
+import {
+  threadsOf,
+  type WorkgroupShape,
+  workgroupStores,
+  workgroupTile,
+  workgroupTileMemory,
+} from "./workgroup_tiles.ts";
 
 export interface MatmulDims {
   /** out [m,n]. */
@@ -164,7 +161,9 @@ interface WorkgroupLoop {
   readonly name: string;
   readonly tile: { readonly m: number; readonly n: number };
   readonly threads: number;
+  /** Types behind the bindings of a and b, and of out. */
   readonly element: "f32" | "vec4f";
+  readonly stored: "f32" | "vec4f";
   readonly enables?: string;
   readonly memory: string;
   readonly sum: string;
@@ -185,16 +184,18 @@ const operandsOf = (layouts: Layouts) => {
   return [operand("a", layouts[0], "row", "params.m"), operand("b", layouts[1], "column", "params.n")] as const;
 };
 
-function sharedLoop(layouts: Layouts, shape: WorkgroupShape, products: TileProducts): WorkgroupLoop {
+function sharedLoop(layouts: Layouts, shape: WorkgroupShape, vector: boolean, products: TileProducts): WorkgroupLoop {
   const [a, b] = operandsOf(layouts);
+  const element = vector ? "vec4f" : "f32";
   return {
-    name: `shared${shape.m}x${shape.n}${suffix(products)}`,
+    name: `shared${shape.m}x${shape.n}${vector ? "_vec4" : ""}${suffix(products)}`,
     tile: shape,
     threads: threadsOf(shape),
-    element: "f32",
+    element,
+    stored: element,
     memory: workgroupTileMemory(shape),
-    sum: workgroupTile(a, b, shape, "k_begin", "k_end", products),
-    stores: workgroupStores(shape, storeAt),
+    sum: workgroupTile(a, b, shape, vector, "k_begin", "k_end", products),
+    stores: workgroupStores(shape, vector, storeAt),
   };
 }
 
@@ -205,6 +206,7 @@ function matrixLoop(layouts: Layouts, shape: MatrixTileShape): WorkgroupLoop {
     tile: shape,
     threads: matrixThreads(shape),
     element: "vec4f",
+    stored: "f32",
     enables: MATRIX_ENABLES,
     memory: matrixTileMemory(layouts, shape),
     sum: matrixTile(a, b, shape, "k_begin", "k_end"),
@@ -216,11 +218,11 @@ const hardwareKernel = (layouts: Layouts, loop: WorkgroupLoop): MatmulKernel =>
   defineKernel({
     name: `matmul_${nameOf(layouts)}_${loop.name}`,
     params: PARAMS,
-    buffers: { a: read(loop.element), b: read(loop.element), out: write("f32") },
+    buffers: { a: read(loop.element), b: read(loop.element), out: write(loop.stored) },
     enables: loop.enables,
     wgsl: /* wgsl */ `${LINEAR_INDEX}
 var<private> first: u32; // element of out where the stretch's sums begin
-${store(false, "first")}${loop.memory}
+${store(loop.stored === "vec4f", "first")}${loop.memory}
 @compute @workgroup_size(${loop.threads})
 fn main(
   @builtin(workgroup_id) wid: vec3u,
@@ -291,6 +293,12 @@ function softwareTile(m: number, n: number): { m: number; n: number } {
   return m <= 4 ? { m: 4, n: 8 } : { m: 8, n: 8 };
 }
 
+/** Whether operands and results can be read and written four at a time. */
+function vectors(dims: MatmulDims): boolean {
+  const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, outOffset = 0 } = dims;
+  return [n, aOffset, bOffset, outOffset, transposeA ? m : k, transposeB ? k : n].every((x) => x % 4 === 0);
+}
+
 /** Matrix units are for what can be read eight at a time; the rest is rounded like them. */
 function productsOf(dims: MatmulDims): Products {
   const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, products = "f32" } = dims;
@@ -341,14 +349,18 @@ export function matmul<T>(
   const { a, b, out, scratch } = buffers;
   const layouts: Layouts = [transposeA ? "outer" : "inner", transposeB ? "inner" : "outer"];
   const products = productsOf(dims);
+  const vector = vectors(dims);
   const from = { m, n, k, a_offset: aOffset, b_offset: bOffset };
   const finish = { out_offset: outOffset, alpha, accumulate: Number(accumulate), relu: Number(relu) };
   if (target === "hardware") {
     const { large, stretches, length } = splitting(dims, scratch !== undefined);
     const size = large ? "large" : "small";
     const loop = () =>
-      products === "matrix" ? matrixLoop(layouts, MATRIX_TILES[size]) : sharedLoop(layouts, F32_TILES[size], products);
-    const kernel = cached(`${nameOf(layouts)} ${products} ${size}`, () => hardwareKernel(layouts, loop()));
+      products === "matrix"
+        ? matrixLoop(layouts, MATRIX_TILES[size])
+        : sharedLoop(layouts, F32_TILES[size], vector, products);
+    const key = `${nameOf(layouts)} ${products} ${size} ${vector && products !== "matrix"}`;
+    const kernel = cached(key, () => hardwareKernel(layouts, loop()));
     const shape = (products === "matrix" ? MATRIX_TILES : F32_TILES)[size];
     const groups = spread(tilesOf(shape, m, n) * stretches);
     if (stretches === 1) return [call(kernel, { ...from, ...finish, k_split: k }, { a, b, out }, groups)];
@@ -361,8 +373,6 @@ export function matmul<T>(
   }
   const rounded = products === "f32" ? "f32" : "f16";
   const tile = softwareTile(m, n);
-  const multiples = [n, aOffset, bOffset, outOffset, transposeA ? m : k, transposeB ? k : n];
-  const vector = multiples.every((x) => x % 4 === 0);
   const kernel = cached(`${nameOf(layouts)} ${tile.m}x${tile.n} ${vector} ${rounded}`, () =>
     softwareKernel(layouts, tile, vector, rounded),
   );

@@ -1,19 +1,19 @@
-// The inner loops that every matrix product here is made of, as WGSL text: `matmul` gives them dense operands,
-// `grouped_matmul` gives them rows that belong to experts.
+// What the inner loops of every matrix product here have in common, and the software loop, as WGSL text: `matmul` gives
+// loops dense operands, `grouped_matmul` gives them rows that belong to experts.
 //
 // A product is c[i,j] = Σ_k a(i,k)·b(j,k). Each operand is stored in one of two ways, and that is all a transpose is:
 //   "inner": k is the contiguous axis (a stored [m,k], b stored [n,k])
 //   "outer": k is the strided axis    (a stored [k,m], b stored [k,n])
 //
 // `registerTile` is the software loop: a thread owns a tile of results in registers and reads storage directly.
-// `workgroupTile` is the hardware loop: the workgroup stages a slab of both operands in workgroup memory.
-// Both sum over k in ascending order, one accumulator per result, so a result does not depend on its tile.
+// `workgroupTile` of workgroup_tiles.ts is the hardware loop, `matrixTile` of matrix_tiles.ts that of matrix units.
+// The first two sum over k in ascending order, one accumulator per result, so a result does not depend on its tile.
 
 import type { Products } from "./capabilities.ts";
 
 export type Layout = "inner" | "outer";
 
-/** What these loops can do with operands; matrix units have a loop of their own, matrix_tiles.ts. */
+/** What the first two loops can do with operands. */
 export type TileProducts = Exclude<Products, "matrix">;
 
 const COMPONENT = ["x", "y", "z", "w"] as const;
@@ -118,87 +118,4 @@ export function registerStores(tile: { m: number; n: number }, vector: boolean, 
     let j = e % ${columns} * 4;
     ${each}
   }`;
-}
-
-/** An operand of {@link workgroupTile}, all texts WGSL over f32 arrays. */
-export interface WorkgroupOperand {
-  readonly array: "a" | "b";
-  readonly layout: Layout;
-  /** Is entry i of the tile (an expression) inside the matrix? Outside reads as 0. */
-  readonly inside: (i: string) => string;
-  /** Index of the element at tile entry i and summation index k. */
-  readonly element: (i: string, k: string) => string;
-}
-
-/** Tile of a workgroup: m×n results, `slab` summation steps staged at a time, perThread×perThread results per thread. */
-export interface WorkgroupShape {
-  readonly m: number;
-  readonly n: number;
-  readonly slab: number;
-  readonly perThread: 4 | 8;
-}
-
-export const threadsOf = (s: WorkgroupShape): number => (s.m / s.perThread) * (s.n / s.perThread);
-
-/** WGSL module scope: the staged slabs. A row is padded by one so that a column is written without bank conflicts. */
-export const workgroupTileMemory = (s: WorkgroupShape): string => /* wgsl */ `
-var<workgroup> tile_a: array<f32, ${s.slab * (s.m + 1)}>; // [slab, m + 1]
-var<workgroup> tile_b: array<f32, ${s.slab * (s.n + 1)}>; // [slab, n + 1]
-`;
-
-// Threads own every (m / perThread)-th row and every (n / perThread)-th column of the tile, so that neighbours read and
-// write neighbouring addresses.
-const rowOfThread = (s: WorkgroupShape, i: number): string => `(thread_row + ${i * (s.m / s.perThread)})`;
-const columnOfThread = (s: WorkgroupShape, j: number): string => `(thread_column + ${j * (s.n / s.perThread)})`;
-
-/**
- * The hardware loop: sums k from `kBegin` to `kEnd` (both uniform over the workgroup) into `c{i}_{j}: f32`, the
- * thread's i-th row and j-th column. Needs `lid`, the local invocation index.
- */
-export function workgroupTile(
-  a: WorkgroupOperand,
-  b: WorkgroupOperand,
-  s: WorkgroupShape,
-  kBegin: string,
-  kEnd: string,
-  products: TileProducts,
-): string {
-  const stage = (operand: WorkgroupOperand, tile: number): string => {
-    const [i, k] = operand.layout === "inner" ? [`t / ${s.slab}`, `t % ${s.slab}`] : [`t % ${tile}`, `t / ${tile}`];
-    return `for (var t = lid; t < ${tile * s.slab}; t += ${threadsOf(s)}u) {
-      let i = ${i};
-      let slab_k = ${k};
-      let k = slab + slab_k;
-      var value = 0.0;
-      if (k < ${kEnd} && ${operand.inside("i")}) { value = ${taken(`${operand.array}[${operand.element("i", "k")}]`, products)}; }
-      tile_${operand.array}[slab_k * ${tile + 1} + i] = value;
-    }`;
-  };
-  const each = Array.from({ length: s.perThread }, (_, i) => i);
-  const sums = each.flatMap((i) => each.map((j) => `var c${i}_${j} = 0.0;`));
-  const loads = each.flatMap((i) => [
-    `let a${i} = tile_a[k * ${s.m + 1} + ${rowOfThread(s, i)}];`,
-    `let b${i} = tile_b[k * ${s.n + 1} + ${columnOfThread(s, i)}];`,
-  ]);
-  const adds = each.flatMap((i) => each.map((j) => `c${i}_${j} += a${i} * b${j};`));
-  return `let thread_row = lid / ${s.n / s.perThread};
-  let thread_column = lid % ${s.n / s.perThread};
-  ${sums.join(" ")}
-  for (var slab = ${kBegin}; slab < ${kEnd}; slab += ${s.slab}u) {
-    ${stage(a, s.m)}
-    ${stage(b, s.n)}
-    workgroupBarrier();
-    for (var k = 0u; k < ${s.slab}; k++) {
-      ${loads.join("\n      ")}
-      ${adds.join("\n      ")}
-    }
-    workgroupBarrier();
-  }`;
-}
-
-/** Stores what {@link workgroupTile} summed. */
-export function workgroupStores(s: WorkgroupShape, store: Store): string {
-  const each = Array.from({ length: s.perThread }, (_, i) => i);
-  const lines = each.flatMap((i) => each.map((j) => store(rowOfThread(s, i), columnOfThread(s, j), `c${i}_${j}`)));
-  return lines.join("\n  ");
 }
