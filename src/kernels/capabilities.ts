@@ -47,10 +47,16 @@ export const kernelTarget = (c: Capabilities): KernelTarget => (c.software ? "so
  */
 export type Products = "f32" | "f16" | "matrix";
 
+/** What a workgroup of the kernels for matrix units holds at most: attention's, with heads of 128. */
+const MATRIX_WORKGROUP_BYTES = 48 * 1024;
+
 /** The fastest products of mixed precision that an adapter has. */
-export const mixedProducts = ({ f16, subgroupMinSize, subgroupMaxSize, matrixShapes }: Capabilities): Products => {
+export const mixedProducts = (capabilities: Capabilities): Products => {
+  const { f16, subgroupMinSize, subgroupMaxSize, matrixShapes, limits } = capabilities;
   const offered = matrixShapes.some(
     ({ m, n, k, component, result }) => m === 16 && n === 16 && k === 16 && component === "f16" && result === "f32",
   );
-  return f16 && offered && subgroupMinSize === 32 && subgroupMaxSize === 32 ? "matrix" : "f16";
+  const fits = subgroupMinSize === 32 && subgroupMaxSize === 32;
+  const holds = limits.maxComputeWorkgroupStorageSize >= MATRIX_WORKGROUP_BYTES;
+  return f16 && offered && fits && holds ? "matrix" : "f16";
 };
