@@ -10,6 +10,9 @@
 // Padding rows of used blocks come out as 0: through the index they are told from real rows, without it the row read
 // must itself be 0, which is what these kernels and the combine gradient write there. Rows of unused blocks keep what
 // they held. The weight gradient reads real rows only, and is parallel over its outputs: a row is summed in order.
+//
+// Hardware: up to 64×64 results per workgroup; where there are enough of them for a GPU, 64×128 (forward, f32) and 128×128
+// (weight gradient), of which a thread has 8×8, and so reads half as much of workgroup memory for a multiplication.
 
 import type { KernelTarget, Products } from "./capabilities.ts";
 import {
@@ -24,7 +27,14 @@ import {
   spread,
   write,
 } from "./kernel.ts";
-import { type Layout, registerStores, registerTile, type Store, type TileProducts } from "./matmul_tiles.ts";
+import {
+  LARGE_FROM_TILES,
+  type Layout,
+  registerStores,
+  registerTile,
+  type Store,
+  type TileProducts,
+} from "./matmul_tiles.ts";
 import {
   MATRIX_ENABLES,
   type MatrixTileShape,
@@ -74,7 +84,8 @@ fn source_of(row: u32) -> u32 {
 fn readable(source: u32) -> u32 { return select(source, 0, source == PADDING); }
 `;
 
-const sharedShape = (v: Variant): WorkgroupShape => ({ ...v.tile, slab: 16, perThread: 4 });
+const sharedShape = (v: Variant): WorkgroupShape =>
+  v.tile.n === 128 ? { ...v.tile, slab: 8, perThread: 8 } : { ...v.tile, slab: 16, perThread: 4 };
 const matrixShape = (v: Variant): MatrixTileShape => ({ ...v.tile, slab: 32, own: v.tile.m / 2 });
 const roundedTo = (v: Variant): TileProducts => (v.products === "f32" ? "f32" : "f16");
 
@@ -354,6 +365,7 @@ export function groupedMatmul<T>(
       ? { m: tileHeight(rowTile, matrix ? [128, 64] : [64, 32, 16, 8, 4]), n: 64 }
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
   if (matrix) tile.n = tile.m;
+  else if (tile.m === 64 && n > 64 && (maxRows / 64) * Math.ceil(n / 128) >= LARGE_FROM_TILES) tile.n = 128;
   const variant = variantOf(target, tile, dims, matrix);
   const key = `forward ${nameOf(variant)} ${transposeWeight}`;
   const kernel = cached(key, () => forwardKernel(variant, transposeWeight));
@@ -376,7 +388,9 @@ export function groupedWeightGradient<T>(
   const { slots, n, k, gatherTopK, products = "f32" } = dims;
   if (slots === 0) return [];
   const matrix = products === "matrix" && target === "hardware" && matrixFits(n, k);
-  const tile = target === "hardware" ? { m: 64, n: 64 } : { m: 8, n: 8 };
+  const large = Math.min(n, k) > 64 && slots * Math.ceil(n / 128) * Math.ceil(k / 128) >= LARGE_FROM_TILES;
+  const side = target === "software" ? 8 : large ? 128 : 64;
+  const tile = { m: side, n: side };
   const variant = variantOf(target, tile, dims, matrix);
   const kernel = cached(`gradient ${nameOf(variant)}`, () => gradientKernel(variant));
   const { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow } = buffers;

@@ -30,7 +30,7 @@ import {
   spread,
   write,
 } from "./kernel.ts";
-import { type Layout, registerStores, registerTile, type TileProducts } from "./matmul_tiles.ts";
+import { LARGE_FROM_TILES, type Layout, registerStores, registerTile, type TileProducts } from "./matmul_tiles.ts";
 import {
   MATRIX_ENABLES,
   type MatrixTileShape,
@@ -275,8 +275,6 @@ const MATRIX_TILES: Tiles<MatrixTileShape> = {
   small: { m: 64, n: 64, slab: 32, own: 32 },
   large: { m: 128, n: 128, slab: 32, own: 64 },
 };
-/** From this many large tiles on, they keep a GPU's processors busy. */
-const LARGE_FROM_TILES = 128;
 
 const cached = kernelCache<MatmulKernel>();
 
@@ -316,7 +314,8 @@ interface Splitting {
 function splitting(dims: MatmulDims, maySplit: boolean): Splitting {
   const { m, n, k } = dims;
   const tiles = productsOf(dims) === "matrix" ? MATRIX_TILES : F32_TILES;
-  const whole = { large: tilesOf(tiles.large, m, n) >= LARGE_FROM_TILES, stretches: 1, length: k };
+  const fills = tilesOf(tiles.large, m, n) >= LARGE_FROM_TILES;
+  const whole = { large: fills && m > tiles.small.m && n > tiles.small.n, stretches: 1, length: k };
   if (!maySplit) return whole;
   const large = m >= tiles.large.m && n >= tiles.large.n;
   const shape = large ? tiles.large : tiles.small;

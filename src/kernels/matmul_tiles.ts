@@ -13,6 +13,9 @@ import type { Products } from "./capabilities.ts";
 
 export type Layout = "inner" | "outer";
 
+/** From this many large tiles on, they keep a GPU's processors busy. */
+export const LARGE_FROM_TILES = 128;
+
 /** What the first two loops can do with operands. */
 export type TileProducts = Exclude<Products, "matrix">;
 

@@ -7,6 +7,7 @@ import {
   groupedWeightGradientReference,
   PADDING_ROW,
 } from "../../src/kernels/grouped_matmul.ts";
+import type { KernelCall } from "../../src/kernels/kernel.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
 import { layOut } from "./grouped_rows.ts";
 import { randomValues, runTwice, SENTINEL, unwritten } from "./run_twice.ts";
@@ -96,6 +97,65 @@ for (const target of ["software", "hardware"] as const) {
       }
     });
 }
+
+for (const [n, k] of [
+  [3332, 4],
+  [3331, 5],
+])
+  test(`hardware: many columns take tiles of 64×128, ${n % 4 ? "no " : ""}vectors`, async () => {
+    const counts = [70, 3, 64];
+    const rows = layOut({ counts, rowTile: 64, topK: 2 });
+    const { maxRows, expertOfBlock, sourceOfRow } = rows;
+    const x = randomValues(rows.tokens * k, 5);
+    const weight = randomValues(counts.length * n * k, 6);
+    const options = { n, k, transposeWeight: true, gatherTopK: 2 };
+    const got = await runTwice({
+      buffers: { x, weight, expertOfBlock, sourceOfRow, out: unwritten(maxRows * n) },
+      commands: (names) => {
+        const commands = groupedMatmul(names, { ...options, maxRows, rowTile: 64 }, "hardware");
+        assert.match((commands[0] as KernelCall<string>).kernel.name, /64x128/);
+        return commands;
+      },
+    });
+    const expected = groupedMatmulReference(x, weight, rows, options);
+    const magnitude = groupedMatmulReference(x.map(Math.abs), weight.map(Math.abs), rows, options);
+    compareWithTolerance(got.out.slice(0, expected.length), expected, (i) => tolerance(k, magnitude[i]));
+    assert.ok(
+      got.out.slice(expected.length).every((v) => v === Math.fround(SENTINEL)),
+      "unused blocks are left",
+    );
+  });
+
+for (const [n, k] of [
+  [1028, 1032],
+  [1029, 1031],
+])
+  test(`hardware: many weights take tiles of 128×128, ${n % 4 ? "no " : ""}vectors`, async () => {
+    const counts = [9, 0];
+    const rows = layOut({ counts, rowTile: 8, topK: 1 });
+    const { maxRows, expertOffset, expertCount, sourceOfRow } = rows;
+    const x = randomValues(rows.tokens * k, 7);
+    const dy = randomValues(maxRows * n, 8);
+    const trainableExperts = Uint32Array.from([1, 0]);
+    const options = { n, k, gatherTopK: 1 };
+    const got = await runTwice({
+      buffers: { x, dy, out: unwritten(2 * n * k), expertOffset, expertCount, trainableExperts, sourceOfRow },
+      commands: (names) => {
+        const commands = groupedWeightGradient(names, { slots: 2, ...options }, "hardware");
+        assert.match((commands[0] as KernelCall<string>).kernel.name, /128x128/);
+        return commands;
+      },
+    });
+    const expected = groupedWeightGradientReference(x, dy, rows, trainableExperts, options);
+    const magnitude = groupedWeightGradientReference(
+      x.map(Math.abs),
+      dy.map(Math.abs),
+      rows,
+      trainableExperts,
+      options,
+    );
+    compareWithTolerance(got.out, [...expected, ...unwritten(0)], (i) => tolerance(9, magnitude[i] ?? 0));
+  });
 
 test("a row tile that is not a multiple of 4 is refused", () => {
   const dims = { maxRows: 6, rowTile: 6, n: 4, k: 4, transposeWeight: true };

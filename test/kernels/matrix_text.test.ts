@@ -42,11 +42,12 @@ function* commands(): Generator<Command<number>> {
           "hardware",
         );
     const experts = { expertOffset: 4, expertCount: 5, trainableExperts: 6 };
-    yield* groupedWeightGradient(
-      { x: 1, dy: 2, out: 3, ...experts, sourceOfRow: 5 },
-      { slots: 2, ...options },
-      "hardware",
-    );
+    for (const n of [64, 8192])
+      yield* groupedWeightGradient(
+        { x: 1, dy: 2, out: 3, ...experts, sourceOfRow: 5 },
+        { slots: 2, ...options, n, k: n },
+        "hardware",
+      );
   }
 }
 
@@ -69,7 +70,7 @@ test("kernels for matrix units are valid WGSL", async () => {
     );
     count++;
   }
-  assert.is(count, 18 + 30);
+  assert.is(count, 20 + 30);
   assert.ok(gpu, "Dawn crashes when the object that made it is collected");
 });
 
