@@ -9,7 +9,7 @@
 //
 // The backward pass is in attention_backward.ts, the float64 definition in attention.reference.ts.
 
-import { attentionCall, matrixForwardKernel } from "./attention_matrix.ts";
+import { attentionCall, FORWARD_OWNED, matrixForwardKernel } from "./attention_matrix.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -119,5 +119,6 @@ export function attention<T>(
   const variant = variantOf(buffers, dims, target);
   const { q, k, v, out } = buffers;
   const bound = { q, k, v, ...optionalBuffers(variant, buffers), out, log_sum_exp: buffers.logSumExp };
-  return [attentionCall(variant, dims, "query", { matrix: matrixForwardKernel, plain: forwardKernel }, bound)];
+  const kernels = { owned: FORWARD_OWNED, matrix: matrixForwardKernel, plain: forwardKernel };
+  return [attentionCall(variant, dims, kernels, bound)];
 }

@@ -7,7 +7,13 @@
 // computed twice, and a third time for the bias where it is trained. A key/value head of grouped-query attention
 // walks the queries of all its heads.
 
-import { attentionCall, matrixKeyValueGradientKernel, matrixQueryGradientKernel } from "./attention_matrix.ts";
+import { attentionCall } from "./attention_matrix.ts";
+import {
+  KEY_VALUE_GRADIENT_OWNED,
+  matrixKeyValueGradientKernel,
+  matrixQueryGradientKernel,
+  QUERY_GRADIENT_OWNED,
+} from "./attention_matrix_backward.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -177,8 +183,9 @@ export function attentionQueryGradient<T>(
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
   const bound = { ...inputBuffers(v, buffers), d_q: buffers.dQ };
-  const kernels = { matrix: matrixQueryGradientKernel, plain: (v: AttentionVariant) => queryKernel(v, "query") };
-  return [attentionCall(v, dims, "query", kernels, bound)];
+  const plain = (v: AttentionVariant) => queryKernel(v, "query");
+  const kernels = { owned: QUERY_GRADIENT_OWNED, matrix: matrixQueryGradientKernel, plain };
+  return [attentionCall(v, dims, kernels, bound)];
 }
 
 function keyValueKernel(v: AttentionVariant) {
@@ -257,7 +264,8 @@ export function attentionKeyValueGradient<T>(
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
   const bound = { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV };
-  return [attentionCall(v, dims, "key", { matrix: matrixKeyValueGradientKernel, plain: keyValueKernel }, bound)];
+  const kernels = { owned: KEY_VALUE_GRADIENT_OWNED, matrix: matrixKeyValueGradientKernel, plain: keyValueKernel };
+  return [attentionCall(v, dims, kernels, bound)];
 }
 
 // Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.

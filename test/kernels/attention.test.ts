@@ -42,11 +42,14 @@ interface Case {
   headDim: number;
   scale?: number;
   causal?: boolean;
-  /** Share of keys hidden, under layout `keys`. */
+  /** Share of keys hidden, or how many at the end, under layout `keys`. */
   hidden?: number;
+  hiddenTail?: number;
   /** Rows of several examples of random lengths, some padding before one of them and some at the end. */
   packed?: "shared" | "both";
   buckets?: number;
+  /** Buckets' biases go up from minus that to that; without, they are random up to 1. */
+  largestBias?: number;
   rate?: number;
   /** Also on matrix units; few, for emulated units take long to compile. */
   matrix?: true;
@@ -90,6 +93,7 @@ const cases: Case[] = [
     headDim: 16,
     packed: "shared",
     buckets: 6,
+    matrix: true,
   },
   {
     what: "packed rows against packed keys, grouped queries",
@@ -129,6 +133,17 @@ const cases: Case[] = [
     hidden: 0.1,
     buckets: 8,
     rate: 0.2,
+    matrix: true,
+  },
+  {
+    what: "several blocks of queries, scores that grow along the keys, padding",
+    queryLength: 140,
+    keyLength: 75,
+    headDim: 16,
+    scale: 0.2,
+    hiddenTail: 7,
+    buckets: 8,
+    largestBias: 8,
     matrix: true,
   },
   {
@@ -176,7 +191,7 @@ for (const { target, products } of WAYS)
     const matrix = products === "matrix";
     if (matrix && !given.matrix) continue;
     test(`forward and gradients agree with float64: ${given.what} (${target} ${products})`, async () => {
-      const { hidden = 0, packed, rate } = given;
+      const { hidden = 0, hiddenTail = 0, packed, rate, largestBias } = given;
       const dims: AttentionDims = {
         batch: 1,
         heads: 1,
@@ -185,7 +200,7 @@ for (const { target, products } of WAYS)
         buckets: 0,
         ...given,
         kvHeads: given.kvHeads ?? given.heads ?? 1,
-        segments: packed ?? (hidden > 0 ? "keys" : undefined),
+        segments: packed ?? (hidden + hiddenTail > 0 ? "keys" : undefined),
         dropout: rate === undefined ? undefined : { rate, use: 9 },
         products,
       };
@@ -201,12 +216,17 @@ for (const { target, products } of WAYS)
         dOut: uniform(queries, 1, random),
         segments: Uint32Array.from(
           Array.from({ length: batch }, () => {
-            if (packed === undefined) return Array.from({ length: keyLength }, () => Number(random() >= hidden));
+            if (packed === undefined)
+              return Array.from({ length: keyLength }, (_, j) =>
+                Number(random() >= hidden && j < keyLength - hiddenTail),
+              );
             const keySegments = packedRow(keyLength, random);
             return packed === "both" ? [...packedRow(queryLength, random), ...keySegments] : keySegments;
           }).flat(),
         ),
-        bias: uniform(Math.max(buckets * heads, 1), 1, random),
+        bias: uniform(Math.max(buckets * heads, 1), 1, random).map((x, i) =>
+          largestBias === undefined ? x : largestBias * ((2 * Math.floor(i / heads)) / (buckets - 1) - 1),
+        ),
         bucketOfDistance: relativeBuckets(queryLength, keyLength, {
           buckets: Math.max(buckets, 4),
           maxDistance: 20,
@@ -261,12 +281,13 @@ for (const { target, products } of WAYS)
       const rounding = matrix ? 2.1 * 2 ** -10 : 0;
       const subnormal = matrix ? 2 ** -25 : 0;
       const dot = (4 * Math.sqrt(headDim) + 4) * EPSILON + rounding;
-      const scores = scale * largestProduct(inputs.q, inputs.k, headDim) + (buckets > 0 ? 1 : 0);
-      // A probability: the score's rounding, exp (3 + 2|x| units) of a difference up to 2 · scores, the sum over keys;
-      // log-sum-exp brings log's 2^-21 into the backward pass.
-      const spread = 2 * scores;
-      const relative =
-        2 * (dot * scores + EPSILON * (2 * (3 + 2 * spread) + spread + 4 * Math.sqrt(keyLength) + 8)) + 2 ** -21;
+      const largestScore = scale * largestProduct(inputs.q, inputs.k, headDim);
+      const bias = buckets > 0 ? (largestBias ?? 1) : 0;
+      // A probability: the score's rounding, of its product and its bias; exp (3 + 2|x| units) of a difference up to twice
+      // both; the sum over keys; log-sum-exp brings log's 2^-21 into the backward pass.
+      const spread = 2 * (largestScore + bias);
+      const roundings = 2 * (3 + 2 * spread) + spread + 4 * bias + 4 * Math.sqrt(keyLength) + 8;
+      const relative = 2 * (dot * largestScore + EPSILON * roundings) + 2 ** -21;
       const factor = rate === undefined ? 1 : 1 / (1 - rate);
       const outTolerance = (2 * relative + 8 * EPSILON + rounding) * factor + keyLength * subnormal;
       const dp = factor * largestProduct(inputs.dOut, inputs.v, headDim); // bounds |dp| and |delta|

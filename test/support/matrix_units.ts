@@ -6,33 +6,48 @@ import { type Capabilities, mixedProducts } from "../../src/kernels/capabilities
 import type { Command, Kernel } from "../../src/kernels/kernel.ts";
 import { MATRIX_ENABLES } from "../../src/kernels/matrix_tiles.ts";
 
-const load = (order: "row" | "col", array: string, at: string): string => /* wgsl */ `
-fn load_${order}_${array}(fragment: u32, start: u32, stride: u32) -> u32 {
+/** A transfer between a fragment and workgroup memory, whose strides are in elements of that: f32, or vec4u of f32 or f16. */
+interface Access {
+  readonly kind: "load" | "store";
+  readonly order: string;
+  readonly array: string;
+  /** Numbers in an element of the array. */
+  readonly pack: 1 | 4 | 8;
+}
+
+const accessName = ({ kind, order, array, pack }: Access): string => `${kind}_${order}_${array}_${pack}`;
+
+function accessFunction(a: Access): string {
+  const at = `start * ${a.pack} + ${a.order === "row" ? "r" : "c"} * stride * ${a.pack} + ${a.order === "row" ? "c" : "r"}`;
+  const number = {
+    1: `${a.array}[at]`,
+    4: `bitcast<f32>(${a.array}[at / 4][at % 4])`,
+    8: `unpack2x16float(${a.array}[at / 8][at % 8 / 2])[at % 2]`,
+  }[a.pack];
+  const entry = "fragments[fragment * 256 + r * 16 + c]";
+  const stored = a.pack === 1 ? `${number} = ${entry}` : `${a.array}[at / 4][at % 4] = bitcast<u32>(${entry})`;
+  return /* wgsl */ `
+fn ${accessName(a)}(fragment: u32, start: u32, stride: u32) -> u32 {
   if (emulated_lane > 0) { return fragment; }
   for (var r = 0u; r < 16; r++) {
     for (var c = 0u; c < 16; c++) {
-      let at = start * 8 + ${at};
-      fragments[fragment * 256 + r * 16 + c] = unpack2x16float(${array}[at / 8][at % 8 / 2])[at % 2];
+      let at = ${at};
+      ${a.kind === "load" ? `${entry} = ${number}` : stored};
     }
   }
   return fragment;
 }
 `;
+}
 
 /** A fragment is its number; its elements lie in one array, since SwiftShader is slow at copying arrays. */
-const emulation = (count: number, arrays: Iterable<string>): string => /* wgsl */ `
+const emulation = (count: number, accesses: Iterable<Access>): string => /* wgsl */ `
 var<private> fragments: array<f32, ${count * 256}>;
 var<private> emulated_lane: u32;
-${[...arrays]
-  .flatMap((array) => [load("row", array, "r * stride * 8 + c"), load("col", array, "c * stride * 8 + r")])
-  .join("")}
+${[...accesses].map(accessFunction).join("")}
 fn zeroed(fragment: u32) -> u32 {
   for (var e = 0u; e < 256; e++) { fragments[fragment * 256 + e] = 0.0; }
   return fragment;
-}
-fn store_sums(start: u32, fragment: u32, stride: u32) {
-  if (emulated_lane > 0) { return; }
-  for (var e = 0u; e < 256; e++) { sums_patch[start + e / 16 * stride + e % 16] = fragments[fragment * 256 + e]; }
 }
 fn multiply_add(a: u32, b: u32, c: u32) -> u32 {
   if (emulated_lane > 0) { return c; }
@@ -46,25 +61,37 @@ fn multiply_add(a: u32, b: u32, c: u32) -> u32 {
 @compute`;
 
 function emulated(kernel: Kernel): Kernel {
-  const arrays = new Set<string>();
+  const accesses = new Map<string, Access>();
   const numbers = new Map<string, number>();
   const number = (name: string): number => {
     if (!numbers.has(name)) numbers.set(name, numbers.size);
     return numbers.get(name)!;
   };
+  const access = (kind: Access["kind"], order: string, array: string, halves: boolean): string => {
+    const a: Access = { kind, order, array, pack: kernel.wgsl.includes(`${array}: array<f32`) ? 1 : halves ? 8 : 4 };
+    accesses.set(accessName(a), a);
+    return accessName(a);
+  };
   const body = kernel.wgsl
     .replace(MATRIX_ENABLES, "")
-    .replaceAll(/^alias .*\n/gm, "")
+    .replaceAll(/^alias (Left|Right|Sums) .*\n/gm, "")
     .replaceAll(/var (\w+) = Sums\(\);/g, (_, name) => `var ${name} = zeroed(${number(name)}u);`)
-    .replaceAll(/let (\w+) = subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, name, order, array) => {
-      arrays.add(array);
-      return `let ${name} = load_${order}_${array}(${number(name)}u, `;
-    })
-    .replaceAll("subgroupMatrixStore<row_major>(&sums_patch, ", "store_sums(")
+    .replaceAll(
+      /(\w+) = subgroupMatrixLoad<(\w+), (row|col)_major>\(&(\w+), /g,
+      (_, name, type, order, array) => `${name} = ${access("load", order, array, type !== "Sums")}(${number(name)}u, `,
+    )
+    .replaceAll(
+      /subgroupMatrixStore<(row|col)_major>\(&(\w+), (.*), (\w+), (\w+)\);/g,
+      (_, order, array, start, name, stride) =>
+        `${name} = ${access("store", order, array, false)}(${name}, ${start}, ${stride});`,
+    )
     .replaceAll("subgroupMatrixMultiplyAccumulate(", "multiply_add(")
+    // Subgroups of one lane: right where the lanes' results are put together in any order.
+    .replaceAll(/subgroup(Min|Max|Add)\(/g, "(")
+    .replaceAll("subgroupElect()", "true")
     .replace("@builtin(subgroup_id) subgroup: u32,", "")
     .replace("let index =", "let subgroup = lid / 32;\n  emulated_lane = lid % 32;\n  let index =");
-  return { ...kernel, wgsl: body.replace("@compute", emulation(numbers.size, arrays)) };
+  return { ...kernel, wgsl: body.replace("@compute", emulation(numbers.size, accesses.values())) };
 }
 
 /** `commands`, runnable on an adapter of these capabilities. */

@@ -1,0 +1,190 @@
+// Attention's backward pass on matrix units: the kernels of attention_backward.ts from the parts in attention_matrix_wgsl.ts.
+// Scores and the gradients of probabilities have a patch each; p, and what becomes of it, replaces both.
+
+import { fullTile } from "./attention_matrix_seen.ts";
+import { entry, matrixKernel, type TileLoads, tileLoads, walkTiles } from "./attention_matrix_walk.ts";
+import {
+  addPacked,
+  declareSums,
+  HEADS,
+  laneVectors,
+  type Ownership,
+  ownFragments,
+  PATCH_ROW,
+  packedToPatch,
+  packNumbers,
+  productsToPatch,
+  storeRows,
+  WALKED,
+} from "./attention_matrix_wgsl.ts";
+import { type AttentionVariant, optionalDeclarations, PARAMS, repeat } from "./attention_wgsl.ts";
+import { type Kernel, read, write } from "./kernel.ts";
+
+export const QUERY_GRADIENT_OWNED: Ownership = { side: "query", rows: 64 };
+export const KEY_VALUE_GRADIENT_OWNED: Ownership = { side: "key", rows: 64 };
+
+const VECTORS = laneVectors(QUERY_GRADIENT_OWNED);
+const all = (text: (x: number) => string): string => repeat(VECTORS, text, "\n    ");
+const PATCHES = ["scores_patch", "gradients_patch"];
+
+const gradientInputs = (v: AttentionVariant) => ({
+  ...HEADS,
+  d_out: read("vec4f"),
+  row_statistics: read("vec2f"),
+  ...optionalDeclarations(v),
+});
+
+/**
+ * Declares a lane's p0 … and d_score0 …, vec4f, and where it reads them in the patches, `at`. Of score c, where its bias is;
+ * of vector x, the log-sum-exp times LOG2_E and delta.
+ */
+function gradientsOfScores(
+  v: AttentionVariant,
+  o: Ownership,
+  of: { head: string; bias: (c: number) => string; logSumExp: (x: number) => string; delta: (x: number) => string },
+): string {
+  const bias = (x: number): string =>
+    v.biased ? ` + vec4f(${repeat(4, (c) => `bias_tile[${of.bias(4 * x + c)}]`, ", ")})` : "";
+  return /* wgsl */ `
+    let at = own * ${PATCH_ROW}u + place / 4u;
+    ${fullTile(o)}
+    ${all((x) => `var p${x} = exp2(bitcast<vec4f>(scores_patch[at + ${x}u]) * factor${bias(x)} - ${of.logSumExp(x)});`)}
+    if (!full) {
+      let bits = seen_bits(row, segment, tile + place, place);
+      ${all((x) => `p${x} = select(vec4f(), p${x}, four_bits(bits >> ${4 * x}u));`)}
+    }
+    ${all((x) => `var d_score${x} = bitcast<vec4f>(gradients_patch[at + ${x}u]);`)}
+    ${
+      v.dropout
+        ? /* wgsl */ `let kept = kept_bits(${of.head}, row, tile + place);
+    let kept_factor = 1.0 / (1.0 - params.dropout_rate);
+    ${all((x) => `let kept${x} = select(vec4f(), vec4f(kept_factor), four_bits(kept >> ${4 * x}u));`)}
+    ${all((x) => `d_score${x} *= kept${x};`)}`
+        : ""
+    }
+    ${all((x) => `d_score${x} = p${x} * (d_score${x} - ${of.delta(x)});`)}`;
+}
+
+/** As the query kernel of attention_backward.ts. */
+export function matrixQueryGradientKernel(v: AttentionVariant): Kernel<keyof typeof PARAMS, string> {
+  const o = QUERY_GRADIENT_OWNED;
+  return matrixKernel(
+    "attention_query_gradient",
+    v,
+    o,
+    PARAMS,
+    { ...gradientInputs(v), d_q: write("vec4f") },
+    PATCHES,
+    /* wgsl */ `${queryEntry(v, o)}
+  ${declareSums(v, o, "result")}
+  ${walkTiles(tileLoads(v, o, "k", "v"), {
+    scores: queryScores(v, o),
+    middle: /* wgsl */ `${queryMiddle(v, o)}
+    ${packNumbers(o, "packed_score", "d_score")}
+    ${packedToPatch(o, "packed_score", "scores_patch")}
+    workgroupBarrier();`,
+    products: addPacked(v, o, "result", "scores_patch", "staged_a"),
+  })}
+  ${storeRows(v, o, "result", "scores_patch", "d_q", "params.scale")}
+}
+`,
+  );
+}
+
+/** Up to the walk, of a kernel that owns queries. */
+const queryEntry = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `${entry(v, o)}
+  let query_h = h;
+  let kv_h = h / (params.heads / params.kv_heads);
+  let head = b * params.heads + h;
+  ${ownFragments(v, o, [
+    { name: "query", array: "q", patch: "scores_patch" },
+    { name: "gradient", array: "d_out", patch: "gradients_patch" },
+  ])}
+  let statistics = row_statistics[head * params.query_length + min(row, params.query_length - 1u)];
+  let log_sum = statistics.x * LOG2_E;
+  let factor = params.scale * LOG2_E;
+  ${v.biased ? `let bias_at = ${o.rows - 1}u - own + place;` : ""}`;
+
+const queryScores = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `
+    ${productsToPatch(v, o, "query", "staged_a", "scores_patch")}
+    ${productsToPatch(v, o, "gradient", "staged_b", "gradients_patch")}`;
+
+const queryMiddle = (v: AttentionVariant, o: Ownership): string =>
+  gradientsOfScores(v, o, {
+    head: "head",
+    bias: (c) => `bias_at + ${c}u`,
+    logSumExp: () => "log_sum",
+    delta: () => "statistics.y",
+  });
+
+/** With the statistics of the walked queries. */
+function queryLoads(v: AttentionVariant, o: Ownership): TileLoads {
+  const { declare, fetch, stage } = tileLoads(v, o, "q", "d_out");
+  return {
+    declare: `${declare}
+  var next_log_sum: vec4f; var next_delta: vec4f;`,
+    fetch: (tile) => /* wgsl */ `${fetch(tile)}
+    {
+      let r = ${tile} + lid % ${WALKED / 4}u * 4u;
+      ${repeat(4, (c) => `let of${c} = row_statistics[head * params.query_length + min(r + ${c}u, params.query_length - 1u)];`, "\n      ")}
+      next_log_sum = vec4f(of0.x, of1.x, of2.x, of3.x) * LOG2_E;
+      next_delta = vec4f(of0.y, of1.y, of2.y, of3.y);
+    }`,
+    stage: `${stage}
+    if (lid < ${WALKED / 4}u) { log_sum_tile[lid] = next_log_sum; delta_tile[lid] = next_delta; }`,
+  };
+}
+
+/** As the key and value kernel of attention_backward.ts. */
+export function matrixKeyValueGradientKernel(v: AttentionVariant): Kernel<keyof typeof PARAMS, string> {
+  const o = KEY_VALUE_GRADIENT_OWNED;
+  return matrixKernel(
+    "attention_key_value_gradient",
+    v,
+    o,
+    PARAMS,
+    { ...gradientInputs(v), d_k: write("vec4f"), d_v: write("vec4f") },
+    PATCHES,
+    /* wgsl */ `
+var<workgroup> log_sum_tile: array<vec4f, ${WALKED / 4}>; // times LOG2_E
+var<workgroup> delta_tile: array<vec4f, ${WALKED / 4}>;
+${entry(v, o)}
+  let kv_h = h;
+  ${ownFragments(v, o, [
+    { name: "key", array: "k", patch: "scores_patch" },
+    { name: "value", array: "v", patch: "gradients_patch" },
+  ])}
+  let factor = params.scale * LOG2_E;
+  ${v.biased ? `let bias_at = own + ${WALKED - 1}u - place;` : ""}
+  ${declareSums(v, o, "key_sums")}
+  ${declareSums(v, o, "value_sums")}
+  let group = params.heads / params.kv_heads;
+  for (var query_h = h * group; query_h < (h + 1u) * group; query_h++) {
+    let head = b * params.heads + query_h;
+    ${walkTiles(queryLoads(v, o), {
+      scores: /* wgsl */ `
+    ${productsToPatch(v, o, "key", "staged_a", "scores_patch")}
+    ${productsToPatch(v, o, "value", "staged_b", "gradients_patch")}`,
+      middle: /* wgsl */ `${gradientsOfScores(v, o, {
+        head: "head",
+        bias: (c) => `bias_at - ${c}u`,
+        logSumExp: (x) => `log_sum_tile[place / 4u + ${x}u]`,
+        delta: (x) => `delta_tile[place / 4u + ${x}u]`,
+      })}
+    ${v.dropout ? all((x) => `p${x} *= kept${x};`) : ""}
+    ${packNumbers(o, "packed_p", "p")}
+    ${packedToPatch(o, "packed_p", "scores_patch")}
+    ${packNumbers(o, "packed_score", "d_score")}
+    ${packedToPatch(o, "packed_score", "gradients_patch")}
+    workgroupBarrier();`,
+      products: /* wgsl */ `
+    ${addPacked(v, o, "value_sums", "scores_patch", "staged_b")}
+    ${addPacked(v, o, "key_sums", "gradients_patch", "staged_a")}`,
+    })}
+  }
+  ${storeRows(v, o, "key_sums", "scores_patch", "d_k", "params.scale")}
+  ${storeRows(v, o, "value_sums", "scores_patch", "d_v", "1.0")}
+}
+`,
+  );
+}
