@@ -7,13 +7,14 @@
 // computed twice, and a third time for the bias where it is trained. A key/value head of grouped-query attention
 // walks the queries of all its heads.
 
-import { attentionCall } from "./attention_matrix.ts";
+import { attentionCall, onMatrixUnits } from "./attention_matrix.ts";
 import {
   KEY_VALUE_GRADIENT_OWNED,
   matrixKeyValueGradientKernel,
   matrixQueryGradientKernel,
   QUERY_GRADIENT_OWNED,
 } from "./attention_matrix_backward.ts";
+import { matrixBiasGradient, matrixBiasScratch } from "./attention_matrix_bias.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -299,7 +300,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 
 /** Elements (f32) of the scratch buffer of {@link attentionBiasGradient}, enough for every target. */
 export const attentionBiasGradientScratch = (dims: AttentionDims): number =>
-  dims.batch * dims.heads * dims.queryLength * dims.buckets;
+  Math.max(dims.batch * dims.heads * dims.queryLength * dims.buckets, matrixBiasScratch(dims));
 
 /**
  * dBias [buckets, heads]: the sum of dScore over every visible pair of each bucket. dims.buckets > 0;
@@ -313,6 +314,7 @@ export function attentionBiasGradient<T>(
   const { bucketOfDistance, scratch, dBias } = buffers;
   const { batch, heads, buckets } = dims;
   const v = variantOf(buffers, dims, target);
+  if (onMatrixUnits(dims, v)) return matrixBiasGradient(v, inputBuffers(v, buffers), buffers, dims);
   return [
     call(
       queryKernel(v, "bias"),

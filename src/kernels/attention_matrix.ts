@@ -74,8 +74,9 @@ export function matrixForwardKernel(v: AttentionVariant): Kernel<keyof typeof PA
     let at = own * ${PATCH_ROW}u;
     ${all((x) => `var s${x} = bitcast<vec4f>(scores_patch[at + ${x}u]) * factor${bias(x)};`)}
     ${fullTile(o)}
-    let bits = select(seen_bits(row, segment, tile, 0u), 0xffffffffu, full);
+    var bits = 0xffffffffu;
     if (!full) {
+      bits = seen_bits(row, segment, tile, 0u);
       ${all((x) => `s${x} = select(vec4f(HIDDEN), s${x}, four_bits(bits >> ${4 * x}u));`)}
     }
     let most_of_four = ${folded("max")};

@@ -27,7 +27,7 @@ const VECTORS = laneVectors(QUERY_GRADIENT_OWNED);
 const all = (text: (x: number) => string): string => repeat(VECTORS, text, "\n    ");
 const PATCHES = ["scores_patch", "gradients_patch"];
 
-const gradientInputs = (v: AttentionVariant) => ({
+export const gradientInputs = (v: AttentionVariant) => ({
   ...HEADS,
   d_out: read("vec4f"),
   row_statistics: read("vec2f"),
@@ -92,7 +92,7 @@ export function matrixQueryGradientKernel(v: AttentionVariant): Kernel<keyof typ
 }
 
 /** Up to the walk, of a kernel that owns queries. */
-const queryEntry = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `${entry(v, o)}
+export const queryEntry = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `${entry(v, o)}
   let query_h = h;
   let kv_h = h / (params.heads / params.kv_heads);
   let head = b * params.heads + h;
@@ -105,11 +105,11 @@ const queryEntry = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `${
   let factor = params.scale * LOG2_E;
   ${v.biased ? `let bias_at = ${o.rows - 1}u - own + place;` : ""}`;
 
-const queryScores = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `
+export const queryScores = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `
     ${productsToPatch(v, o, "query", "staged_a", "scores_patch")}
     ${productsToPatch(v, o, "gradient", "staged_b", "gradients_patch")}`;
 
-const queryMiddle = (v: AttentionVariant, o: Ownership): string =>
+export const queryMiddle = (v: AttentionVariant, o: Ownership): string =>
   gradientsOfScores(v, o, {
     head: "head",
     bias: (c) => `bias_at + ${c}u`,

@@ -58,7 +58,7 @@ interface Case {
 const cases: Case[] = [
   { what: "one query, one key, one number", queryLength: 1, keyLength: 1, headDim: 1 },
   { what: "head of 3, cross lengths", batch: 2, heads: 2, queryLength: 5, keyLength: 19, headDim: 3, scale: 0.6 },
-  { what: "causal over several blocks", heads: 2, queryLength: 133, keyLength: 133, headDim: 4, causal: true },
+  { what: "causal over several blocks", queryLength: 133, keyLength: 133, headDim: 16, causal: true, matrix: true },
   { what: "T5 encoder", batch: 3, heads: 2, queryLength: 37, keyLength: 37, headDim: 8, hidden: 0.4, buckets: 8 },
   {
     what: "grouped queries, hidden keys, causal",

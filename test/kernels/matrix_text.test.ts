@@ -2,7 +2,12 @@
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { attention, attentionKeyValueGradient, attentionQueryGradient } from "../../src/kernels/attention.ts";
+import {
+  attention,
+  attentionBiasGradient,
+  attentionKeyValueGradient,
+  attentionQueryGradient,
+} from "../../src/kernels/attention.ts";
 import { groupedMatmul, groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
 import type { Command } from "../../src/kernels/kernel.ts";
 import { matmul } from "../../src/kernels/matmul.ts";
@@ -11,7 +16,17 @@ const BOTH = [false, true];
 
 function* attentions(): Generator<Command<number>> {
   const buffers = { q: 1, k: 2, v: 3, out: 4, logSumExp: 5, segments: 6, distanceBias: 7, step: 8 };
-  const gradients = { ...buffers, dOut: 9, rowStatistics: 10, dQ: 11, dK: 12, dV: 13 };
+  const gradients = {
+    ...buffers,
+    dOut: 9,
+    rowStatistics: 10,
+    dQ: 11,
+    dK: 12,
+    dV: 13,
+    bucketOfDistance: 14,
+    scratch: 15,
+    dBias: 16,
+  };
   for (const headDim of [16, 48, 64, 80, 128])
     for (const dropout of [undefined, { rate: 0.1, use: 1 }]) {
       const lengths = { batch: 1, heads: 2, kvHeads: 1, queryLength: 70, keyLength: 90 };
@@ -20,6 +35,7 @@ function* attentions(): Generator<Command<number>> {
       yield* attention(buffers, dims, "hardware");
       yield* attentionQueryGradient(gradients, dims, "hardware");
       yield* attentionKeyValueGradient(gradients, dims, "hardware");
+      yield attentionBiasGradient(gradients, dims, "hardware")[0];
     }
 }
 
@@ -70,7 +86,7 @@ test("kernels for matrix units are valid WGSL", async () => {
     );
     count++;
   }
-  assert.is(count, 20 + 30);
+  assert.is(count, 20 + 40);
   assert.ok(gpu, "Dawn crashes when the object that made it is collected");
 });
 
