@@ -37,9 +37,9 @@ export {
   attentionBiasGradientScratch,
   attentionKeyValueGradient,
   attentionQueryGradient,
-  attentionRowStatistics,
 } from "./attention_backward.ts";
 export { distanceBias, type RelativeBucketOptions, relativeBuckets } from "./attention_relative.ts";
+export { attentionRowStatistics } from "./attention_row_statistics.ts";
 export type { AttentionDims, AttentionOptionalBuffers, SegmentLayout } from "./attention_wgsl.ts";
 
 function forwardKernel(v: AttentionVariant) {

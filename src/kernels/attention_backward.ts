@@ -41,53 +41,6 @@ import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } f
 
 const WORKGROUP = 64;
 
-const rowStatisticsKernel = defineKernel({
-  name: "attention_row_statistics",
-  params: { batch: "u32", heads: "u32", query_length: "u32", head_dim: "u32" },
-  buffers: { out: read("f32"), d_out: read("f32"), log_sum_exp: read("f32"), row_statistics: write("vec2f") },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}
-@compute @workgroup_size(${WORKGROUP})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
-  // Neighbouring threads take neighbouring heads of one row: they read one stretch of memory.
-  let index = linear_index(wid, num) * ${WORKGROUP}u + lane;
-  if (index >= params.batch * params.query_length * params.heads) { return; }
-  let h = index % params.heads;
-  let i = index / params.heads % params.query_length;
-  let b = index / params.heads / params.query_length;
-  var sum = 0.0;
-  for (var d = 0u; d < params.head_dim; d++) {
-    sum += out[index * params.head_dim + d] * d_out[index * params.head_dim + d];
-  }
-  let row = (b * params.heads + h) * params.query_length + i;
-  row_statistics[row] = vec2f(log_sum_exp[row], sum);
-}
-`,
-});
-
-/**
- * rowStatistics [batch, heads, queryLength, 2] f32: logSumExp, and delta = Σ_d out · dOut (both
- * [batch · queryLength, heads · headDim]). One buffer instead of two: adapters may allow only ten in a kernel.
- */
-export function attentionRowStatistics<T>(
-  buffers: { out: T; dOut: T; logSumExp: T; rowStatistics: T },
-  dims: { batch: number; heads: number; queryLength: number; headDim: number },
-): Command<T>[] {
-  const { batch, heads, queryLength, headDim } = dims;
-  return [
-    call(
-      rowStatisticsKernel,
-      { batch, heads, query_length: queryLength, head_dim: headDim },
-      {
-        out: buffers.out,
-        d_out: buffers.dOut,
-        log_sum_exp: buffers.logSumExp,
-        row_statistics: buffers.rowStatistics,
-      },
-      spread(Math.ceil((batch * heads * queryLength) / WORKGROUP)),
-    ),
-  ];
-}
-
 const inputDeclarations = (v: AttentionVariant) => ({
   q: read(vectorType(v)),
   k: read(vectorType(v)),
@@ -97,7 +50,7 @@ const inputDeclarations = (v: AttentionVariant) => ({
   ...optionalDeclarations(v),
 });
 
-/** What every gradient reads; see `attention`. dOut is shaped like q; rowStatistics comes from {@link attentionRowStatistics}. */
+/** What every gradient reads; see `attention`. dOut is shaped like q; rowStatistics comes from `attentionRowStatistics`. */
 export type AttentionGradientInputs<T> = {
   q: T;
   k: T;
