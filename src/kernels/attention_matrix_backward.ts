@@ -35,13 +35,13 @@ export const gradientInputs = (v: AttentionVariant) => ({
 });
 
 /**
- * Declares a lane's p0 … and d_score0 …, vec4f, and where it reads them in the patches, `at`. Of score c, where its bias is;
- * of vector x, the log-sum-exp times LOG2_E and delta.
+ * Declares a lane's p0 … and d_score0 …, vec4f, and where it reads them in the patches, `at`. `of` gives the bits of what
+ * dropout keeps; of score c, where its bias is; of vector x, the log-sum-exp times LOG2_E and delta.
  */
 function gradientsOfScores(
   v: AttentionVariant,
   o: Ownership,
-  of: { head: string; bias: (c: number) => string; logSumExp: (x: number) => string; delta: (x: number) => string },
+  of: { kept: string; bias: (c: number) => string; logSumExp: (x: number) => string; delta: (x: number) => string },
 ): string {
   const bias = (x: number): string =>
     v.biased ? ` + vec4f(${repeat(4, (c) => `bias_tile[${of.bias(4 * x + c)}]`, ", ")})` : "";
@@ -56,7 +56,7 @@ function gradientsOfScores(
     ${all((x) => `var d_score${x} = bitcast<vec4f>(gradients_patch[at + ${x}u]);`)}
     ${
       v.dropout
-        ? /* wgsl */ `let kept = kept_bits(${of.head}, row, tile + place);
+        ? /* wgsl */ `let kept = ${of.kept};
     let kept_factor = 1.0 / (1.0 - params.dropout_rate);
     ${all((x) => `let kept${x} = select(vec4f(), vec4f(kept_factor), four_bits(kept >> ${4 * x}u));`)}
     ${all((x) => `d_score${x} *= kept${x};`)}`
@@ -111,7 +111,7 @@ export const queryScores = (v: AttentionVariant, o: Ownership): string => /* wgs
 
 export const queryMiddle = (v: AttentionVariant, o: Ownership): string =>
   gradientsOfScores(v, o, {
-    head: "head",
+    kept: "kept_bits(head, row, tile + place)",
     bias: (c) => `bias_at + ${c}u`,
     logSumExp: () => "log_sum",
     delta: () => "statistics.y",
@@ -162,11 +162,11 @@ ${entry(v, o)}
   for (var query_h = h * group; query_h < (h + 1u) * group; query_h++) {
     let head = b * params.heads + query_h;
     ${walkTiles(queryLoads(v, o), {
-      scores: /* wgsl */ `
+      scores: /* wgsl */ `${v.dropout ? "make_kept_tile(head, tile, block, lid);" : ""}
     ${productsToPatch(v, o, "key", "staged_a", "scores_patch")}
     ${productsToPatch(v, o, "value", "staged_b", "gradients_patch")}`,
       middle: /* wgsl */ `${gradientsOfScores(v, o, {
-        head: "head",
+        kept: "kept_bits(head, tile, place, block, own)",
         bias: (c) => `bias_at - ${c}u`,
         logSumExp: (x) => `log_sum_tile[place / 4u + ${x}u]`,
         delta: (x) => `delta_tile[place / 4u + ${x}u]`,

@@ -38,20 +38,9 @@ fn seen_bits(row: u32, segment: u32, begin: u32, place: u32) -> u32 {
   }
   return bits;
 }
-${
-  v.dropout
-    ? /* wgsl */ `
-fn kept_bits(head: u32, row: u32, begin: u32) -> u32 {
-  var bits = 0u;
-  for (var c = 0u; c < ${laneScores(o)}u; c++) {
-    bits |= select(0u, 1u << c, dropout_factor(head, ${o.side === "query" ? "row, begin + c" : "begin + c, row"}) > 0.0);
-  }
-  return bits;
-}`
-    : ""
-}
 fn four_bits(bits: u32) -> vec4<bool> { return (vec4u(bits) & vec4u(1u, 2u, 4u, 8u)) != vec4u(); }
 `;
+
 /** Declares walk_begin and walk_end; and seen_begin, seen_end and seen_whole, between which no segment hides anything. */
 export function seenWalk(v: AttentionVariant, o: Ownership): string {
   const causal =

@@ -1,6 +1,7 @@
 // The frame of an attention kernel for matrix units: its memory, what its threads own, and the walk over the tiles of the other
 // side. A tile's rows are fetched into registers while the one before is at work.
 
+import { keptBits } from "./attention_matrix_dropout.ts";
 import { SEEN_MEMORY, seenBits, seenWalk } from "./attention_matrix_seen.ts";
 import {
   eight,
@@ -41,7 +42,7 @@ export function matrixKernel<P extends string>(
     enables: MATRIX_ENABLES,
     wgsl: /* wgsl */ `${common(v)}${MATRIX_TYPES}
 const LOG2_E = ${Math.LOG2E};
-${memory(v, o, patches)}${seenBits(v, o)}${main}`,
+${memory(v, o, patches)}${seenBits(v, o)}${v.dropout ? keptBits(o) : ""}${main}`,
   });
 }
 
