@@ -60,6 +60,8 @@ export function connectThaw(address: string = DEFAULT_ADDRESS, options: ConnectO
   const headers = { ...options.metadata, ...(options.token ? { authorization: `Bearer ${options.token}` } : {}) };
   const channel = new grpc.Client(address, credentials(options.tls), {
     ...channelOptions(options.maxMessageBytes),
+    // grpc-js would put the calls of all channels to an address on one connection, and those beyond its streams wait.
+    "grpc.use_local_subchannel_pool": 1,
     interceptors: [addHeaders(headers)],
   });
   return {

@@ -8,7 +8,7 @@ import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Client, credentials } from "@grpc/grpc-js";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { problemsOf } from "../../clients/typescript/index.ts";
+import { connectThaw, problemsOf } from "../../clients/typescript/index.ts";
 import { connect } from "../../clients/typescript/rpc/connect.ts";
 import { DatasetService, type UploadDatasetRequestSchema } from "../../proto/gen/thaw/v1/dataset_service_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
@@ -114,6 +114,20 @@ test("queued runs, and the watches and assignment streams of one", async () => {
   over.abort();
   await thaw.runs.cancelRun({ name: "runs/queued" });
   await thaw.runs.cancelRun({ name: "runs/r" });
+});
+
+test("streams of a connection: more wait, and those of another connection do not", async () => {
+  const { thaw, address } = await serverWith("--max-concurrent-streams", "2");
+  const over = new AbortController();
+  const watches = [1, 2].map(() => thaw.health.watch({}, { signal: over.signal })[Symbol.asyncIterator]());
+  for (const watch of watches) await watch.next();
+  const waiting = thaw.health.check({});
+  const another = connectThaw(address);
+  await another.health.check({});
+  assert.is(await Promise.race([waiting, delay(50, "waits")]), "waits");
+  over.abort();
+  await waiting;
+  another.close();
 });
 
 test("a message, as it is and unpacked", async () => {
