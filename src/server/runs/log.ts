@@ -1,6 +1,7 @@
 // The watch log: events go in as they happen and to disk a tick later, in one transaction; readers read the disk.
 //
 // So training never waits for a reader, and a slow or stopped reader costs nothing: a watch keeps a revision, not a queue.
+// Readers who have got as far as the log goes read the next piece once for all of them.
 // The log only grows. When a run goes on from a checkpoint, the steps after it happen again: their events follow the
 // earlier ones at new revisions, after a `warning` that names the checkpoint's step. A reader that plots by step lets the
 // later event of a step win.
@@ -13,7 +14,7 @@ import type { TrainableReport } from "../../../proto/gen/thaw/v1/group_pb.ts";
 import type { Run } from "../../../proto/gen/thaw/v1/run_pb.ts";
 import { failpoint } from "../../failpoints.ts";
 import type { Log } from "../log.ts";
-import type { LogEntry, Registry } from "../registry/registry.ts";
+import type { LogEntry, Registry, RunRecord } from "../registry/registry.ts";
 import { refusal } from "../rpc/errors.ts";
 import type { Limits } from "../settings.ts";
 import { hasEnded, notFound } from "./states.ts";
@@ -36,6 +37,14 @@ export interface LiveRun {
 export type WatchPart =
   | { readonly case: "events"; readonly value: { readonly events: RunEvent[] } }
   | { readonly case: "progress"; readonly value: { readonly revision: bigint } };
+
+/** A piece of a log, read once. */
+interface Head {
+  readonly after: number;
+  readonly events: Promise<RunEvent[]>;
+  /** Read where there are no events. */
+  readonly run: Promise<RunRecord | undefined>;
+}
 
 export interface RunLog {
   /** Adds an event at the run's present step; it is on disk a tick later. */
@@ -72,13 +81,32 @@ export function createRunLog(
   const readers = new Map<string, Set<() => void>>();
   /** Open watches by run. */
   const watches = new Map<string, number>();
+  /** The newest piece of a run's log, until it changes. */
+  const heads = new Map<string, Head>();
   let timer: ReturnType<typeof setTimeout> | undefined;
   let writing: Promise<void> = Promise.resolve();
   let stopping = false;
 
   const wake = (id: string): void => {
+    heads.delete(id);
     for (const reader of readers.get(id) ?? []) reader();
   };
+
+  /** The events after a revision, and the run as it was then where there are none. */
+  function read(id: string, after: number): Head {
+    const known = heads.get(id);
+    if (known?.after === after) return known;
+    const events = registry.events(id, after, BATCH_EVENTS);
+    const run = events.then((found) => (found.length === 0 ? registry.run(id) : undefined));
+    const head = { after, events, run };
+    run.catch(() => {}); // Told to whoever waits for the events.
+    events.then(
+      (found) => heads.get(id) === head && found.length === BATCH_EVENTS && heads.delete(id),
+      () => heads.get(id) === head && heads.delete(id),
+    );
+    heads.set(id, head);
+    return head;
+  }
 
   async function write(): Promise<void> {
     for (const [name, { live, entries }] of [...pending]) {
@@ -143,8 +171,9 @@ export function createRunLog(
     watches.set(id, open + 1);
     return () => {
       const left = watches.get(id)! - 1;
-      if (left > 0) watches.set(id, left);
-      else watches.delete(id);
+      if (left > 0) return void watches.set(id, left);
+      watches.delete(id);
+      heads.delete(id);
     };
   }
 
@@ -172,13 +201,14 @@ export function createRunLog(
       // Listening begins before reading, so that nothing falls between the two.
       const next = nextChange(id, progressMs, signal);
       try {
-        const events = await registry.events(id, sent, BATCH_EVENTS);
+        const head = read(id, sent);
+        const events = await head.events;
         if (events.length > 0) {
           sent = Number(events[events.length - 1].revision);
           yield { case: "events", value: { events } };
           continue;
         }
-        const now = await registry.run(id);
+        const now = await head.run;
         if (!now) throw notFound(`runs/${id}`);
         if (hasEnded(now.run.state) && now.run.revision === BigInt(sent)) return;
         if (stopping) throw refusal(status.UNAVAILABLE, "STOPPING", "the server is stopping", {}, 5);

@@ -15,6 +15,8 @@ const START_MS = 60_000;
 
 export interface Served {
   readonly thaw: Thaw;
+  readonly address: string;
+  readonly processId: number;
   /** Process ids of its GPU processes so far. */
   readonly gpuProcesses: readonly number[];
   /** Everything it has said. */
@@ -91,10 +93,13 @@ async function start(data: string, env: Readonly<Record<string, string>>, flags:
       reject(new Error(`the server ended with ${how}:\n${said}`));
     });
   });
-  const thaw = connectThaw(`127.0.0.1:${port}`);
+  const address = `127.0.0.1:${port}`;
+  const thaw = connectThaw(address);
   void ended.then(() => thaw.close());
   return {
     thaw,
+    address,
+    processId: child.pid!,
     gpuProcesses,
     said: () => said,
     ended,
