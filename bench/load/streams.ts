@@ -21,8 +21,8 @@ const SUBSCRIBERS = 200;
 const IDLE = 1000;
 /** A server takes 256 streams of a connection at a time. */
 const STREAMS_OF_A_CONNECTION = 100;
-/** Milliseconds of a step of the run that is watched: 50 steps a second. */
-const STEP_MS = 20;
+/** Milliseconds of a step of the run that is watched. Two are under way at a time, so there are 50 a second. */
+const STEP_MS = 40;
 const SPEC = { model: "models/m", dataset: "datasets/d", steps: 1_000_000n };
 
 /** What a load found, but for health and memory. */

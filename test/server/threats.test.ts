@@ -19,7 +19,8 @@ test("every defence names a test that is there", () => {
   assert.ok(rows.length > 15, "the table was read");
   for (const [threat, defence, tests = ""] of rows) {
     assert.ok(threat && defence, `a row is whole: ${threat}`);
-    const files = [...tests.matchAll(/`([a-z]+\/[a-z_]+)`/g)].map(([, name]) => `test/${name}.test.ts`);
+    const names = [...tests.matchAll(/`([a-z]+\/[a-z_]+)`/g)].map(([, name]) => name);
+    const files = names.map((name) => `test/${name}.${name.startsWith("faults/") ? "faults" : "test"}.ts`);
     assert.ok(files.length > 0, `"${threat}" names no test`);
     for (const file of files) assert.ok(existsSync(at(file)), file);
     const texts = files.map((file) => readFileSync(at(file), "utf8")).join("\n");
