@@ -199,6 +199,32 @@ scenario("a run that diverges while it is to pause goes back and is paused there
   await eventsUntil(thaw, "runs/r", reaches(SUCCEEDED));
 });
 
+scenario("readers from anywhere in a log get the rest of it, each event once", { engine: slow }, async ({ thaw }) => {
+  await thaw.runs.createRun({ runId: "r", spec: { ...SPEC, steps: 60n } });
+  const readers: Promise<bigint[]>[] = [];
+  const read = async (afterRevision: bigint): Promise<bigint[]> => {
+    const seen: bigint[] = [];
+    for await (const { reply } of thaw.runs.watchRun({ name: "runs/r", afterRevision })) {
+      if (reply.case === "events") seen.push(...reply.value.events.map(({ revision }) => revision));
+    }
+    return seen.map((revision) => revision - afterRevision);
+  };
+  for await (const { reply } of thaw.runs.watchRun({ name: "runs/r" })) {
+    if (reply.case !== "events") continue;
+    const newest = reply.value.events.at(-1)!.revision;
+    for (const after of [0n, newest / 2n, newest, newest]) readers.push(read(after));
+  }
+  assert.ok(readers.length > 40, `${readers.length} readers`);
+  for (const seen of await Promise.all(readers)) {
+    assert.equal(
+      seen,
+      seen.map((_, i) => BigInt(i + 1)),
+    );
+  }
+  const { run } = await thaw.runs.getRun({ name: "runs/r" });
+  assert.is((await readers[0]).length, Number(run?.revision), "to the end");
+});
+
 scenario("runs wait for the GPU in the order in which they were created", { engine: slow }, async ({ thaw }) => {
   await thaw.runs.createRun({ runId: "a", spec: { ...SPEC, steps: 30n } });
   await eventsUntil(thaw, "runs/a", reaches(RUNNING));
