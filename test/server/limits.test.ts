@@ -24,8 +24,9 @@ test.after(async () => {
 
 /** What a call that crosses a limit is told: reason and limit. */
 async function crossed(call: Promise<unknown>): Promise<readonly [string, string]> {
-  const { code, reason, figures, message } = problemsOf(await refused(call));
+  const { code, reason, figures, message, retryAfterMs } = problemsOf(await refused(call));
   assert.is(code, "RESOURCE_EXHAUSTED", message);
+  assert.is(retryAfterMs, reason.startsWith("TOO_MANY") ? 1000 : undefined, "waiting helps where others have the room");
   assert.ok(message.includes(figures.limit), `"${message}" names the limit`);
   return [reason, figures.limit];
 }

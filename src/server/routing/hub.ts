@@ -82,7 +82,7 @@ export function createRouteHub(
       const limit = limits.maxAssignmentSubscribers;
       if (all.size >= limit) {
         const message = `${run} has ${limit} subscribers of its assignments already`;
-        throw refusal(status.RESOURCE_EXHAUSTED, "TOO_MANY_SUBSCRIBERS", message, { limit: String(limit) });
+        throw refusal(status.RESOURCE_EXHAUSTED, "TOO_MANY_SUBSCRIBERS", message, { limit: String(limit) }, 1);
       }
       const own: Subscriber = { request, buffer: [], matched: 0n, dropped: 0n, ended: false, wake: () => {} };
       subscribers.set(run, all.add(own));
