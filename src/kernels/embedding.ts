@@ -2,7 +2,8 @@
 // atomics and in a fixed order, it is a gather: the host sorts token positions by id once per batch (`sortTokens`), and
 // one thread walks the positions of one table row for one column.
 
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { floats, type Halves, kernelFor, type Value, valuesOf } from "./storage.ts";
 
 const THREADS = 64;
 
@@ -15,21 +16,24 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 `;
 
 /** `width` counts values: vec4f where the width allows, else f32. */
-const forwardKernel = (value: "vec4f" | "f32") =>
-  defineKernel({
-    name: `embedding_forward_${value}`,
-    params: { tokens: "u32", width: "u32", vocabulary: "u32" },
-    buffers: { table: read(value), ids: read("u32"), out: write(value) },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${MAIN}
+const forwardKernel = (value: Value, halves: Halves): Kernel =>
+  kernelFor(`embedding_forward_${value}`, halves, (name) => {
+    const { buffers, functions } = floats(value, { table: "read", out: "write" }, halves);
+    return defineKernel<string, string>({
+      name,
+      params: { tokens: "u32", width: "u32", vocabulary: "u32" },
+      buffers: { ...buffers, ids: read("u32") },
+      wgsl: /* wgsl */ `${functions}${LINEAR_INDEX}${MAIN}
   if (row >= params.tokens) { return; }
   let id = ids[row];
   var value = ${value}();
-  if (id < params.vocabulary) { value = table[id * params.width + column]; }
-  out[at] = value;
+  if (id < params.vocabulary) { value = load_table(id * params.width + column); }
+  store_out(at, value);
 }`,
+    });
   });
 
-const gradientKernel = (value: "vec4f" | "f32") =>
+const gradientKernel = (value: Value) =>
   defineKernel({
     name: `embedding_gradient_${value}`,
     params: { vocabulary: "u32", width: "u32", accumulate: "u32" },
@@ -46,25 +50,20 @@ const gradientKernel = (value: "vec4f" | "f32") =>
 }`,
   });
 
-const forward = { vec4f: forwardKernel("vec4f"), f32: forwardKernel("f32") };
 const gradient = { vec4f: gradientKernel("vec4f"), f32: gradientKernel("f32") };
 
-/** The type a thread handles, and the width counted in it. */
-const valuesOf = (width: number): ["vec4f" | "f32", number] =>
-  width % 4 === 0 ? ["vec4f", width / 4] : ["f32", width];
-
 /**
- * out[t] = table[ids[t]]; table [vocabulary, width] f32, ids [tokens] u32, out [tokens, width] f32.
+ * out[t] = table[ids[t]]; table [vocabulary, width], ids [tokens] u32, out [tokens, width].
  * An id outside the vocabulary gives a row of zeros (ids are validated on the host, where the error can be told).
  */
 export function embeddingForward<T>(
   buffers: Record<"table" | "ids" | "out", T>,
-  { tokens, width, vocabulary }: { tokens: number; width: number; vocabulary: number },
+  { tokens, width, vocabulary, halves = [] }: { tokens: number; width: number; vocabulary: number; halves?: Halves },
 ): Command<T>[] {
   if (tokens === 0) return [];
   const [value, values] = valuesOf(width);
   const params = { tokens, width: values, vocabulary };
-  return [call(forward[value], params, buffers, spread(Math.ceil((tokens * values) / THREADS)))];
+  return [call(forwardKernel(value, halves), params, buffers, spread(Math.ceil((tokens * values) / THREADS)))];
 }
 
 /**

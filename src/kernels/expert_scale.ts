@@ -3,78 +3,87 @@
 // whole blocks, one expert to a block.
 
 import type { GroupedRows } from "./grouped_matmul.ts";
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread } from "./kernel.ts";
+import { floats, type Halves, kernelFor, type Value, valuesOf } from "./storage.ts";
 
 const THREADS = 64;
 
+// Widths count values, vec4f where the width allows.
 const MAIN = /* wgsl */ `${LINEAR_INDEX}
 @compute @workgroup_size(${THREADS})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
   let at = linear_index(wid, num) * ${THREADS} + lid;
 `;
 
-const scaleKernel = defineKernel({
-  name: "expert_scale",
-  params: { max_rows: "u32", row_tile: "u32", width: "u32", experts: "u32" },
-  buffers: { x: read("f32"), scale: read("f32"), expertOfBlock: read("u32"), out: write("f32") },
-  wgsl: /* wgsl */ `${MAIN}
+const scaleKernel = (value: Value, halves: Halves): Kernel =>
+  kernelFor(`expert_scale_${value}`, halves, (name) => {
+    const { buffers, functions } = floats(value, { x: "read", scale: "read", out: "write" }, halves);
+    return defineKernel<string, string>({
+      name,
+      params: { max_rows: "u32", row_tile: "u32", width: "u32", experts: "u32" },
+      buffers: { ...buffers, expertOfBlock: read("u32") },
+      wgsl: /* wgsl */ `${functions}${MAIN}
   if (at >= params.max_rows * params.width) { return; }
   let expert = expertOfBlock[at / params.width / params.row_tile];
-  var value = 0.0; // an unused block
-  if (expert < params.experts) { value = x[at] * scale[expert * params.width + at % params.width]; }
-  out[at] = value;
+  var value = ${value}(); // an unused block
+  if (expert < params.experts) { value = load_x(at) * load_scale(expert * params.width + at % params.width); }
+  store_out(at, value);
 }`,
-});
+    });
+  });
 
 /**
  * out[r, c] = x[r, c] · scale[e, c] for every row r of a block with expert e, 0 in unused blocks; x, out
- * [maxRows, width] f32, scale [experts, width] f32, expertOfBlock [maxRows / rowTile] u32 (`experts` or more = unused).
+ * [maxRows, width], scale [experts, width], expertOfBlock [maxRows / rowTile] u32 (`experts` or more = unused).
  * The gradient of x is the same map of dOut.
  */
 export function expertScale<T>(
   buffers: Record<"x" | "scale" | "expertOfBlock" | "out", T>,
-  { maxRows, rowTile, width, experts }: { maxRows: number; rowTile: number; width: number; experts: number },
+  dims: { maxRows: number; rowTile: number; width: number; experts: number; halves?: Halves },
 ): Command<T>[] {
+  const { maxRows, rowTile, experts, halves = [] } = dims;
+  const [value, width] = valuesOf(dims.width);
   const params = { max_rows: maxRows, row_tile: rowTile, width, experts };
-  return [call(scaleKernel, params, buffers, spread(Math.ceil((maxRows * width) / THREADS)))];
+  return [call(scaleKernel(value, halves), params, buffers, spread(Math.ceil((maxRows * width) / THREADS)))];
 }
 
-const gradientKernel = defineKernel({
-  name: "expert_scale_gradient",
-  params: { slots: "u32", width: "u32" },
-  buffers: {
-    x: read("f32"), //    [max_rows, width]
-    dOut: read("f32"), // [max_rows, width]
-    expertOffset: read("u32"),
-    expertCount: read("u32"),
-    trainableExperts: read("u32"),
-    out: write("f32"), // [slots, width]
-  },
-  wgsl: /* wgsl */ `${MAIN}
+const gradientKernel = (value: Value, halves: Halves): Kernel =>
+  kernelFor(`expert_scale_gradient_${value}`, halves, (name) => {
+    // x, dOut [max_rows, width], out [slots, width]
+    const { buffers, functions } = floats(value, { x: "read", dOut: "read", out: "write" }, halves);
+    const rows = { expertOffset: read("u32"), expertCount: read("u32"), trainableExperts: read("u32") };
+    return defineKernel<string, string>({
+      name,
+      params: { slots: "u32", width: "u32" },
+      buffers: { ...buffers, ...rows },
+      wgsl: /* wgsl */ `${functions}${MAIN}
   if (at >= params.slots * params.width) { return; }
   let expert = trainableExperts[at / params.width];
   let begin = expertOffset[expert];
   let end = begin + expertCount[expert];
-  var sum = 0.0;
+  var sum = ${value}();
   for (var row = begin; row < end; row++) {
     let i = row * params.width + at % params.width;
-    sum += dOut[i] * x[i];
+    sum += load_dOut(i) * load_x(i);
   }
-  out[at] = sum;
+  store_out(at, sum);
 }`,
-});
+    });
+  });
 
 /**
  * out[s, c] = Σ of dOut[r, c] · x[r, c] over the real rows r of expert trainableExperts[s], in order; exactly 0 for an
- * expert without rows. x, dOut [maxRows, width] f32; expertOffset [experts + 1], expertCount [experts], trainableExperts
- * [slots] u32.
+ * expert without rows. x, dOut [maxRows, width], out f32; expertOffset [experts + 1], expertCount [experts],
+ * trainableExperts [slots] u32.
  */
 export function expertScaleGradient<T>(
   buffers: Record<"x" | "dOut" | "expertOffset" | "expertCount" | "trainableExperts" | "out", T>,
-  { slots, width }: { slots: number; width: number },
+  { slots, width, halves = [] }: { slots: number; width: number; halves?: Halves },
 ): Command<T>[] {
   if (slots === 0) return [];
-  return [call(gradientKernel, { slots, width }, buffers, spread(Math.ceil((slots * width) / THREADS)))];
+  const [value, values] = valuesOf(width);
+  const groups = spread(Math.ceil((slots * values) / THREADS));
+  return [call(gradientKernel(value, halves), { slots, width: values }, buffers, groups)];
 }
 
 /** The gradient of the bias in float64: [trainableExperts, width]. */

@@ -3,11 +3,13 @@
 // Each token gathers its own rows through `rowOfAssignment` in order of choice, so no atomics and the same bits every
 // time. A dropped or masked assignment (row 0xffffffff) contributes exactly 0; the residual carries the token.
 
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { NO_ROW } from "./moe_dispatch.ts";
+import { floats, type Halves, kernelFor, type Value, valuesOf } from "./storage.ts";
 
 const WORKGROUP = 64;
 
+// Widths count values, vec4f where the width allows.
 const PROLOGUE = /* wgsl */ `${LINEAR_INDEX}
 const WORKGROUP = ${WORKGROUP}u;
 const NO_ROW = ${NO_ROW}u;
@@ -16,124 +18,142 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   let index = linear_index(wid, num) * WORKGROUP + lane;
 `;
 
-const combineKernel = (gated: boolean) =>
-  defineKernel<string, string>({
-    name: gated ? "moe_combine_gated" : "moe_combine",
-    params: { tokens: "u32", top_k: "u32", width: "u32" },
-    buffers: {
-      rows: read("f32"), //              [max_rows, width]
-      ...(gated ? { gates: read("f32") } : {}), // [tokens, top_k]
-      row_of_assignment: read("u32"), // [tokens, top_k]
-      out: write("f32"), //              [tokens, width]
-    },
-    wgsl: /* wgsl */ `${PROLOGUE}
+const combineKernel = (gated: boolean, value: Value, halves: Halves): Kernel =>
+  kernelFor(`moe_combine_${gated ? "gated_" : ""}${value}`, halves, (name) => {
+    // rows [max_rows, width], out [tokens, width]
+    const { buffers, functions } = floats(value, { rows: "read", out: "write" }, halves);
+    return defineKernel<string, string>({
+      name,
+      params: { tokens: "u32", top_k: "u32", width: "u32" },
+      buffers: {
+        ...buffers,
+        ...(gated ? { gates: read("f32") } : {}), // [tokens, top_k]
+        row_of_assignment: read("u32"), // [tokens, top_k]
+      },
+      wgsl: /* wgsl */ `${functions}${PROLOGUE}
   if (index >= params.tokens * params.width) { return; }
   let t = index / params.width;
   let column = index % params.width;
-  var sum = 0.0;
+  var sum = ${value}();
   for (var j = 0u; j < params.top_k; j++) {
     let a = t * params.top_k + j;
     let row = row_of_assignment[a];
-    if (row != NO_ROW) { sum += ${gated ? "gates[a] * " : ""}rows[row * params.width + column]; }
+    if (row != NO_ROW) { sum += ${gated ? "gates[a] * " : ""}load_rows(row * params.width + column); }
   }
-  out[index] = sum;
+  store_out(index, sum);
 }
 `,
+    });
   });
+
+/** Sizes of a combination; `halves` needs a width that is a multiple of 4. */
+export interface CombineDims {
+  readonly tokens: number;
+  readonly topK: number;
+  readonly width: number;
+  readonly halves?: Halves;
+}
 
 /**
  * out [tokens, width] = Σ_j gates[t,j] · rows[rowOfAssignment[t,j]] over kept choices in order of j; weight 1 without
- * gates. rows: [maxRows, width] f32.
+ * gates. rows: [maxRows, width].
  */
 export function moeCombine<T>(
   buffers: { rows: T; gates?: T; rowOfAssignment: T; out: T },
-  dims: { tokens: number; topK: number; width: number },
+  { tokens, topK, width, halves = [] }: CombineDims,
 ): Command<T>[] {
   const { rows, gates, rowOfAssignment, out } = buffers;
   const bound = { rows, row_of_assignment: rowOfAssignment, out };
+  const [value, values] = valuesOf(width);
   return [
     call(
-      combineKernel(gates !== undefined),
-      { tokens: dims.tokens, top_k: dims.topK, width: dims.width },
+      combineKernel(gates !== undefined, value, halves),
+      { tokens, top_k: topK, width: values },
       gates === undefined ? bound : { ...bound, gates },
-      spread(Math.ceil((dims.tokens * dims.width) / WORKGROUP)),
+      spread(Math.ceil((tokens * values) / WORKGROUP)),
     ),
   ];
 }
 
-const rowsGradientKernel = defineKernel({
-  name: "moe_combine_rows_gradient",
-  params: { max_rows: "u32", top_k: "u32", width: "u32" },
-  buffers: {
-    d_out: read("f32"), //         [tokens, width]
-    gates: read("f32"), //         [tokens, top_k]
-    source_of_row: read("u32"), // [max_rows]
-    d_rows: write("f32"), //       [max_rows, width]
-  },
-  wgsl: /* wgsl */ `${PROLOGUE}
+const rowsGradientKernel = (value: Value, halves: Halves): Kernel =>
+  kernelFor(`moe_combine_rows_gradient_${value}`, halves, (name) => {
+    // dOut [tokens, width], dRows [max_rows, width]
+    const { buffers, functions } = floats(value, { dOut: "read", dRows: "write" }, halves);
+    return defineKernel<string, string>({
+      name,
+      params: { max_rows: "u32", top_k: "u32", width: "u32" },
+      buffers: {
+        ...buffers,
+        gates: read("f32"), //         [tokens, top_k]
+        source_of_row: read("u32"), // [max_rows]
+      },
+      wgsl: /* wgsl */ `${functions}${PROLOGUE}
   if (index >= params.max_rows * params.width) { return; }
   let a = source_of_row[index / params.width];
-  var gradient = 0.0;
-  if (a != NO_ROW) { gradient = gates[a] * d_out[(a / params.top_k) * params.width + index % params.width]; }
-  d_rows[index] = gradient;
+  var gradient = ${value}();
+  if (a != NO_ROW) { gradient = gates[a] * load_dOut((a / params.top_k) * params.width + index % params.width); }
+  store_dRows(index, gradient);
 }
 `,
-});
+    });
+  });
 
 /** dRows [maxRows, width] = gates[a] · dOut[a / topK], a = sourceOfRow[row]; padding rows exactly 0. */
 export function moeCombineRowsGradient<T>(
-  buffers: { dOut: T; gates: T; sourceOfRow: T; dRows: T },
-  dims: { maxRows: number; topK: number; width: number },
+  { dOut, gates, sourceOfRow, dRows }: { dOut: T; gates: T; sourceOfRow: T; dRows: T },
+  { maxRows, topK, width, halves = [] }: Omit<CombineDims, "tokens"> & { maxRows: number },
 ): Command<T>[] {
+  const [value, values] = valuesOf(width);
   return [
     call(
-      rowsGradientKernel,
-      { max_rows: dims.maxRows, top_k: dims.topK, width: dims.width },
-      { d_out: buffers.dOut, gates: buffers.gates, source_of_row: buffers.sourceOfRow, d_rows: buffers.dRows },
-      spread(Math.ceil((dims.maxRows * dims.width) / WORKGROUP)),
+      rowsGradientKernel(value, halves),
+      { max_rows: maxRows, top_k: topK, width: values },
+      { dOut, gates, source_of_row: sourceOfRow, dRows },
+      spread(Math.ceil((maxRows * values) / WORKGROUP)),
     ),
   ];
 }
 
 // One thread per assignment: it walks two contiguous rows, and there are tokens · top_k of them.
-const gatesGradientKernel = defineKernel({
-  name: "moe_combine_gates_gradient",
-  params: { tokens: "u32", top_k: "u32", width: "u32" },
-  buffers: {
-    d_out: read("f32"), //             [tokens, width]
-    rows: read("f32"), //              [max_rows, width]
-    row_of_assignment: read("u32"), // [tokens, top_k]
-    d_gates: write("f32"), //          [tokens, top_k]
-  },
-  wgsl: /* wgsl */ `${PROLOGUE}
+const gatesGradientKernel = (value: Value, halves: Halves): Kernel =>
+  kernelFor(`moe_combine_gates_gradient_${value}`, halves, (name) => {
+    // dOut [tokens, width], rows [max_rows, width]
+    const { buffers, functions } = floats(value, { dOut: "read", rows: "read" }, halves);
+    const product = "load_dOut(token * params.width + c) * load_rows(row * params.width + c)";
+    return defineKernel<string, string>({
+      name,
+      params: { tokens: "u32", top_k: "u32", width: "u32" },
+      buffers: {
+        ...buffers,
+        row_of_assignment: read("u32"), // [tokens, top_k]
+        dGates: write("f32"), //           [tokens, top_k]
+      },
+      wgsl: /* wgsl */ `${functions}${PROLOGUE}
   if (index >= params.tokens * params.top_k) { return; }
   let row = row_of_assignment[index];
   let token = index / params.top_k;
-  var sum = 0.0;
+  var sum = ${value}();
   if (row != NO_ROW) {
-    for (var c = 0u; c < params.width; c++) { sum += d_out[token * params.width + c] * rows[row * params.width + c]; }
+    for (var c = 0u; c < params.width; c++) { sum += ${product}; }
   }
-  d_gates[index] = sum;
+  dGates[index] = ${value === "vec4f" ? "dot(sum, vec4f(1))" : "sum"};
 }
 `,
-});
+    });
+  });
 
-/** dGates [tokens, topK] = dOut[t] · rows[rowOfAssignment[t,j]]; 0 where dropped or masked. */
+/** dGates [tokens, topK] f32 = dOut[t] · rows[rowOfAssignment[t,j]]; 0 where dropped or masked. */
 export function moeCombineGatesGradient<T>(
-  buffers: { dOut: T; rows: T; rowOfAssignment: T; dGates: T },
-  dims: { tokens: number; topK: number; width: number },
+  { dOut, rows, rowOfAssignment, dGates }: { dOut: T; rows: T; rowOfAssignment: T; dGates: T },
+  { tokens, topK, width, halves = [] }: CombineDims,
 ): Command<T>[] {
+  const [value, values] = valuesOf(width);
   return [
     call(
-      gatesGradientKernel,
-      { tokens: dims.tokens, top_k: dims.topK, width: dims.width },
-      {
-        d_out: buffers.dOut,
-        rows: buffers.rows,
-        row_of_assignment: buffers.rowOfAssignment,
-        d_gates: buffers.dGates,
-      },
-      spread(Math.ceil((dims.tokens * dims.topK) / WORKGROUP)),
+      gatesGradientKernel(value, halves),
+      { tokens, top_k: topK, width: values },
+      { dOut, rows, row_of_assignment: rowOfAssignment, dGates },
+      spread(Math.ceil((tokens * topK) / WORKGROUP)),
     ),
   ];
 }

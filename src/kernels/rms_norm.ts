@@ -13,18 +13,8 @@
 // gradient sums chunks of rows into a scratch buffer, then the chunks: both in order.
 
 import type { KernelTarget } from "./capabilities.ts";
-import {
-  type Command,
-  call,
-  defineKernel,
-  type Kernel,
-  kernelCache,
-  LINEAR_INDEX,
-  read,
-  spread,
-  write,
-} from "./kernel.ts";
-import { floats, type Halves, halvesSuffix, type Value } from "./storage.ts";
+import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { floats, type Halves, kernelFor, type Value, valuesOf } from "./storage.ts";
 
 /** Threads of a workgroup; on hardware they share one row. */
 const ROW_THREADS: Record<KernelTarget, number> = { software: 8, hardware: 128 };
@@ -70,16 +60,8 @@ const horizontal = (value: Value, x: string): string => (value === "vec4f" ? `do
 /** `columns` counts values (vec4f or f32), `width` elements. */
 const ROW_PARAMS = { rows: "u32", columns: "u32", width: "f32" } as const;
 
-const cached = kernelCache<Kernel>();
-
-/** Builds a kernel once for its name, which `halves` become part of. */
-const named = (name: string, halves: Halves, make: (name: string) => Kernel): Kernel => {
-  const full = `${name}${halvesSuffix(halves)}`;
-  return cached(full, () => make(full));
-};
-
 const forwardKernel = (target: KernelTarget, value: Value, keep: boolean, halves: Halves): Kernel =>
-  named(`rms_norm_${target}_${value}${keep ? "_kept" : ""}`, halves, (name) => {
+  kernelFor(`rms_norm_${target}_${value}${keep ? "_kept" : ""}`, halves, (name) => {
     const access = { x: "read", weight: "read", out: "write" } as const;
     const kept = { ...access, normalized: "write" } as const;
     const { buffers, functions } = floats<string>(value, keep ? kept : access, halves);
@@ -110,7 +92,7 @@ const forwardKernel = (target: KernelTarget, value: Value, keep: boolean, halves
 const OUTPUT_THREADS = 64;
 
 const outputKernel = (value: Value, halves: Halves): Kernel =>
-  named(`rms_norm_output_${value}`, halves, (name) => {
+  kernelFor(`rms_norm_output_${value}`, halves, (name) => {
     const access = { normalized: "read", weight: "read", out: "write" } as const;
     const { buffers, functions } = floats(value, access, halves);
     return defineKernel<string, string>({
@@ -127,7 +109,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   });
 
 const inputGradientKernel = (target: KernelTarget, value: Value, halves: Halves): Kernel =>
-  named(`rms_norm_input_gradient_${target}_${value}`, halves, (name) => {
+  kernelFor(`rms_norm_input_gradient_${target}_${value}`, halves, (name) => {
     const access = { normalized: "read", weight: "read", dOut: "read", dX: "write" } as const;
     const { buffers, functions } = floats(value, access, halves);
     return defineKernel<string, string>({
@@ -159,7 +141,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 `;
 
 const chunkKernel = (value: Value, halves: Halves): Kernel =>
-  named(`rms_norm_weight_gradient_chunks_${value}`, halves, (name) => {
+  kernelFor(`rms_norm_weight_gradient_chunks_${value}`, halves, (name) => {
     const { buffers, functions } = floats(value, { normalized: "read", dOut: "read", scratch: "write" }, halves);
     return defineKernel<string, string>({
       name,
@@ -200,9 +182,6 @@ export interface RmsNormDims {
   columns: number;
   halves?: Halves;
 }
-
-/** What a thread handles, and the columns counted in it. */
-const valuesOf = (columns: number): [Value, number] => (columns % 4 === 0 ? ["vec4f", columns / 4] : ["f32", columns]);
 
 const rowGroups = (rows: number, target: KernelTarget): [number, number] =>
   spread(target === "hardware" ? rows : Math.ceil(rows / ROW_THREADS.software));

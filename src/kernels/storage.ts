@@ -8,7 +8,7 @@
 // f16 rounds to nearest: an element is off by 2^-11 of itself, or by 2^-25 below 2^-14. Beyond 65504 it is
 // not finite.
 
-import { type BufferDeclaration, read, write } from "./kernel.ts";
+import { type BufferDeclaration, type Kernel, kernelCache, read, write } from "./kernel.ts";
 
 /** What one access of a kernel reads or writes. */
 export type Value = "vec4f" | "f32";
@@ -16,8 +16,16 @@ export type Value = "vec4f" | "f32";
 /** Names of the buffers of a call that hold f16; the others hold f32. */
 export type Halves = readonly string[];
 
-/** Of a kernel's name: which of its buffers hold f16. */
-export const halvesSuffix = (halves: Halves): string => halves.map((name) => `_f16${name}`).join("");
+/** What one access handles of rows of `width` elements, and the width counted in it. */
+export const valuesOf = (width: number): [Value, number] => (width % 4 === 0 ? ["vec4f", width / 4] : ["f32", width]);
+
+const cached = kernelCache<Kernel>();
+
+/** The kernel of this name for this storage, which becomes part of the name; `make` builds it once. */
+export const kernelFor = (name: string, halves: Halves, make: (name: string) => Kernel): Kernel => {
+  const full = `${name}${halves.map((buffer) => `_f16${buffer}`).join("")}`;
+  return cached(full, () => make(full));
+};
 
 const HALF_TYPE: Readonly<Record<Value, string>> = { vec4f: "vec2u", f32: "u32" };
 const HALF_LOAD: Readonly<Record<Value, (array: string) => string>> = {

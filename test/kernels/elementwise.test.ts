@@ -20,7 +20,7 @@ const CASES: [
   ["add", (names, count) => add(names, { count }), (a, b) => a + b, (a, b) => ULP * Math.abs(a + b)],
   [
     "reluGradient",
-    ({ a, b, out }, count) => reluGradient({ y: a, dOut: b, dX: out }, { count }),
+    ({ a, b, out }, count) => reluGradient({ y: a, dOut: b, out }, { count }),
     (a, b) => (a > 0 ? b : 0),
     () => 0,
   ],

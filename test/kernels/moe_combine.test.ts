@@ -18,6 +18,7 @@ const cases = [
   { what: "one token, one column", tokens: 1, experts: 1, topK: 1, width: 1, capacity: DROPLESS },
   { what: "top-2 dropless", tokens: 37, experts: 4, topK: 2, width: 19, capacity: DROPLESS },
   { what: "drops and masked tokens", tokens: 41, experts: 3, topK: 2, width: 65, capacity: 6, masked: 0.3 },
+  { what: "rows of vec4f", tokens: 11, experts: 3, topK: 2, width: 20, capacity: DROPLESS },
   { what: "every token masked", tokens: 5, experts: 3, topK: 2, width: 7, capacity: DROPLESS, masked: 1 },
   { what: "top-5, an expert without tokens", tokens: 9, experts: 7, topK: 5, width: 3, capacity: DROPLESS, idle: 1 },
 ];

@@ -81,7 +81,7 @@ export function reluBackward(g: Graph, y: Tensor, dOut: Tensor): Tensor {
     name: "relu_gradient",
     reads: [y, dOut],
     writes: [dX],
-    lower: () => reluGradient({ y, dOut, dX }, { count: elements(y.shape) }),
+    lower: () => reluGradient({ y, dOut, out: dX }, { count: elements(y.shape) }),
   });
   return dX;
 }
