@@ -21,11 +21,9 @@ import {
   call,
   defineKernel,
   type Kernel,
-  kernelCache,
   LINEAR_INDEX,
   read,
   spread,
-  write,
 } from "./kernel.ts";
 import {
   LARGE_FROM_TILES,
@@ -39,11 +37,13 @@ import {
   MATRIX_ENABLES,
   type MatrixTileShape,
   matrixFits,
+  matrixOperands,
   matrixStores,
   matrixThreads,
   matrixTile,
   matrixTileMemory,
 } from "./matrix_tiles.ts";
+import { floats, type Halves, kernelFor, type Value } from "./storage.ts";
 import {
   threadsOf,
   type WorkgroupOperand,
@@ -67,6 +67,8 @@ interface Variant {
   readonly gather: boolean;
   /** `matrix` on hardware only. */
   readonly products: Products;
+  /** Of a, b and out. */
+  readonly halves: Halves;
 }
 
 const nameOf = (v: Variant): string =>
@@ -105,9 +107,28 @@ fn main(
   let index = linear_index(wid, num)${v.target === "hardware" ? "" : ` * ${SOFTWARE_THREADS} + lid`};
 `;
 
-/** What stands for an operand's elements in its binding. */
-const elementOf = (v: Variant): "vec4f" | "f32" => (v.vector || v.products === "matrix" ? "vec4f" : "f32");
-const storedOf = (v: Variant): "vec4f" | "f32" => (v.vector ? "vec4f" : "f32");
+/** What is read at a time, but for matrix units, and what is written. */
+const readOf = (v: Variant): Value => (v.vector ? "vec4f" : "f32");
+const writtenOf = (v: Variant): Value => (v.vector || v.products === "matrix" ? "vec4f" : "f32");
+
+/** The bindings of a, b and out, and the WGSL that accesses them. */
+function floatsOf(v: Variant): ReturnType<typeof floats> {
+  const operands =
+    v.products === "matrix" ? matrixOperands(v.halves) : floats(readOf(v), { a: "read", b: "read" }, v.halves);
+  const results = floats(writtenOf(v), { out: "write" }, v.halves);
+  return {
+    buffers: { ...operands.buffers, ...results.buffers },
+    functions: `${operands.functions}${results.functions}`,
+  };
+}
+
+/** Elements in an entry of b's binding. */
+function elementsOfEntry(v: Variant): number {
+  const half = v.halves.includes("b");
+  if (v.products === "matrix") return half ? 8 : 4;
+  if (v.vector) return 4;
+  return half ? 2 : 1;
+}
 
 const memoryOf = (v: Variant, layouts: readonly [Layout, Layout]): string => {
   if (v.target === "software") return "";
@@ -131,13 +152,13 @@ const enablesOf = (v: Variant): string | undefined => (v.products === "matrix" ?
 
 const FORWARD_PARAMS = { max_rows: "u32", row_tile: "u32", n: "u32", k: "u32", top_k: "u32", relu: "u32" } as const;
 
-function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
+function forwardKernel(name: string, v: Variant, transposeWeight: boolean): Kernel {
   const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
-  // A hardware loop counts elements, whatever the type behind its bindings.
-  const [weight, weights] =
-    v.target === "software"
-      ? [units("(params.n * params.k)"), "arrayLength(&b)"]
-      : ["params.n * params.k", `arrayLength(&b)${elementOf(v) === "vec4f" ? " * 4" : ""}`];
+  // The software loop counts values, that of hardware elements, whatever the type behind the bindings.
+  const counted = v.target === "software" && v.vector ? 4 : 1;
+  const weight = `(params.n * params.k / ${counted})`;
+  const weights = `arrayLength(&b) * ${elementsOfEntry(v) / counted}`;
+  const { buffers, functions } = floatsOf(v);
   const layout = transposeWeight ? "inner" : "outer";
   const rows = Array.from({ length: v.tile.m }, (_, i) => `let source${i} = readable(source_of(row + ${i}));`);
   const loop =
@@ -185,25 +206,20 @@ function forwardKernel(v: Variant, transposeWeight: boolean): Kernel {
           "params.k",
           roundedTo(v),
         )}`;
-  return defineKernel({
-    name: `grouped_matmul_${transposeWeight ? "nt" : "nn"}_${nameOf(v)}`,
+  const written = writtenOf(v);
+  return defineKernel<string, string>({
+    name,
     params: FORWARD_PARAMS,
-    buffers: {
-      a: read(elementOf(v)),
-      b: read(elementOf(v)),
-      out: write(storedOf(v)),
-      expertOfBlock: read("u32"),
-      ...rowIndex(v.gather),
-    },
+    buffers: { ...buffers, expertOfBlock: read("u32"), ...rowIndex(v.gather) },
     enables: enablesOf(v),
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${sourceOf(v.gather)}
-fn store(row: u32, column: u32, sum: ${storedOf(v)}) {
+    wgsl: /* wgsl */ `${memoryOf(v, ["inner", layout])}${functions}${LINEAR_INDEX}${sourceOf(v.gather)}
+fn store(row: u32, column: u32, sum: ${written}) {
   if (column >= params.n) { return; }
-  var value = select(sum, ${storedOf(v)}(), source_of(row) == PADDING);
-  if (params.relu != 0) { value = max(value, ${storedOf(v)}()); }
-  out[(row * params.n + column)${v.vector ? " / 4" : ""}] = value;
+  var value = select(sum, ${written}(), source_of(row) == PADDING);
+  if (params.relu != 0) { value = max(value, ${written}()); }
+  store_out((row * params.n + column)${written === "vec4f" ? " / 4" : ""}, value);
 }
-${memoryOf(v, ["inner", layout])}${mainOf(v)}
+${mainOf(v)}
   let tile_columns = (params.n + ${v.tile.n - 1}) / ${v.tile.n};
   let row = index / tile_columns * ${v.tile.m};
   let column = index % tile_columns * ${v.tile.n};
@@ -220,7 +236,9 @@ ${memoryOf(v, ["inner", layout])}${mainOf(v)}
 const GRADIENT_PARAMS = { slots: "u32", n: "u32", k: "u32", top_k: "u32" } as const;
 
 /** out[slot] = dyᵀ·x over the rows of one expert: both operands are "outer", the sum runs over the rows. */
-function gradientKernel(v: Variant): Kernel {
+function gradientKernel(name: string, v: Variant): Kernel {
+  const { buffers, functions } = floatsOf(v);
+  const written = writtenOf(v);
   const units = (x: string): string => (v.vector ? `(${x} / 4)` : x);
   const loop =
     v.target === "hardware"
@@ -264,25 +282,23 @@ function gradientKernel(v: Variant): Kernel {
           "end",
           roundedTo(v),
         );
-  return defineKernel({
-    name: `grouped_weight_gradient_${nameOf(v)}`,
+  return defineKernel<string, string>({
+    name,
     params: GRADIENT_PARAMS,
     buffers: {
-      a: read(elementOf(v)),
-      b: read(elementOf(v)),
-      out: write(storedOf(v)),
+      ...buffers,
       expertOffset: read("u32"),
       expertCount: read("u32"),
       trainableExperts: read("u32"),
       ...rowIndex(v.gather),
     },
     enables: enablesOf(v),
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${sourceOf(v.gather)}
-fn store(slot: u32, row: u32, column: u32, sum: ${storedOf(v)}) {
+    wgsl: /* wgsl */ `${memoryOf(v, ["outer", "outer"])}${functions}${LINEAR_INDEX}${sourceOf(v.gather)}
+fn store(slot: u32, row: u32, column: u32, sum: ${written}) {
   if (row >= params.n || column >= params.k) { return; }
-  out[((slot * params.n + row) * params.k + column)${v.vector ? " / 4" : ""}] = sum;
+  store_out(((slot * params.n + row) * params.k + column)${written === "vec4f" ? " / 4" : ""}, sum);
 }
-${memoryOf(v, ["outer", "outer"])}${mainOf(v)}
+${mainOf(v)}
   let tile_rows = (params.n + ${v.tile.m - 1}) / ${v.tile.m};
   let tile_columns = (params.k + ${v.tile.n - 1}) / ${v.tile.n};
   let slot = index / (tile_rows * tile_columns);
@@ -297,8 +313,6 @@ ${memoryOf(v, ["outer", "outer"])}${mainOf(v)}
 }`,
   });
 }
-
-const cached = kernelCache<Kernel>();
 
 /** Commands for `tiles` tiles, of which a hardware workgroup does one and a software workgroup one per thread. */
 function tiledCall<T>(
@@ -318,13 +332,19 @@ const variantOf = (
   tile: Variant["tile"],
   { n, k, gatherTopK, products = "f32" }: Pick<GroupedMatmulDims, "n" | "k" | "gatherTopK" | "products">,
   matrix: boolean,
+  halves: Halves,
 ): Variant => ({
   target,
   tile,
   vector: !matrix && n % 4 === 0 && k % 4 === 0,
   gather: gatherTopK !== undefined,
   products: products === "matrix" && !matrix ? "f16" : products,
+  halves,
 });
+
+/** `halves` by the names of the bindings. */
+const boundHalves = (halves: Halves, names: Readonly<Record<string, string>>): Halves =>
+  halves.map((name) => names[name] ?? name);
 
 /** The largest of `heights` that divides an expert's rows. */
 const tileHeight = (rowTile: number, heights: readonly number[]): number => heights.find((h) => rowTile % h === 0)!;
@@ -344,10 +364,12 @@ export interface GroupedMatmulDims {
   relu?: boolean;
   /** Default: f32. */
   products?: Products;
+  /** Which of x, weight and out, or of x and dy, hold f16: with n and k that are multiples of 4. */
+  halves?: Halves;
 }
 
 /**
- * out[r, 0..n) = x[source(r), 0..k) · W_e for every row r of a used block with expert e; f32.
+ * out[r, 0..n) = x[source(r), 0..k) · W_e for every row r of a used block with expert e.
  * x [tokens, k] with gatherTopK, else [maxRows, k] with zeros in padding rows; out [maxRows, n]; expertOfBlock
  * [maxRows / rowTile] u32 (at least the number of experts = unused); sourceOfRow [maxRows] u32, read with gatherTopK.
  * The weight binding must end with the last expert: its length is what tells an unused block.
@@ -357,7 +379,7 @@ export function groupedMatmul<T>(
   dims: GroupedMatmulDims,
   target: KernelTarget,
 ): Command<T>[] {
-  const { maxRows, rowTile, n, k, transposeWeight, gatherTopK, relu = false, products = "f32" } = dims;
+  const { maxRows, rowTile, n, k, transposeWeight, gatherTopK, relu = false, products = "f32", halves = [] } = dims;
   if (rowTile % 4 !== 0) throw new RangeError(`rowTile is ${rowTile}, not a multiple of 4`);
   const matrix = products === "matrix" && target === "hardware" && rowTile % 64 === 0 && matrixFits(n, k);
   const tile =
@@ -366,33 +388,34 @@ export function groupedMatmul<T>(
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
   if (matrix) tile.n = tile.m;
   else if (tile.m === 64 && n > 64 && (maxRows / 64) * Math.ceil(n / 128) >= LARGE_FROM_TILES) tile.n = 128;
-  const variant = variantOf(target, tile, dims, matrix);
-  const key = `forward ${nameOf(variant)} ${transposeWeight}`;
-  const kernel = cached(key, () => forwardKernel(variant, transposeWeight));
+  const variant = variantOf(target, tile, dims, matrix, boundHalves(halves, { x: "a", weight: "b" }));
+  const name = `grouped_matmul_${transposeWeight ? "nt" : "nn"}_${nameOf(variant)}`;
+  const kernel = kernelFor(name, variant.halves, (full) => forwardKernel(full, variant, transposeWeight));
   const { x, weight, out, expertOfBlock, sourceOfRow } = buffers;
-  const bound = { a: x, b: weight, out, expertOfBlock, ...gathered(gatherTopK, sourceOfRow) };
+  const bindings = { a: x, b: weight, out, expertOfBlock, ...gathered(gatherTopK, sourceOfRow) };
   const params = { max_rows: maxRows, row_tile: rowTile, n, k, top_k: gatherTopK ?? 0, relu: Number(relu) };
-  return tiledCall(kernel, params, bound, (maxRows / tile.m) * Math.ceil(n / tile.n), target);
+  return tiledCall(kernel, params, bindings, (maxRows / tile.m) * Math.ceil(n / tile.n), target);
 }
 
 /**
  * out[s, n, k] = Σ of dy[r, n] · x[source(r), k] over the real rows r of expert trainableExperts[s], in order; exactly
- * 0 for an expert without rows; f32. dy [maxRows, n]; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
+ * 0 for an expert without rows; out f32. dy [maxRows, n]; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
  * [experts + 1], expertCount [experts], trainableExperts [slots], all u32.
  */
 export function groupedWeightGradient<T>(
   buffers: Record<"x" | "dy" | "out" | "expertOffset" | "expertCount" | "trainableExperts", T> & { sourceOfRow?: T },
-  dims: { slots: number } & Pick<GroupedMatmulDims, "n" | "k" | "gatherTopK" | "products">,
+  dims: { slots: number } & Pick<GroupedMatmulDims, "n" | "k" | "gatherTopK" | "products" | "halves">,
   target: KernelTarget,
 ): Command<T>[] {
-  const { slots, n, k, gatherTopK, products = "f32" } = dims;
+  const { slots, n, k, gatherTopK, products = "f32", halves = [] } = dims;
   if (slots === 0) return [];
   const matrix = products === "matrix" && target === "hardware" && matrixFits(n, k);
   const large = Math.min(n, k) > 64 && slots * Math.ceil(n / 128) * Math.ceil(k / 128) >= LARGE_FROM_TILES;
   const side = target === "software" ? 8 : large ? 128 : 64;
   const tile = { m: side, n: side };
-  const variant = variantOf(target, tile, dims, matrix);
-  const kernel = cached(`gradient ${nameOf(variant)}`, () => gradientKernel(variant));
+  const variant = variantOf(target, tile, dims, matrix, boundHalves(halves, { x: "b", dy: "a" }));
+  const name = `grouped_weight_gradient_${nameOf(variant)}`;
+  const kernel = kernelFor(name, variant.halves, (full) => gradientKernel(full, variant));
   const { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow } = buffers;
   const rows = { expertOffset, expertCount, trainableExperts, ...gathered(gatherTopK, sourceOfRow) };
   const params = { slots, n, k, top_k: gatherTopK ?? 0 };

@@ -19,27 +19,19 @@
 // Hardware: 64×64 per workgroup, 4×4 per thread; 128×128 and 8×8 where the output is large enough to fill a GPU so.
 
 import type { KernelTarget, Products } from "./capabilities.ts";
-import {
-  type Command,
-  call,
-  defineKernel,
-  type Kernel,
-  kernelCache,
-  LINEAR_INDEX,
-  read,
-  spread,
-  write,
-} from "./kernel.ts";
+import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, spread } from "./kernel.ts";
 import { LARGE_FROM_TILES, type Layout, registerStores, registerTile, type TileProducts } from "./matmul_tiles.ts";
 import {
   MATRIX_ENABLES,
   type MatrixTileShape,
   matrixFits,
+  matrixOperands,
   matrixStores,
   matrixThreads,
   matrixTile,
   matrixTileMemory,
 } from "./matrix_tiles.ts";
+import { floats, type Halves, kernelFor, type Value, valuesOf } from "./storage.ts";
 import {
   threadsOf,
   type WorkgroupShape,
@@ -70,6 +62,8 @@ export interface MatmulDims {
   outOffset?: number;
   /** Default: f32. */
   products?: Products;
+  /** Which of a, b and out hold f16: out where n and outOffset are multiples of 4. */
+  halves?: Halves;
 }
 
 const PARAMS = {
@@ -85,22 +79,21 @@ const PARAMS = {
   /** Summation steps of one stretch; k when it is whole. Stretch s writes its sums s · m · n elements after the first. */
   k_split: "u32",
 } as const;
-type MatmulKernel = Kernel<keyof typeof PARAMS, "a" | "b" | "out">;
 
 /** How a and b are stored: all that changes the loops. */
 type Layouts = readonly [a: Layout, b: Layout];
 
 const nameOf = ([a, b]: Layouts): string => `${a === "inner" ? "n" : "t"}${b === "inner" ? "t" : "n"}`;
 
-/** WGSL: finishes the sum `c` of out[row, column] (`column` to `column + 3` when vectorised), if that exists. */
-const store = (vector: boolean, offset = "params.out_offset"): string => /* wgsl */ `
-fn store(row: u32, column: u32, c: ${vector ? "vec4f" : "f32"}) {
+/** WGSL: finishes the sum `c` of out[row, column] (`column` to `column + 3` of vec4f), if that exists. */
+const store = (value: Value, offset = "params.out_offset"): string => /* wgsl */ `
+fn store(row: u32, column: u32, c: ${value}) {
   if (row >= params.m || column >= params.n) { return; }
-  let at = (${offset} + row * params.n + column)${vector ? " / 4" : ""};
+  let at = (${offset} + row * params.n + column)${value === "vec4f" ? " / 4" : ""};
   var value = params.alpha * c;
-  if (params.accumulate != 0) { value += out[at]; }
-  if (params.relu != 0) { value = max(value, ${vector ? "vec4f()" : "0.0"}); }
-  out[at] = value;
+  if (params.accumulate != 0) { value += load_out(at); }
+  if (params.relu != 0) { value = max(value, ${value}()); }
+  store_out(at, value);
 }
 `;
 
@@ -108,16 +101,25 @@ const storeAt = (i: string, j: string, value: string): string => `store(row + ${
 
 const SOFTWARE_THREADS = 16;
 
-/** Of a kernel's name, where its operands are rounded. */
-const suffix = (products: TileProducts): string => (products === "f16" ? "_f16" : "");
+/** How a kernel accesses its operands, and its results. */
+interface Access {
+  readonly operands: Value;
+  readonly results: Value;
+  readonly halves: Halves;
+}
+
+/** Of a kernel's name: how wide it reads and writes, and whether it rounds its operands. */
+const suffix = ({ operands, results }: Access, products: TileProducts): string =>
+  `_${operands}${results === operands ? "" : `_${results}`}${products === "f16" ? "_rounded" : ""}`;
 
 function softwareKernel(
+  name: string,
   layouts: Layouts,
   tile: { m: number; n: number },
-  vector: boolean,
+  access: Access,
   products: TileProducts,
-): MatmulKernel {
-  const element = vector ? "vec4f" : "f32";
+): Kernel {
+  const vector = access.operands === "vec4f";
   const units = (x: string): string => (vector ? `(${x} / 4)` : x);
   // An "inner" operand clamps its row, an "outer" one its column, to the last that exists.
   const entry = (layout: Layout, first: string, size: string) => (i: number) =>
@@ -138,11 +140,13 @@ function softwareKernel(
     "params.k",
     products,
   );
-  return defineKernel({
-    name: `matmul_${nameOf(layouts)}_${tile.m}x${tile.n}${vector ? "_vec4" : ""}${suffix(products)}`,
+  const operands = floats(access.operands, { a: "read", b: "read" }, access.halves);
+  const results = floats(access.results, { out: "write" }, access.halves);
+  return defineKernel<string, string>({
+    name,
     params: PARAMS,
-    buffers: { a: read(element), b: read(element), out: write(element) },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${store(vector)}
+    buffers: { ...operands.buffers, ...results.buffers },
+    wgsl: /* wgsl */ `${LINEAR_INDEX}${operands.functions}${results.functions}${store(access.results)}
 @compute @workgroup_size(${SOFTWARE_THREADS})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
   let index = linear_index(wid, num) * ${SOFTWARE_THREADS} + lid;
@@ -151,19 +155,18 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   let column = index % tile_columns * ${tile.n};
   if (row >= params.m) { return; }
   ${loop}
-  ${registerStores(tile, vector, storeAt)}
+  ${registerStores(tile, access.results === "vec4f", storeAt)}
 }`,
   });
 }
 
 /** How a workgroup computes its tile. */
 interface WorkgroupLoop {
-  readonly name: string;
   readonly tile: { readonly m: number; readonly n: number };
   readonly threads: number;
-  /** Types behind the bindings of a and b, and of out. */
-  readonly element: "f32" | "vec4f";
-  readonly stored: "f32" | "vec4f";
+  /** Bindings of a and b, and the WGSL that reads them. */
+  readonly operands: ReturnType<typeof matrixOperands>;
+  readonly results: Value;
   readonly enables?: string;
   readonly memory: string;
   readonly sum: string;
@@ -184,29 +187,26 @@ const operandsOf = (layouts: Layouts) => {
   return [operand("a", layouts[0], "row", "params.m"), operand("b", layouts[1], "column", "params.n")] as const;
 };
 
-function sharedLoop(layouts: Layouts, shape: WorkgroupShape, vector: boolean, products: TileProducts): WorkgroupLoop {
+function sharedLoop(layouts: Layouts, shape: WorkgroupShape, access: Access, products: TileProducts): WorkgroupLoop {
   const [a, b] = operandsOf(layouts);
-  const element = vector ? "vec4f" : "f32";
   return {
-    name: `shared${shape.m}x${shape.n}${vector ? "_vec4" : ""}${suffix(products)}`,
     tile: shape,
     threads: threadsOf(shape),
-    element,
-    stored: element,
+    operands: floats(access.operands, { a: "read", b: "read" }, access.halves),
+    results: access.results,
     memory: workgroupTileMemory(shape),
-    sum: workgroupTile(a, b, shape, vector, "k_begin", "k_end", products),
-    stores: workgroupStores(shape, vector, storeAt),
+    sum: workgroupTile(a, b, shape, access.operands === "vec4f", "k_begin", "k_end", products),
+    stores: workgroupStores(shape, access.results === "vec4f", storeAt),
   };
 }
 
-function matrixLoop(layouts: Layouts, shape: MatrixTileShape): WorkgroupLoop {
+function matrixLoop(layouts: Layouts, shape: MatrixTileShape, halves: Halves): WorkgroupLoop {
   const [a, b] = operandsOf(layouts);
   return {
-    name: `matrix${shape.m}x${shape.n}`,
     tile: shape,
     threads: matrixThreads(shape),
-    element: "vec4f",
-    stored: "f32",
+    operands: matrixOperands(halves),
+    results: "vec4f",
     enables: MATRIX_ENABLES,
     memory: matrixTileMemory(layouts, shape),
     sum: matrixTile(a, b, shape, "k_begin", "k_end"),
@@ -214,15 +214,17 @@ function matrixLoop(layouts: Layouts, shape: MatrixTileShape): WorkgroupLoop {
   };
 }
 
-const hardwareKernel = (layouts: Layouts, loop: WorkgroupLoop): MatmulKernel =>
-  defineKernel({
-    name: `matmul_${nameOf(layouts)}_${loop.name}`,
+function hardwareKernel(name: string, loop: WorkgroupLoop, halves: Halves): Kernel {
+  const { operands } = loop;
+  const results = floats(loop.results, { out: "write" }, halves);
+  return defineKernel<string, string>({
+    name,
     params: PARAMS,
-    buffers: { a: read(loop.element), b: read(loop.element), out: write(loop.stored) },
+    buffers: { ...operands.buffers, ...results.buffers },
     enables: loop.enables,
     wgsl: /* wgsl */ `${LINEAR_INDEX}
 var<private> first: u32; // element of out where the stretch's sums begin
-${store(loop.stored === "vec4f", "first")}${loop.memory}
+${loop.memory}${operands.functions}${results.functions}${store(loop.results, "first")}
 @compute @workgroup_size(${loop.threads})
 fn main(
   @builtin(workgroup_id) wid: vec3u,
@@ -243,25 +245,31 @@ fn main(
   ${loop.stores}
 }`,
   });
+}
 
 /** The end of a product whose k was split: adds the stretches up and finishes each element as `store` does. */
-const stretchesKernel = defineKernel({
-  name: "matmul_stretches",
-  params: { count: "u32", stretches: "u32", out_offset: "u32", alpha: "f32", accumulate: "u32", relu: "u32" },
-  buffers: { scratch: read("f32"), out: write("f32") },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}
+const stretchesKernel = (value: Value, halves: Halves): Kernel =>
+  kernelFor(`matmul_stretches_${value}`, halves, (name) => {
+    const { buffers, functions } = floats(value, { scratch: "read", out: "write" }, halves);
+    return defineKernel<string, string>({
+      name,
+      // count and out_offset in values
+      params: { count: "u32", stretches: "u32", out_offset: "u32", alpha: "f32", accumulate: "u32", relu: "u32" },
+      buffers,
+      wgsl: /* wgsl */ `${functions}${LINEAR_INDEX}
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
   let i = linear_index(wid, num) * 64 + lid;
   if (i >= params.count) { return; }
-  var sum = 0.0;
-  for (var s = 0u; s < params.stretches; s++) { sum += scratch[s * params.count + i]; }
+  var sum = ${value}();
+  for (var s = 0u; s < params.stretches; s++) { sum += load_scratch(s * params.count + i); }
   var value = params.alpha * sum;
-  if (params.accumulate != 0) { value += out[params.out_offset + i]; }
-  if (params.relu != 0) { value = max(value, 0.0); }
-  out[params.out_offset + i] = value;
+  if (params.accumulate != 0) { value += load_out(params.out_offset + i); }
+  if (params.relu != 0) { value = max(value, ${value}()); }
+  store_out(params.out_offset + i, value);
 }`,
-});
+    });
+  });
 
 interface Tiles<Shape> {
   readonly small: Shape;
@@ -276,8 +284,6 @@ const MATRIX_TILES: Tiles<MatrixTileShape> = {
   large: { m: 128, n: 128, slab: 32, own: 64 },
 };
 
-const cached = kernelCache<MatmulKernel>();
-
 /** Workgroups that fill a GPU, and the shortest stretch of k that is worth one. */
 const FILLING_WORKGROUPS = 512;
 const SHORTEST_STRETCH = 256;
@@ -291,17 +297,23 @@ function softwareTile(m: number, n: number): { m: number; n: number } {
   return m <= 4 ? { m: 4, n: 8 } : { m: 8, n: 8 };
 }
 
-/** Whether operands and results can be read and written four at a time. */
-function vectors(dims: MatmulDims): boolean {
-  const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, outOffset = 0 } = dims;
-  return [n, aOffset, bOffset, outOffset, transposeA ? m : k, transposeB ? k : n].every((x) => x % 4 === 0);
+/** How wide operands and results can be accessed. */
+function accessOf(dims: MatmulDims): Access {
+  const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, outOffset = 0, halves = [] } = dims;
+  const value = (...elements: readonly number[]): Value => (elements.every((x) => x % 4 === 0) ? "vec4f" : "f32");
+  return {
+    operands: value(aOffset, bOffset, transposeA ? m : k, transposeB ? k : n),
+    results: value(n, outOffset),
+    halves,
+  };
 }
 
-/** Matrix units are for what can be read eight at a time; the rest is rounded like them. */
+/** Matrix units are for what can be read eight at a time and written four at a time; the rest is rounded like them. */
 function productsOf(dims: MatmulDims): Products {
   const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, products = "f32" } = dims;
   if (products !== "matrix") return products;
-  return matrixFits(transposeA ? m : k, transposeB ? k : n, aOffset, bOffset) ? "matrix" : "f16";
+  const fits = matrixFits(transposeA ? m : k, transposeB ? k : n, aOffset, bOffset);
+  return fits && accessOf(dims).results === "vec4f" ? "matrix" : "f16";
 }
 
 /** How a product runs on hardware: tile, and in how many stretches of k of what length. */
@@ -333,9 +345,9 @@ export function matmulScratch(dims: MatmulDims, target: KernelTarget): number {
 }
 
 /**
- * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), all f32, row-major. `scratch` [matmulScratch] allows to split k.
- * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum), and with f16 or matrix products 2^-10 · Σ|ab| more;
- * there an operand beyond 65504 is infinite.
+ * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), row-major. `scratch` [matmulScratch] f32 allows to split k.
+ * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum), and with f16 or matrix products 2^-10 · Σ|ab| more,
+ * but for operands that hold f16 already; there an operand beyond 65504 is not finite.
  */
 export function matmul<T>(
   buffers: Record<"a" | "b" | "out", T> & { scratch?: T },
@@ -348,35 +360,50 @@ export function matmul<T>(
   const { a, b, out, scratch } = buffers;
   const layouts: Layouts = [transposeA ? "outer" : "inner", transposeB ? "inner" : "outer"];
   const products = productsOf(dims);
-  const vector = vectors(dims);
-  const from = { m, n, k, a_offset: aOffset, b_offset: bOffset };
-  const finish = { out_offset: outOffset, alpha, accumulate: Number(accumulate), relu: Number(relu) };
-  if (target === "hardware") {
-    const { large, stretches, length } = splitting(dims, scratch !== undefined);
-    const size = large ? "large" : "small";
-    const loop = () =>
-      products === "matrix"
-        ? matrixLoop(layouts, MATRIX_TILES[size])
-        : sharedLoop(layouts, F32_TILES[size], vector, products);
-    const key = `${nameOf(layouts)} ${products} ${size} ${vector && products !== "matrix"}`;
-    const kernel = cached(key, () => hardwareKernel(layouts, loop()));
-    const shape = (products === "matrix" ? MATRIX_TILES : F32_TILES)[size];
-    const groups = spread(tilesOf(shape, m, n) * stretches);
-    if (stretches === 1) return [call(kernel, { ...from, ...finish, k_split: k }, { a, b, out }, groups)];
-    const partial = { ...from, k_split: length, out_offset: 0, alpha: 1, accumulate: 0, relu: 0 };
-    const summed = { scratch: scratch!, out };
-    return [
-      call(kernel, partial, { a, b, out: scratch! }, groups),
-      call(stretchesKernel, { count: m * n, stretches, ...finish }, summed, spread(Math.ceil((m * n) / 64))),
-    ];
-  }
+  const access = accessOf(dims);
   const rounded = products === "f32" ? "f32" : "f16";
-  const tile = softwareTile(m, n);
-  const kernel = cached(`${nameOf(layouts)} ${tile.m}x${tile.n} ${vector} ${rounded}`, () =>
-    softwareKernel(layouts, tile, vector, rounded),
+  const from = { m, n, k, a_offset: aOffset, b_offset: bOffset };
+  const finish = { alpha, accumulate: Number(accumulate), relu: Number(relu) };
+  const name = `matmul_${nameOf(layouts)}`;
+  if (target === "software") {
+    const tile = softwareTile(m, n);
+    const kernel = kernelFor(`${name}_${tile.m}x${tile.n}${suffix(access, rounded)}`, access.halves, (full) =>
+      softwareKernel(full, layouts, tile, access, rounded),
+    );
+    const params = { ...from, ...finish, out_offset: outOffset, k_split: k };
+    return [call(kernel, params, { a, b, out }, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
+  }
+  const { large, stretches, length } = splitting(dims, scratch !== undefined);
+  const size = large ? "large" : "small";
+  const shape = (products === "matrix" ? MATRIX_TILES : F32_TILES)[size];
+  const tile = `${shape.m}x${shape.n}`;
+  const kernelOf = (access: Access): Kernel =>
+    products === "matrix"
+      ? kernelFor(`${name}_matrix${tile}`, access.halves, (full) =>
+          hardwareKernel(full, matrixLoop(layouts, MATRIX_TILES[size], access.halves), access.halves),
+        )
+      : kernelFor(`${name}_shared${tile}${suffix(access, rounded)}`, access.halves, (full) =>
+          hardwareKernel(full, sharedLoop(layouts, F32_TILES[size], access, rounded), access.halves),
+        );
+  const groups = spread(tilesOf(shape, m, n) * stretches);
+  if (stretches === 1) {
+    const params = { ...from, ...finish, out_offset: outOffset, k_split: k };
+    return [call(kernelOf(access), params, { a, b, out }, groups)];
+  }
+  // The stretches' sums are f32, and begin wherever m · n elements end.
+  const [value, count] = outOffset % 4 === 0 ? valuesOf(m * n) : (["f32", m * n] as const);
+  const partialAccess: Access = { ...access, halves: access.halves.filter((buffer) => buffer !== "out") };
+  const partial = { ...from, k_split: length, out_offset: 0, alpha: 1, accumulate: 0, relu: 0 };
+  const sums = { count, stretches, out_offset: outOffset / (value === "vec4f" ? 4 : 1), ...finish };
+  const summed = { scratch: scratch!, out };
+  const finishing = stretchesKernel(
+    value,
+    access.halves.filter((buffer) => buffer === "out"),
   );
-  const params = { ...from, ...finish, k_split: k };
-  return [call(kernel, params, { a, b, out }, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
+  return [
+    call(kernelOf(partialAccess), partial, { a, b, out: scratch! }, groups),
+    call(finishing, sums, summed, spread(Math.ceil(count / 64))),
+  ];
 }
 
 /** The definition, in float64. `out` is what the buffer held before; returns what it holds after. */

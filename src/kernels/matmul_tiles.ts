@@ -21,9 +21,9 @@ export type TileProducts = Exclude<Products, "matrix">;
 
 const COMPONENT = ["x", "y", "z", "w"] as const;
 
-/** An operand of {@link registerTile}. Texts are WGSL; indices count array elements: vec4f when vectorised, else f32. */
+/** An operand of {@link registerTile}. Texts are WGSL; indices count values: vec4f when vectorised, else f32. */
 export interface RegisterOperand {
-  /** The storage buffer, and the prefix of the names the loop declares. */
+  /** The storage buffer, read by `load_a` or `load_b` (storage.ts), and the prefix of the names the loop declares. */
   readonly array: "a" | "b";
   readonly layout: Layout;
   /** Rows (of a) or columns (of b) in the tile; columns a multiple of 4. */
@@ -51,7 +51,7 @@ const taken = (value: string, products: TileProducts): string =>
 
 function operandLoads(operand: RegisterOperand, vector: boolean, steps: number, products: TileProducts): Loads {
   const { array: x, layout, tile, base, stride, entry, row = (k) => k } = operand;
-  const load = (at: string) => taken(`${x}[${at}]`, products);
+  const load = (at: string) => taken(`load_${x}(${at})`, products);
   const setup: string[] = [];
   const loads: string[] = [];
   if (layout === "inner") {

@@ -1,6 +1,6 @@
 // The inner loop of matrix products on a GPU's matrix units (WGSL subgroup matrices, 16×16×16, f16 · f16 summed in f32), as
-// text for `matmul` and `grouped_matmul`: what `workgroupTile` is for f32. Operands are stored as f32 and rounded to f16 on
-// their way into workgroup memory; sums, and what is stored, are f32.
+// text for `matmul` and `grouped_matmul`: what `workgroupTile` is for f32. Operands lie in memory as f16, or as f32 that is
+// rounded on its way into workgroup memory; sums are f32.
 //
 // A workgroup computes m×n results, each of its subgroups `own`×`own` of them, which stay in its registers as 16×16 fragments.
 // Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is multiplied.
@@ -10,15 +10,17 @@
 //
 // An operand's contiguous axis must be a multiple of 8 elements, and begin at one: {@link matrixFits}.
 
+import { type BufferDeclaration, read } from "./kernel.ts";
 import type { Layout, Store } from "./matmul_tiles.ts";
+import type { Halves } from "./storage.ts";
 
-/** An operand of {@link matrixTile}; texts are WGSL, over an array of vec4f called `array`. */
+/** An operand of {@link matrixTile}; texts are WGSL. */
 export interface MatrixOperand {
   readonly array: "a" | "b";
   readonly layout: Layout;
   /** Is entry i of the tile inside the matrix? Asked for the first of eight where i is the contiguous axis. */
   readonly inside: (i: string) => string;
-  /** Index, in f32 elements, of the element at tile entry i and summation index k. */
+  /** Index of the element at tile entry i and summation index k. */
   readonly element: (i: string, k: string) => string;
 }
 
@@ -62,6 +64,18 @@ fn packed(low: vec4f, high: vec4f) -> vec4u {
 }
 `;
 
+/**
+ * The operands of a kernel, those in `halves` as f16. `functions` is WGSL of module scope: `eight_a(at)` and `eight_b(at)`
+ * give the eight elements from `at` on as f16, `at` a multiple of 8. It needs {@link MATRIX_TYPES}.
+ */
+export function matrixOperands(halves: Halves): { buffers: Record<"a" | "b", BufferDeclaration>; functions: string } {
+  const each = (name: "a" | "b") =>
+    halves.includes(name) ? `return ${name}[at / 8];` : `return packed(${name}[at / 4], ${name}[at / 4 + 1]);`;
+  const type = (name: "a" | "b") => read(halves.includes(name) ? "vec4u" : "vec4f");
+  const functions = (["a", "b"] as const).map((name) => `fn eight_${name}(at: u32) -> vec4u { ${each(name)} }\n`);
+  return { buffers: { a: type("a"), b: type("b") }, functions: functions.join("") };
+}
+
 /** WGSL module scope: types, the staged slabs and the patches. */
 export const matrixTileMemory = (
   layouts: readonly [Layout, Layout],
@@ -77,7 +91,7 @@ const lines = (count: number, text: (i: number) => string): string =>
 
 /**
  * Sums k from `kBegin` to `kEnd`, both uniform over the workgroup and multiples of 8 where an operand is "inner", into
- * fragments `c{i}_{j}`. Needs `lid`, the local invocation index, and `subgroup`, the subgroup's.
+ * fragments `c{i}_{j}`. Needs `lid`, the local invocation index, `subgroup`, the subgroup's, and {@link matrixOperands}.
  */
 export function matrixTile(
   a: MatrixOperand,
@@ -108,8 +122,8 @@ export function matrixTile(
       let i = ${i(p)};
       let k = ${slab} + ${k(p)};
       let exists = k < ${kEnd} && ${o.inside("i")};
-      let at = select(0u, (${o.element("i", "k")}) / 4, exists);
-      next_${x}${p} = select(vec4u(), packed(${x}[at], ${x}[at + 1]), vec4<bool>(exists));
+      let eight = eight_${x}(select(0u, ${o.element("i", "k")}, exists));
+      next_${x}${p} = select(vec4u(), eight, vec4<bool>(exists));
     }`,
         ),
       stage: lines(
@@ -155,7 +169,7 @@ export function matrixTile(
   }`;
 }
 
-/** Stores what {@link matrixTile} summed, one f32 at a time through the subgroup's patch. */
+/** Stores what {@link matrixTile} summed, a vec4f at a time, through the subgroup's patch. */
 export function matrixStores(s: MatrixTileShape, store: Store): string {
   const fragments = s.own / FRAGMENT;
   const size = FRAGMENT * s.own;
@@ -168,10 +182,11 @@ export function matrixStores(s: MatrixTileShape, store: Store): string {
       (j) => `subgroupMatrixStore<row_major>(&sums_patch, patch_start + ${j * FRAGMENT}u, c${i}_${j}, ${s.own}u);`,
     )}
   workgroupBarrier();
-  for (var e = lane; e < ${size}u; e += ${SUBGROUP}u) {
+  for (var e = lane * 4; e < ${size}u; e += ${4 * SUBGROUP}u) {
     let i = own_row + ${i * FRAGMENT}u + e / ${s.own}u;
     let j = own_column + e % ${s.own}u;
-    ${store("i", "j", "sums_patch[patch_start + e]")}
+    let at = patch_start + e;
+    ${store("i", "j", "vec4f(sums_patch[at], sums_patch[at + 1], sums_patch[at + 2], sums_patch[at + 3])")}
   }
   workgroupBarrier();`,
   )}`;

@@ -111,8 +111,8 @@ function fetch(o: Staged, s: WorkgroupShape, vector: boolean, slab: string, kEnd
   const { array: x } = o;
   const load = (at: string): string =>
     vector
-      ? `${x}[select(0u, (${at}) / 4, exists)]`
-      : `vec4f(${FOUR.map((d) => `${x}[select(0u, ${at} + ${d}, exists.${COMPONENTS[d]})]`).join(", ")})`;
+      ? `load_${x}(select(0u, (${at}) / 4, exists))`
+      : `vec4f(${FOUR.map((d) => `load_${x}(select(0u, ${at} + ${d}, exists.${COMPONENTS[d]}))`).join(", ")})`;
   // The row of an "outer" operand may itself be looked up: that of the slab after is looked up now.
   const each = (p: number): string =>
     o.layout === "inner"
@@ -179,7 +179,7 @@ function multiply(a: Staged, b: Staged, q: number, perThread: number): string {
 /**
  * The hardware loop: sums k from `kBegin` to `kEnd` (both uniform over the workgroup) into `c{i}_{g}: vec4f`, the thread's
  * i-th row and g-th group of columns, in ascending order of k, one accumulator per result. Needs `lid`, the local
- * invocation index. `vector` reads operands that are arrays of vec4f: then the contiguous axis of each must begin at a
+ * invocation index, and `load_a`, `load_b` (storage.ts), which give vec4f when `vector`: then the contiguous axis of each must begin at a
  * multiple of 4 elements and have a multiple of 4, and `kBegin` be one where that axis is k.
  */
 export function workgroupTile(

@@ -54,7 +54,7 @@ for (const [target, products] of WAYS)
             buffers: { a, b, out },
             commands: (names) => {
               const commands = matmul(names, dims, target);
-              if (products === "matrix") assert.match(kernelNames(commands)[0], index < 2 ? /matrix/ : /f16/);
+              if (products === "matrix") assert.match(kernelNames(commands)[0], index < 2 ? /matrix/ : /rounded/);
               return onMatrixUnits(capabilities, commands);
             },
           });

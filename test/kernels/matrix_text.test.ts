@@ -46,7 +46,10 @@ function* commands(): Generator<Command<number>> {
   ])
     for (const transposeA of BOTH)
       for (const transposeB of BOTH)
-        yield* matmul({ a: 1, b: 2, out: 3 }, { m, n, k: 64, transposeA, transposeB, products: "matrix" }, "hardware");
+        for (const halves of [[], ["a", "b", "out"]]) {
+          const dims = { m, n, k: 64, transposeA, transposeB, products: "matrix", halves } as const;
+          yield* matmul({ a: 1, b: 2, out: 3 }, dims, "hardware");
+        }
   for (const gatherTopK of [undefined, 2]) {
     const rows = { expertOfBlock: 4, sourceOfRow: 5 };
     const options = { n: 64, k: 64, gatherTopK, products: "matrix" } as const;
