@@ -37,7 +37,7 @@ export function moeLayer(b: LayerBuild, shape: MoeShape): Layer & { readonly rou
   const up = b.parameter("up", [experts, dFf, dModel], weight(dModel), experts);
   const down = b.parameter("down", [experts, dModel, dFf], weight(dFf), experts);
   const mask = b.given("mask", [tokens], new Uint32Array(tokens).fill(1));
-  const routing = routed(g, linear(g, "logits", x, router), mask, b.step, topK);
+  const routing = routed(g, linear(g, "logits", x, router, { precise: true }), mask, b.step, topK);
   const first = (name: string, w: Tensor) => expertLinear(g, name, x, w, routing, { gather: true, relu: false });
   const hidden = gatedGelu(g, "hidden", first("gated", gate), first("upped", up));
   const rows = expertLinear(g, "rows", hidden, down, routing, { gather: false, relu: false });

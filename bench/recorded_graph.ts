@@ -2,7 +2,9 @@
 
 import { mixedProducts, type Products } from "../src/kernels/capabilities.ts";
 import type { Device } from "../src/kernels/device/device.ts";
+import { DTYPE_BYTES } from "../src/kernels/kernel.ts";
 import { packStepScalars, STEP_SCALARS_BYTES } from "../src/kernels/step_scalars.ts";
+import { float16ToFloat32 } from "../src/trainer/formats/float_conversion.ts";
 import { differentiate } from "../src/trainer/graph/autodiff.ts";
 import { elements, Graph, type Tensor } from "../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../src/trainer/graph/lowered.ts";
@@ -62,7 +64,7 @@ export async function recordLayer(
   optimizer = false,
 ): Promise<RecordedLayer> {
   const products: Products = precision === "f32" ? "f32" : mixedProducts(device.capabilities);
-  const graph = new Graph(device.target, products);
+  const graph = new Graph(device.target, products, products === "f32" ? "f32" : "f16");
   const noise = new Map<string, Noise>();
   const data = new Map<string, Uint32Array<ArrayBuffer> | Int32Array<ArrayBuffer>>();
   const step = graph.input("step_scalars", [STEP_SCALARS_BYTES / 4], "f32");
@@ -122,15 +124,24 @@ export async function recordLayer(
   const { program, range } = recorded;
   const read = (t: Tensor, first = 0, count = elements(t.shape)) => {
     const { buffer, offset } = range(t);
-    return device.read(buffer, 4 * count, offset + 4 * first);
+    const bytes = DTYPE_BYTES[t.dtype];
+    return device.read(buffer, bytes * count, offset + bytes * first);
+  };
+  const readFloats = async (t: Tensor, first = 0, count = elements(t.shape)) => {
+    if (t.dtype !== "f16") return new Float32Array(await read(t, first, count));
+    // Two to a word.
+    const [begin, pairs] = [first - (first % 2), Math.ceil((count + (first % 2)) / 2)];
+    const values = new Float32Array(2 * pairs);
+    float16ToFloat32(new Uint8Array(await read(t, begin, 2 * pairs)), values);
+    return values.subarray(first - begin, first - begin + count);
   };
   return {
     noise,
     profile: async () => medians(await repeated(() => profileGraph(device, recorded))),
     seconds: async () => median(await repeated(() => secondsOf(device, program, 3))),
-    readF32: async (t, first, count) => new Float32Array(await read(t, first, count)),
+    readF32: readFloats,
     readU32: async (t) => new Uint32Array(await read(t)),
-    gradient: async (name, first, count) => new Float32Array(await read(gradients.get(name)!, first, count)),
+    gradient: (name, first, count) => readFloats(gradients.get(name)!, first, count),
     destroy() {
       recorded.destroy();
       memory.destroy();

@@ -6,7 +6,7 @@ import { openModelDirectory } from "../../src/trainer/model/open.ts";
 import { beamsOf, decodeBatch, type GeneratedRow } from "../../src/trainer/run/generate.ts";
 import { planDecoderWithin } from "../../src/trainer/run/plan.ts";
 import { Run } from "../../src/trainer/run/run.ts";
-import { type Decoding, MemoryError } from "../../src/trainer/types.ts";
+import { type Decoding, MemoryError, type RunConfig } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { tinyModel, tinyRun } from "../support/tiny_model.ts";
 
@@ -14,10 +14,14 @@ const device = await testDevice();
 const LENGTHS = { input: 6, target: 9 };
 const SIZE = 4;
 
-async function open(changes: Record<string, unknown> = {}, memoryLimitBytes?: () => number): Promise<Run> {
+async function open(
+  changes: Record<string, unknown> = {},
+  memoryLimitBytes?: () => number,
+  precision: RunConfig["precision"] = "f32",
+): Promise<Run> {
   const directory = await tinyModel(changes);
   const source = await openModelDirectory(directory);
-  const settings = tinyRun(directory, "", { batchSize: SIZE });
+  const settings = tinyRun(directory, "", { batchSize: SIZE, precision });
   const run = await Run.open(device, source, settings, { inference: LENGTHS, memoryLimitBytes });
   await source.checkpoint.close();
   return run;
@@ -77,12 +81,13 @@ async function teach(run: Run, labels: readonly (readonly number[])[]) {
 const tokensOf = (rows: readonly GeneratedRow[]) => rows.map((row) => [...row.tokenIds]);
 
 // Untied: with a tied head an untrained model repeats its input for ever.
-for (const changes of [
-  { tie_word_embeddings: false },
-  { num_heads: 1, num_decoder_layers: 4, num_sparse_decoder_layers: 2 },
-])
-  test(`greedy decoding over the cache is what teacher forcing predicts (${JSON.stringify(changes)})`, async () => {
-    const run = await open(changes);
+for (const [changes, precision] of [
+  [{ tie_word_embeddings: false }, "f32"],
+  [{ num_heads: 1, num_decoder_layers: 4, num_sparse_decoder_layers: 2 }, "f32"],
+  [{ tie_word_embeddings: false, d_model: 16, d_ff: 24, d_kv: 8, num_heads: 2 }, "mixed"],
+] as const)
+  test(`greedy decoding over the cache is what teacher forcing predicts (${precision}, ${JSON.stringify(changes)})`, async () => {
+    const run = await open(changes, undefined, precision);
     const rows = tokensOf(await generated(run, { kind: "greedy" }));
     assert.equal(rows[3], [], "an empty row generates nothing");
     assert.ok(rows.slice(0, 3).every((row) => row.length === LENGTHS.target || row.at(-1) === 1));

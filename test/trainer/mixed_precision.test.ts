@@ -12,7 +12,15 @@ import { tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
 
 const device = await testDevice();
 // Widths that matrix units can read, so that they run where there are some.
-const model = await tinyModel({ d_model: 16, d_ff: 24, d_kv: 8, num_heads: 2, vocab_size: 40 });
+const WIDTHS = { d_model: 16, d_ff: 24, d_kv: 8, num_heads: 2, vocab_size: 40 };
+const model = await tinyModel(WIDTHS);
+const stMoe = await tinyModel({
+  ...WIDTHS,
+  model_type: "st_moe",
+  sparse_step: 2,
+  num_selected_experts: 2,
+  expert_multiplicative_bias: true,
+});
 const data = await tinyData();
 
 const open = (changes: Partial<RunConfig>, resumeFrom?: string): Promise<Run> =>
@@ -30,24 +38,26 @@ const checkpoint = async (run: Run): Promise<string> => {
   return directory;
 };
 
-test("losses and gradients are those of f32 but for the rounding of operands", async () => {
-  const whole = await open({ precision: "f32", dropout: 0 });
-  const mixed = await open({ dropout: 0 });
-  const [expected] = await train(whole, 1);
-  const [actual] = await train(mixed, 1);
-  assert.is(expected.lossScale, undefined);
-  assert.equal(actual.lossScale, { scale: FIRST_LOSS_SCALE, overflowed: false });
-  // A product is off by 2^-10 of its terms; a handful of layers of them, and a router whose choice may flip, by a few times that.
-  for (const [key, share] of [
-    ["loss", 0.01],
-    ["gradientNorm", 0.05],
-  ] as const) {
-    const error = Math.abs(actual[key] / expected[key] - 1);
-    assert.ok(error > 0 && error < share, `${key}: ${actual[key]} and ${expected[key]}`);
-  }
-  whole.close();
-  mixed.close();
-});
+for (const [name, modelDirectory] of Object.entries({ switch: model, "ST-MoE": stMoe }))
+  test(`losses and gradients of ${name} are those of f32 but for the rounding of operands`, async () => {
+    const whole = await open({ precision: "f32", modelDirectory });
+    const mixed = await open({ modelDirectory });
+    const [expected] = await train(whole, 1);
+    const [actual] = await train(mixed, 1);
+    assert.is(expected.lossScale, undefined);
+    assert.equal(actual.lossScale, { scale: FIRST_LOSS_SCALE, overflowed: false });
+    // A product is off by 2^-10 of its terms; a handful of layers of them, and a router whose choice may flip, by a few times that.
+    for (const [key, share] of [
+      ["loss", 0.01],
+      ["gradientNorm", 0.05],
+    ] as const) {
+      const error = Math.abs(actual[key] / expected[key] - 1);
+      assert.ok(error > 0 && error < share, `${key}: ${actual[key]} and ${expected[key]}`);
+    }
+    assert.ok(mixed.cost.activationBytes < whole.cost.activationBytes, "what products read takes less memory");
+    whole.close();
+    mixed.close();
+  });
 
 test("it learns, and an interrupted run goes on with the same bits", async () => {
   const unbroken = await open({});

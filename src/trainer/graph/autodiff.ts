@@ -5,7 +5,7 @@
 // itself at the lowest trainable parameter: below it nothing requires a gradient.
 
 import { add } from "../../kernels/elementwise.ts";
-import { elements, type Gradients, type Graph, type Tensor } from "./graph.ts";
+import { elements, type Gradients, type Graph, halvesOf, type Tensor } from "./graph.ts";
 
 interface Entry {
   tensor: Tensor;
@@ -60,7 +60,10 @@ export function differentiate(graph: Graph): Map<string, Tensor> {
       reads: [entry.tensor, gradient],
       writes: [out],
       parameter: input.parameter,
-      lower: () => add({ a: entry.tensor, b: gradient, out }, { count: elements(out.shape) }),
+      lower: () => {
+        const sum = { a: entry.tensor, b: gradient, out };
+        return add(sum, { count: elements(out.shape), halves: halvesOf(sum) });
+      },
     });
     entries.set(input, { tensor: out, owned: true });
   }
@@ -92,8 +95,16 @@ function zeroGradient(graph: Graph, parameter: Tensor): Tensor {
   return out;
 }
 
-/** A tensor for the gradient of `of`; compact over the trainable experts where only some train. */
+/** A tensor for the gradient of `of`, kept as it is; compact over the trainable experts where only some train, and f32 then. */
 export function gradientTensor(graph: Graph, of: Tensor): Tensor {
   const shape = of.slots ? [of.slots.length, ...of.shape.slice(1)] : of.shape;
-  return graph.tensor({ name: `d_${of.name}`, shape, role: "activation", parameter: of.parameter, slots: of.slots });
+  const dtype = of.role === "parameter" ? "f32" : of.dtype;
+  return graph.tensor({
+    name: `d_${of.name}`,
+    shape,
+    role: "activation",
+    dtype,
+    parameter: of.parameter,
+    slots: of.slots,
+  });
 }

@@ -102,12 +102,16 @@ export class Graph {
   readonly target: KernelTarget;
   /** How matrix products take their operands. */
   readonly products: Products;
+  /** How what feeds them is kept: see {@link operand}. */
+  readonly operands: "f32" | "f16";
   phase: Phase = "forward";
   #nextUse = 1;
 
-  constructor(target: KernelTarget, products: Products = "f32") {
+  /** f16 operands need last axes that are multiples of 8, but for those of weights. */
+  constructor(target: KernelTarget, products: Products = "f32", operands: "f32" | "f16" = "f32") {
     this.target = target;
     this.products = products;
+    this.operands = operands;
   }
 
   /** A number that tells the random streams of two operations apart. */
@@ -140,6 +144,15 @@ export class Graph {
   /** An f32 activation that requires a gradient when one of `from` does. */
   activation(name: string, shape: readonly number[], from: readonly (Tensor | undefined)[] = []): Tensor {
     return this.tensor({ name, shape, role: "activation", requiresGradient: from.some((t) => t?.requiresGradient) });
+  }
+
+  /**
+   * An activation that products read, or that they write for one of these or for a sum in f32: f16 in mixed precision, to
+   * which they would round it anyway. Like {@link activation} else.
+   */
+  operand(name: string, shape: readonly number[], from: readonly (Tensor | undefined)[] = []): Tensor {
+    const requiresGradient = from.some((t) => t?.requiresGradient);
+    return this.tensor({ name, shape, role: "activation", dtype: this.operands, requiresGradient });
   }
 
   /** A u32 activation (indices, counts); never differentiable. */
@@ -181,6 +194,10 @@ export class Graph {
 /** Trainable entries of a parameter's expert axis, ascending; [0] for a parameter that has none. */
 export const trainableSlots = ({ slots, parameter }: Tensor): readonly number[] =>
   slots ?? Array.from({ length: parameter?.experts ?? 1 }, (_, e) => e);
+
+/** Of the tensors bound to a kernel, the names of those that hold f16. */
+export const halvesOf = (buffers: Readonly<Record<string, Tensor | undefined>>): string[] =>
+  Object.keys(buffers).filter((name) => buffers[name]?.dtype === "f16");
 
 export const elements = (shape: readonly number[]): number => shape.reduce((n, d) => n * d, 1);
 

@@ -119,7 +119,7 @@ async function forwardAndGradients(
   const encoder = model.encoderGraph(device.target, options);
   const decoder = model.decoderGraph(device.target, options);
   const { hidden, weight, alpha } = decoder.head!;
-  const logits = linear(decoder.graph, "logits", hidden, weight);
+  const logits = linear(decoder.graph, "logits", hidden, weight, { precise: true });
   decoder.graph.keep(logits);
   training.graph.keep(
     ...Object.values(training.hidden),

@@ -11,22 +11,23 @@ import {
   rmsNormWeightGradient,
   rmsNormWeightGradientScratch,
 } from "../../../kernels/rms_norm.ts";
-import { elements, type Graph, type Tensor } from "../graph.ts";
+import { elements, type Graph, halvesOf, type Tensor } from "../graph.ts";
 
 /**
  * x [tokens, k] · weightᵀ, weight [n, k] as Hugging Face stores it; returns [tokens, n], after ReLU when `relu`. Written
- * into `into` when given.
+ * into `into` when given; kept as f32 in any precision when `precise`.
  */
 export function linear(
   g: Graph,
   name: string,
   x: Tensor,
   weight: Tensor,
-  options: { relu?: boolean; into?: Tensor } = {},
+  options: { relu?: boolean; into?: Tensor; precise?: boolean } = {},
 ): Tensor {
   const [m, k] = x.shape;
   const n = weight.shape[0];
-  const y = options.into ?? g.activation(name, [m, n], [x, weight]);
+  const y =
+    options.into ?? (options.precise ? g.activation(name, [m, n], [x, weight]) : g.operand(name, [m, n], [x, weight]));
   const flops = 2 * m * n * k;
   const { products } = g;
   const relu = options.relu ?? false;
@@ -35,8 +36,11 @@ export function linear(
     reads: [x, weight],
     writes: [y],
     flops,
-    lower: (target) =>
-      matmul({ a: x, b: weight, out: y }, { m, n, k, transposeA: false, transposeB: true, relu, products }, target),
+    lower: (target) => {
+      const bound = { a: x, b: weight, out: y };
+      const dims = { m, n, k, transposeA: false, transposeB: true, relu, products, halves: halvesOf(bound) };
+      return matmul(bound, dims, target);
+    },
     backward: (gradients) => {
       let dy = gradients.of(y)!;
       if (relu) dy = reluBackward(g, y, dy);
@@ -46,17 +50,17 @@ export function linear(
           reads: accumulate ? [dy, weight, out] : [dy, weight],
           writes: [out],
           flops,
-          lower: (target) =>
-            matmul(
-              { a: dy, b: weight, out },
-              { m, n: k, k: n, transposeA: false, transposeB: false, accumulate, products },
-              target,
-            ),
+          lower: (target) => {
+            const bound = { a: dy, b: weight, out };
+            const dims = { m, n: k, k: n, transposeA: false, transposeB: false, accumulate, products };
+            return matmul(bound, { ...dims, halves: halvesOf(bound) }, target);
+          },
         }),
       );
       gradients.add(weight, true, (out, accumulate) => {
         const saved = gradients.saved(x);
-        const dims = { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate, products };
+        const halves = halvesOf({ a: dy, b: saved, out });
+        const dims = { m: n, n: k, k: m, transposeA: true, transposeB: false, accumulate, products, halves };
         const room = matmulScratch(dims, g.target);
         const scratch = room > 0 ? g.activation("linear_scratch", [room]) : undefined;
         g.add({
@@ -76,12 +80,13 @@ export function linear(
 
 /** dOut · (y > 0), y being the ReLU's output. */
 export function reluBackward(g: Graph, y: Tensor, dOut: Tensor): Tensor {
-  const dX = g.activation(`d_${y.name}_pre`, y.shape);
+  const dX = g.operand(`d_${y.name}_pre`, y.shape);
+  const bound = { y, dOut, out: dX };
   g.add({
     name: "relu_gradient",
     reads: [y, dOut],
     writes: [dX],
-    lower: () => reluGradient({ y, dOut, out: dX }, { count: elements(y.shape) }),
+    lower: () => reluGradient(bound, { count: elements(y.shape), halves: halvesOf(bound) }),
   });
   return dX;
 }
@@ -105,7 +110,10 @@ export function embedding(g: Graph, name: string, table: Tensor, lookup: TokenLo
     name: "embedding",
     reads: [table, lookup.ids],
     writes: [out],
-    lower: () => embeddingForward({ table, ids: lookup.ids, out }, { tokens, width, vocabulary }),
+    lower: () => {
+      const bound = { table, ids: lookup.ids, out };
+      return embeddingForward(bound, { tokens, width, vocabulary, halves: halvesOf(bound) });
+    },
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.add(table, true, (grad, accumulate) =>
@@ -128,19 +136,31 @@ export function embedding(g: Graph, name: string, table: Tensor, lookup: TokenLo
 
 /**
  * weight · x / rms(x) over the last axis (T5 layer norm: no mean, no bias); x [rows, columns], weight [columns].
- * Written into `into` when given.
+ * Written into `into` when given; kept as f32 in any precision when `precise`.
  */
-export function rmsNorm(g: Graph, name: string, x: Tensor, weight: Tensor, epsilon: number, into?: Tensor): Tensor {
+export function rmsNorm(
+  g: Graph,
+  name: string,
+  x: Tensor,
+  weight: Tensor,
+  epsilon: number,
+  { into, precise = false }: { into?: Tensor; precise?: boolean } = {},
+): Tensor {
   const [rows, columns] = x.shape;
-  const out = into ?? g.activation(name, x.shape, [x, weight]);
+  const made = (of: string, from: readonly Tensor[] = []) =>
+    precise ? g.activation(of, x.shape, from) : g.operand(of, x.shape, from);
+  const out = into ?? made(name, [x, weight]);
   const inverseRms = g.activation(`${name}_inverse_rms`, [rows]);
-  const normalized = out.requiresGradient ? g.activation(`${name}_normalized`, x.shape) : undefined;
+  const normalized = out.requiresGradient ? made(`${name}_normalized`) : undefined;
   g.add({
     name: "rms_norm",
     reads: [x, weight],
     writes: [out, inverseRms, normalized],
     flops: 4 * rows * columns,
-    lower: (target) => rmsNormKernel({ x, weight, out, inverseRms, normalized }, { rows, columns, epsilon }, target),
+    lower: (target) => {
+      const bound = { x, weight, out, inverseRms, normalized };
+      return rmsNormKernel(bound, { rows, columns, epsilon, halves: halvesOf(bound) }, target);
+    },
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.add(x, false, (dX) =>
@@ -149,8 +169,10 @@ export function rmsNorm(g: Graph, name: string, x: Tensor, weight: Tensor, epsil
           reads: [normalized, weight, inverseRms, dOut],
           writes: [dX],
           flops: 7 * rows * columns,
-          lower: (target) =>
-            rmsNormInputGradient({ normalized: normalized!, weight, inverseRms, dOut, dX }, { rows, columns }, target),
+          lower: (target) => {
+            const bound = { normalized: normalized!, weight, inverseRms, dOut, dX };
+            return rmsNormInputGradient(bound, { rows, columns, halves: halvesOf(bound) }, target);
+          },
         }),
       );
       gradients.add(weight, false, (dWeight) => {
@@ -162,8 +184,10 @@ export function rmsNorm(g: Graph, name: string, x: Tensor, weight: Tensor, epsil
           scratch: [scratch],
           parameter: weight.parameter,
           flops: 2 * rows * columns,
-          lower: (target) =>
-            rmsNormWeightGradient({ normalized: normalized!, dOut, scratch, dWeight }, { rows, columns }, target),
+          lower: (target) => {
+            const bound = { normalized: normalized!, dOut, scratch, dWeight };
+            return rmsNormWeightGradient(bound, { rows, columns, halves: halvesOf(bound) }, target);
+          },
         });
       });
     },
@@ -175,7 +199,10 @@ export function rmsNorm(g: Graph, name: string, x: Tensor, weight: Tensor, epsil
         reads: [normalized, weight],
         writes: [again],
         flops: rows * columns,
-        lower: () => rmsNormOutput({ normalized, weight, out: again }, { rows, columns }),
+        lower: () => {
+          const bound = { normalized, weight, out: again };
+          return rmsNormOutput(bound, { rows, columns, halves: halvesOf(bound) });
+        },
       });
   return out;
 }
@@ -197,10 +224,14 @@ export function dropout(g: Graph, x: Tensor, { rate, step }: Dropout): Tensor {
       name,
       reads: [from, step],
       writes: [out],
-      lower: () => dropoutKernel({ x: from, step, out }, { count, rate, use }),
+      lower: () => {
+        const bound = { x: from, step, out };
+        return dropoutKernel(bound, { count, rate, use, halves: halvesOf(bound) });
+      },
       backward,
     });
-  const out = g.activation(`${x.name}_dropped`, x.shape, [x]);
+  const { requiresGradient, dtype } = x;
+  const out = g.tensor({ name: `${x.name}_dropped`, shape: x.shape, role: "activation", dtype, requiresGradient });
   apply(x, out, "dropout", (gradients) =>
     gradients.add(x, false, (dX) => apply(gradients.of(out)!, dX, "dropout_gradient")),
   );
@@ -216,10 +247,14 @@ export function residual(g: Graph, name: string, base: Tensor, x: Tensor, { rate
     name: "residual",
     reads: [base, x, rate > 0 ? step : undefined],
     writes: [out],
-    lower: () =>
-      rate > 0
-        ? residualDropoutKernel({ residual: base, x, step, out }, { count, rate, use })
-        : addKernel({ a: base, b: x, out }, { count }),
+    lower: () => {
+      if (rate > 0) {
+        const bound = { residual: base, x, step, out };
+        return residualDropoutKernel(bound, { count, rate, use, halves: halvesOf(bound) });
+      }
+      const bound = { a: base, b: x, out };
+      return addKernel(bound, { count, halves: halvesOf(bound) });
+    },
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.addTensor(base, dOut, false);
@@ -229,7 +264,10 @@ export function residual(g: Graph, name: string, base: Tensor, x: Tensor, { rate
           name: "dropout_gradient",
           reads: [dOut, step],
           writes: [dX],
-          lower: () => dropoutKernel({ x: dOut, step, out: dX }, { count, rate, use }),
+          lower: () => {
+            const bound = { x: dOut, step, out: dX };
+            return dropoutKernel(bound, { count, rate, use, halves: halvesOf(bound) });
+          },
         }),
       );
     },

@@ -3,7 +3,7 @@
 
 import { groupedMatmul, groupedWeightGradient } from "../../../kernels/grouped_matmul.ts";
 import { moeCombine, moeCombineGatesGradient, moeCombineRowsGradient } from "../../../kernels/moe_combine.ts";
-import { type Graph, type Tensor, trainableSlots } from "../graph.ts";
+import { type Graph, halvesOf, type Tensor, trainableSlots } from "../graph.ts";
 import { reluBackward } from "./dense.ts";
 import type { Routing } from "./routing.ts";
 
@@ -24,7 +24,7 @@ export function expertLinear(
   const tokens = r.expertIds.shape[0];
   const gatherTopK = options.gather ? topK : undefined;
   const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
-  const out = g.activation(name, [maxRows, n], [x, weight]);
+  const out = g.operand(name, [maxRows, n], [x, weight]);
   const flops = 2 * r.assignments * n * k;
   const { products } = g;
   g.add({
@@ -32,28 +32,26 @@ export function expertLinear(
     reads: [x, weight, expertOfBlock, sourceOfRow],
     writes: [out],
     flops,
-    lower: (target) =>
-      groupedMatmul(
-        { x, weight, out, expertOfBlock, sourceOfRow },
-        { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu, products },
-        target,
-      ),
+    lower: (target) => {
+      const bound = { x, weight, out, expertOfBlock, sourceOfRow };
+      const dims = { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu, products };
+      return groupedMatmul(bound, { ...dims, halves: halvesOf(bound) }, target);
+    },
     backward: (gradients) => {
       let dy = gradients.of(out)!;
       if (options.relu) dy = reluBackward(g, out, dy);
       gradients.add(x, false, (dX) => {
-        const rows = options.gather ? g.activation(`d_${name}_rows`, [maxRows, k]) : dX;
+        const rows = options.gather ? g.operand(`d_${name}_rows`, [maxRows, k]) : dX;
         g.add({
           name: "expert_input_gradient",
           reads: [dy, weight, expertOfBlock],
           writes: [rows],
           flops,
-          lower: (target) =>
-            groupedMatmul(
-              { x: dy, weight, out: rows, expertOfBlock },
-              { maxRows, rowTile, n: k, k: n, transposeWeight: false, products },
-              target,
-            ),
+          lower: (target) => {
+            const bound = { x: dy, weight, out: rows, expertOfBlock };
+            const dims = { maxRows, rowTile, n: k, k: n, transposeWeight: false, products };
+            return groupedMatmul(bound, { ...dims, halves: halvesOf(bound) }, target);
+          },
         });
         if (options.gather)
           g.add({
@@ -61,7 +59,10 @@ export function expertLinear(
             reads: [rows, r.rowOfAssignment],
             writes: [dX],
             flops: r.assignments * k,
-            lower: () => moeCombine({ rows, rowOfAssignment: r.rowOfAssignment, out: dX }, { tokens, topK, width: k }),
+            lower: () => {
+              const bound = { rows, rowOfAssignment: r.rowOfAssignment, out: dX };
+              return moeCombine(bound, { tokens, topK, width: k, halves: halvesOf(bound) });
+            },
           });
       });
       gradients.add(weight, false, (dWeight) => {
@@ -74,12 +75,11 @@ export function expertLinear(
           writes: [dWeight],
           parameter: weight.parameter,
           flops: (flops * slots.length) / r.experts,
-          lower: (target) =>
-            groupedWeightGradient(
-              { x: saved, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow },
-              { slots: slots.length, n, k, gatherTopK, products },
-              target,
-            ),
+          lower: (target) => {
+            const bound = { x: saved, dy, out: dWeight, expertOffset, expertCount, trainableExperts, sourceOfRow };
+            const dims = { slots: slots.length, n, k, gatherTopK, products };
+            return groupedWeightGradient(bound, { ...dims, halves: halvesOf(bound) }, target);
+          },
         });
       });
     },
@@ -98,7 +98,10 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
     reads: [rows, gates, rowOfAssignment],
     writes: [out],
     flops: 2 * r.assignments * width,
-    lower: () => moeCombine({ rows, gates, rowOfAssignment, out }, { tokens, topK, width }),
+    lower: () => {
+      const bound = { rows, gates, rowOfAssignment, out };
+      return moeCombine(bound, { tokens, topK, width, halves: halvesOf(bound) });
+    },
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.add(gates, false, (dGates) =>
@@ -107,7 +110,10 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
           reads: [dOut, rows, rowOfAssignment],
           writes: [dGates],
           flops: 2 * r.assignments * width,
-          lower: () => moeCombineGatesGradient({ dOut, rows, rowOfAssignment, dGates }, { tokens, topK, width }),
+          lower: () => {
+            const bound = { dOut, rows, rowOfAssignment, dGates };
+            return moeCombineGatesGradient(bound, { tokens, topK, width, halves: halvesOf(bound) });
+          },
         }),
       );
       gradients.add(rows, false, (dRows) =>
@@ -116,7 +122,10 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
           reads: [dOut, gates, sourceOfRow],
           writes: [dRows],
           flops: maxRows * width,
-          lower: () => moeCombineRowsGradient({ dOut, gates, sourceOfRow, dRows }, { maxRows, topK, width }),
+          lower: () => {
+            const bound = { dOut, gates, sourceOfRow, dRows };
+            return moeCombineRowsGradient(bound, { maxRows, topK, width, halves: halvesOf(bound) });
+          },
         }),
       );
     },

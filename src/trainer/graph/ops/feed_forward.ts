@@ -7,19 +7,22 @@ import {
   gatedGelu as gatedGeluKernel,
   gatedGeluUpGradient,
 } from "../../../kernels/gated_gelu.ts";
-import { elements, type Graph, type Tensor, trainableSlots } from "../graph.ts";
+import { elements, type Graph, halvesOf, type Tensor, trainableSlots } from "../graph.ts";
 import type { Routing } from "./routing.ts";
 
 /** gelu(gate) · up, the GELU in its tanh approximation; all of one shape. */
 export function gatedGelu(g: Graph, name: string, gate: Tensor, up: Tensor): Tensor {
-  const out = g.activation(name, gate.shape, [gate, up]);
+  const out = g.operand(name, gate.shape, [gate, up]);
   const count = elements(gate.shape);
   g.add({
     name: "gated_gelu",
     reads: [gate, up],
     writes: [out],
     flops: 10 * count,
-    lower: () => gatedGeluKernel({ gate, up, out }, { count }),
+    lower: () => {
+      const bound = { gate, up, out };
+      return gatedGeluKernel(bound, { count, halves: halvesOf(bound) });
+    },
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.add(gate, false, (dGate) =>
@@ -28,7 +31,10 @@ export function gatedGelu(g: Graph, name: string, gate: Tensor, up: Tensor): Ten
           reads: [gate, up, dOut],
           writes: [dGate],
           flops: 18 * count,
-          lower: () => gatedGeluGateGradient({ gate, up, dOut, out: dGate }, { count }),
+          lower: () => {
+            const bound = { gate, up, dOut, out: dGate };
+            return gatedGeluGateGradient(bound, { count, halves: halvesOf(bound) });
+          },
         }),
       );
       gradients.add(up, false, (dUp) =>
@@ -37,7 +43,10 @@ export function gatedGelu(g: Graph, name: string, gate: Tensor, up: Tensor): Ten
           reads: [gate, dOut],
           writes: [dUp],
           flops: 10 * count,
-          lower: () => gatedGeluUpGradient({ gate, dOut, out: dUp }, { count }),
+          lower: () => {
+            const bound = { gate, dOut, out: dUp };
+            return gatedGeluUpGradient(bound, { count, halves: halvesOf(bound) });
+          },
         }),
       );
     },
@@ -49,10 +58,12 @@ export function gatedGelu(g: Graph, name: string, gate: Tensor, up: Tensor): Ten
 export function expertScale(g: Graph, name: string, x: Tensor, scale: Tensor, r: Routing): Tensor {
   const [maxRows, width] = x.shape;
   const { rowTile, experts, expertOfBlock, expertOffset, expertCount } = r;
-  const out = g.activation(name, x.shape, [x, scale]);
+  const out = g.operand(name, x.shape, [x, scale]);
   const flops = r.expertIds.shape[0] * r.topK * width;
-  const scaled = (from: Tensor, to: Tensor) =>
-    expertScaleKernel({ x: from, scale, expertOfBlock, out: to }, { maxRows, rowTile, width, experts });
+  const scaled = (from: Tensor, to: Tensor) => {
+    const bound = { x: from, scale, expertOfBlock, out: to };
+    return expertScaleKernel(bound, { maxRows, rowTile, width, experts, halves: halvesOf(bound) });
+  };
   g.add({
     name: "expert_scale",
     reads: [x, scale, expertOfBlock],
@@ -79,11 +90,10 @@ export function expertScale(g: Graph, name: string, x: Tensor, scale: Tensor, r:
           writes: [dScale],
           parameter: scale.parameter,
           flops: (2 * flops * slots.length) / experts,
-          lower: () =>
-            expertScaleGradient(
-              { x, dOut, expertOffset, expertCount, trainableExperts, out: dScale },
-              { slots: slots.length, width },
-            ),
+          lower: () => {
+            const bound = { x, dOut, expertOffset, expertCount, trainableExperts, out: dScale };
+            return expertScaleGradient(bound, { slots: slots.length, width, halves: halvesOf(bound) });
+          },
         });
       });
     },

@@ -1,18 +1,21 @@
 // Multiplicative noise on the router's copy of its input (Switch Transformers, section 2.4), training only.
 
 import { jitter as jitterKernel } from "../../../kernels/jitter.ts";
-import { elements, type Graph, type Tensor } from "../graph.ts";
+import { elements, type Graph, halvesOf, type Tensor } from "../graph.ts";
 
 /** x · U[1 - epsilon, 1 + epsilon], element by element; x itself when epsilon is 0. */
 export function jitter(g: Graph, x: Tensor, epsilon: number, step: Tensor): Tensor {
   if (epsilon === 0) return x;
   const dims = { count: elements(x.shape), epsilon, use: g.nextUse() };
-  const out = g.activation(`${x.name}_jittered`, x.shape, [x]);
+  const { requiresGradient, dtype } = x;
+  const out = g.tensor({ name: `${x.name}_jittered`, shape: x.shape, role: "activation", dtype, requiresGradient });
+  const jittered = (bound: { readonly x: Tensor; readonly step: Tensor; readonly out: Tensor }) =>
+    jitterKernel(bound, { ...dims, halves: halvesOf(bound) });
   g.add({
     name: "jitter",
     reads: [x, step],
     writes: [out],
-    lower: () => jitterKernel({ x, step, out }, dims),
+    lower: () => jittered({ x, step, out }),
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
       gradients.add(x, false, (dX) =>
@@ -20,7 +23,7 @@ export function jitter(g: Graph, x: Tensor, epsilon: number, step: Tensor): Tens
           name: "jitter_gradient",
           reads: [dOut, step],
           writes: [dX],
-          lower: () => jitterKernel({ x: dOut, step, out: dX }, dims),
+          lower: () => jittered({ x: dOut, step, out: dX }),
         }),
       );
     },

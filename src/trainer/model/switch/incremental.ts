@@ -9,7 +9,7 @@ import { relativeBuckets } from "../../../kernels/attention.ts";
 import type { KernelTarget } from "../../../kernels/capabilities.ts";
 import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
 import { declareParameters } from "../../graph/arenas.ts";
-import { Graph, type Tensor } from "../../graph/graph.ts";
+import type { Graph, Tensor } from "../../graph/graph.ts";
 import { attention, positionBias } from "../../graph/ops/attention.ts";
 import { appendToCache, nextTokens, reorderCache } from "../../graph/ops/decoding.ts";
 import { embedding, linear } from "../../graph/ops/dense.ts";
@@ -21,6 +21,7 @@ import {
   embeddingTable,
   feedForwardSublayer,
   finalNorm,
+  graphOf,
   headsOf,
   parameter,
   type SwitchBuild,
@@ -49,7 +50,7 @@ export function decodingGraphs(
   const rows = batch * beams;
   const inner = config.heads * config.headDim;
   const begin = () => {
-    const graph = new Graph(target, options.products);
+    const graph = graphOf(target, config, options);
     declareParameters(graph, specs, NOTHING, options.arenaBytes);
     const caches = Array.from({ length: config.decoderLayers }, (_, layer): LayerCaches => {
       const cache = (name: string, shape: readonly number[]) => graph.input(`cache.${layer}.${name}`, shape, "f32");

@@ -5,7 +5,8 @@
 // relative position bias held by the first block of each stack and added in every self-attention of that stack.
 
 import { relativeBuckets } from "../../../kernels/attention.ts";
-import type { Graph, Tensor } from "../../graph/graph.ts";
+import type { KernelTarget } from "../../../kernels/capabilities.ts";
+import { Graph, type Tensor } from "../../graph/graph.ts";
 import { attention, type PositionBias, positionBias, type Segments } from "../../graph/ops/attention.ts";
 import {
   type Dropout,
@@ -35,6 +36,13 @@ export interface SwitchBuild {
   readonly step: Tensor;
   /** Sparse layers in the order they were built. */
   readonly sparse: SparseLayer[];
+}
+
+/** A graph of this model: what products read is kept as f16 in mixed precision, where the model's widths allow it. */
+export function graphOf(target: KernelTarget, { dModel, dFf, heads, headDim }: SwitchConfig, o: BuildOptions): Graph {
+  const eights = [dModel, dFf, heads * headDim].every((width) => width % 8 === 0);
+  const { products = "f32" } = o;
+  return new Graph(target, products, products !== "f32" && eights ? "f16" : "f32");
 }
 
 export const parameter = (b: SwitchBuild, name: string): Tensor => b.graph.parameters.get(name)!;
@@ -156,7 +164,7 @@ export function aroundAttention(
   const { graph: g, config: c } = b;
   const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
   const project = (from: Tensor, p: string) =>
-    linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`));
+    linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`), { precise: p !== "o" });
   return residual(g, `${prefix}.out`, h, project(mix(x, project), "o"), drop(b));
 }
 
@@ -206,7 +214,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
   const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
   const router = parameter(b, `${mlp}.router.classifier.weight`);
-  const logits = linear(g, `${mlp}.router_logits`, routerInput, router);
+  const logits = linear(g, `${mlp}.router_logits`, routerInput, router, { precise: true });
   const routing = route(g, `${mlp}.router`, logits, routed, routerOptions(b, { stack, mlp, tokens: x.shape[0] }));
   let hidden = activation(b, `${mlp}.expert_hidden`, (name, matrix, relu) =>
     expertLinear(g, name, x, parameter(b, `${mlp}.experts.${matrix}.weight`), routing, { gather: true, relu }),
@@ -228,5 +236,6 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
 
 export function finalNorm(b: SwitchBuild, h: Tensor, stack: Stack, into?: Tensor): Tensor {
   const weight = parameter(b, `${stack}.final_layer_norm.weight`);
-  return dropout(b.graph, rmsNorm(b.graph, `${stack}_output`, h, weight, b.config.epsilon, into), drop(b));
+  const out = rmsNorm(b.graph, `${stack}_output`, h, weight, b.config.epsilon, { into, precise: true });
+  return dropout(b.graph, out, drop(b));
 }

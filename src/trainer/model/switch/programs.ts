@@ -5,7 +5,7 @@ import type { KernelTarget } from "../../../kernels/capabilities.ts";
 import { STEP_SCALARS_BYTES } from "../../../kernels/step_scalars.ts";
 import { declareParameters } from "../../graph/arenas.ts";
 import { differentiate } from "../../graph/autodiff.ts";
-import { Graph, type Tensor } from "../../graph/graph.ts";
+import type { Graph, Tensor } from "../../graph/graph.ts";
 import { accumulateGradients } from "../../graph/ops/accumulate.ts";
 import type { Segments } from "../../graph/ops/attention.ts";
 import { countCoActivation } from "../../graph/ops/co_activation.ts";
@@ -20,7 +20,7 @@ import type { OptimizerAlgorithm } from "../../types.ts";
 import type { BuildOptions, InferenceGraph, SparseLayer, TrainingGraph } from "../family.ts";
 import type { ParameterSpec } from "../parameters.ts";
 import type { SwitchConfig } from "./config.ts";
-import { type DecoderSegments, decode, encode, type SwitchBuild, vocabularyHead } from "./model.ts";
+import { type DecoderSegments, decode, encode, graphOf, type SwitchBuild, vocabularyHead } from "./model.ts";
 
 /** Inputs by name; a run owns one buffer for each, shared by its programs. */
 export interface SwitchInputs {
@@ -80,7 +80,7 @@ function begin(
   trainable: TrainableSet,
   options: BuildOptions,
 ) {
-  const graph = new Graph(target, options.products);
+  const graph = graphOf(target, config, options);
   declareParameters(graph, specs, trainable, options.arenaBytes);
   const tensors = inputs(graph, config, options);
   const build: SwitchBuild = { graph, config, options, step: tensors.step, sparse: [] };
