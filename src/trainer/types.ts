@@ -71,6 +71,7 @@ export interface PlanCost {
   readonly parameterBytes: number;
   readonly gradientBytes: number;
   readonly optimizerBytes: number;
+  /** Beyond what gradients come to lie in. */
   readonly activationBytes: number;
   readonly peakBytes: number;
   readonly forwardFlops: number;

@@ -8,8 +8,9 @@ import * as assert from "uvu/assert";
 import type { Device } from "../../src/kernels/device/device.ts";
 import { openRun } from "../../src/trainer/engine.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
-import { declareParameters } from "../../src/trainer/graph/arenas.ts";
+import { arenaOf, declareParameters, gapsOf } from "../../src/trainer/graph/arenas.ts";
 import { Graph } from "../../src/trainer/graph/graph.ts";
+import { planMemory } from "../../src/trainer/graph/memory_plan.ts";
 import type { OptimizerAlgorithm } from "../../src/trainer/types.ts";
 import { testDevice } from "../support/gpu.ts";
 import { plan, tinyData, tinyModel, tinyRun } from "../support/tiny_model.ts";
@@ -46,9 +47,10 @@ async function trained(on: Device, algorithm: OptimizerAlgorithm) {
   const run = await openRun(on, config);
   const allocatedAsPlanned = () => assert.is(device.allocatedBytes - before, run.cost.peakBytes);
   const arenas = [run.kernels.get("sum_of_squares")!];
+  const norms: number[] = [];
   const some = { preset: "all", remove: [{ kinds: ["expert"], stacks: [], experts: [0, 2] }] } as const;
   for (const selection of [some, { preset: "all" }] as const) {
-    for (let i = 0; i < 2; i++) await run.trainStep();
+    for (let i = 0; i < 2; i++) norms.push((await run.trainStep()).gradientNorm);
     allocatedAsPlanned();
     await run.setTrainable(plan({ ...selection, remove: "remove" in selection ? [...selection.remove] : [] }));
     arenas.push(run.kernels.get("sum_of_squares")!);
@@ -65,7 +67,7 @@ async function trained(on: Device, algorithm: OptimizerAlgorithm) {
     for (const name of opened.tensors.keys()) tensors.set(name, (await opened.read(name)) as Float32Array);
     await opened.close();
   }
-  return { tensors, arenas };
+  return { tensors, arenas, norms };
 }
 
 for (const algorithm of ALGORITHMS)
@@ -74,6 +76,9 @@ for (const algorithm of ALGORITHMS)
     const several = await trained(small, algorithm);
     assert.equal(one.arenas, [1, 1, 1]);
     assert.ok(Math.min(...several.arenas) >= 3, `${several.arenas} arenas`);
+    // The same gradients, summed in another order; what lies between them in an arena must not count.
+    for (const [i, norm] of one.norms.entries())
+      assert.ok(Math.abs(several.norms[i] / norm - 1) < 1e-5, `${several.norms[i]} and ${norm}`);
     assert.equal([...several.tensors.keys()], [...one.tensors.keys()]);
     for (const [name, values] of one.tensors) {
       assert.equal(several.tensors.get(name), values, name);
@@ -96,6 +101,25 @@ test("parameters fill arenas in order, each at a multiple of 256 bytes; what fit
       ["parameters 2", 256, [68]],
     ],
   );
+});
+
+test("gradients take the place of activations that are done with, and of nothing after them", () => {
+  const g = new Graph("software");
+  const [before, after] = ["before", "after"].map((name) => g.activation(name, [64]));
+  const member = (name: string) => g.tensor({ name, shape: [3], role: "gradient" });
+  const [first, second] = [member("first"), member("second")];
+  const arena = arenaOf(g, "gradients", "gradient", [first, second]);
+  for (const t of [before, first, after, second]) g.add({ name: t.name, reads: [], writes: [t], lower: () => [] });
+  const { slotOf, slotBytes, bytes } = planMemory(g);
+  assert.is(slotOf.get(arena), slotOf.get(before));
+  assert.is.not(slotOf.get(arena), slotOf.get(after));
+  assert.equal(slotBytes, [272, 256]);
+  assert.is(bytes.gradient, 272);
+  const gaps = gapsOf(g, arena, [first, second]).map(({ shape, part }) => [part!.offset, shape[0]]);
+  assert.equal(gaps, [
+    [12, 61],
+    [268, 1],
+  ]);
 });
 
 test.run();

@@ -4,19 +4,23 @@
 //
 // A member is bound as the range of its arena's buffer that it is. No kernel but the optimizer's writes a parameter, and
 // none reads one gradient while it writes another: WebGPU refuses a buffer that a dispatch both reads and writes.
-// Nobody ever writes what lies between two members; it is zero.
+// What lies between two members is zero: nobody writes it, and where an arena's memory has served something else before,
+// as that of gradients has (memory_plan.ts), it is cleared.
 
 import type { Capabilities } from "../../kernels/capabilities.ts";
 import type { TrainableSet } from "../groups.ts";
 import type { ParameterSpec } from "../model/parameters.ts";
-import { type Graph, type Tensor, type TensorRole, tensorBytes } from "./graph.ts";
+import { elementBytes, type Graph, type Tensor, type TensorRole, tensorBytes } from "./graph.ts";
 
 /** Offsets of members, bytes: what WebGPU allows a storage binding to begin at on every adapter. */
 const ALIGNMENT = 256;
 
-/** Bytes of an arena at most, unless one member alone needs more: what one binding can show. */
+/** Small enough that the gradients of an arena need not be there before the backward pass reaches its parameters. */
+const LARGEST = 2 ** 26;
+
+/** Bytes of an arena at most, unless one member alone needs more. */
 export const arenaLimit = ({ limits }: Pick<Capabilities, "limits">): number =>
-  Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / ALIGNMENT) * ALIGNMENT;
+  Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize, LARGEST) / ALIGNMENT) * ALIGNMENT;
 
 const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
 
@@ -31,6 +35,24 @@ export function arenaOf(g: Graph, name: string, role: TensorRole, members: reado
   const arena = g.tensor({ name, shape: [4 * Math.ceil(end / 16)], role });
   for (const [i, t] of members.entries()) t.part = { of: arena, offset: offsets[i] };
   return arena;
+}
+
+/** The stretches of an arena that belong to none of its members, which are given in order, as members of their own. */
+export function gapsOf(g: Graph, arena: Tensor, members: readonly Tensor[]): Tensor[] {
+  const gaps: Tensor[] = [];
+  let end = 0;
+  const until = (begin: number) => {
+    if (begin === end) return;
+    const gap = g.tensor({ name: `gap of ${arena.name}`, shape: [(begin - end) / 4], role: arena.role });
+    gap.part = { of: arena, offset: end };
+    gaps.push(gap);
+  };
+  for (const t of members) {
+    until(t.part!.offset);
+    end = t.part!.offset + elementBytes(t);
+  }
+  until(elementBytes(arena));
+  return gaps;
 }
 
 /** Declares a model's parameters in arenas of at most `arenaBytes`; those in `trainable` require gradients. */

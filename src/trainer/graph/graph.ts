@@ -15,15 +15,17 @@ import type { ParameterSpec } from "../model/parameters.ts";
 export type TensorRole =
   /** Model weights; live as long as the run. */
   | "parameter"
-  /** Weight gradients: written by the backward pass, read by the optimizer. */
+  /** Weight gradients: written by the backward pass, read by the optimizer of the same program. */
   | "gradient"
+  /** Weight gradients summed over the batches of a step, which outlive a program. */
+  | "gradient_sum"
   /** Optimizer state; lives from thaw to freeze. */
   | "optimizer"
   /** What a batch uploads: ids, masks, labels. */
   | "input"
   /** Uploaded once when the program is recorded. */
   | "constant"
-  /** Everything computed in between; shares buffer slots by lifetime. */
+  /** Everything computed in between; shares buffer slots by lifetime, as gradients do. */
   | "activation";
 
 export interface Tensor {
@@ -206,7 +208,8 @@ export const whole = (t: Tensor): Tensor => t.part?.of ?? t;
 
 export const wholes = (tensors: Iterable<Tensor>): Set<Tensor> => new Set([...tensors].map(whole));
 
-/** Bytes of a tensor's buffer; WebGPU sizes are multiples of 4 and a buffer of ours is never smaller than 16. */
-export function tensorBytes(t: Tensor): number {
-  return Math.max(16, Math.ceil((elements(t.shape) * DTYPE_BYTES[t.dtype]) / 4) * 4);
-}
+/** Bytes of a tensor's elements, in whole words. */
+export const elementBytes = (t: Tensor): number => Math.ceil((elements(t.shape) * DTYPE_BYTES[t.dtype]) / 4) * 4;
+
+/** Bytes of a tensor's buffer, which is never smaller than 16. */
+export const tensorBytes = (t: Tensor): number => Math.max(16, elementBytes(t));

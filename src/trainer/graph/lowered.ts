@@ -37,7 +37,7 @@ export function lowerGraph(graph: Graph, alignment: number): LoweredGraph {
   const weightGradientDispatches = new Map<string, number>();
   for (const c of calls)
     for (const t of writtenBy(c))
-      if (t.parameter && (t.role === "gradient" || t.role === "activation"))
+      if (t.parameter && (t.role === "gradient" || t.role === "gradient_sum" || t.role === "activation"))
         weightGradientDispatches.set(t.parameter.name, (weightGradientDispatches.get(t.parameter.name) ?? 0) + 1);
   const flops = { forward: 0, backward: 0, optimizer: 0 };
   for (const node of graph.nodes) flops[node.phase] += node.flops;

@@ -1,9 +1,10 @@
 // Where every tensor of a graph lives, decided before anything is allocated.
 //
-// Activations and scratch share slots by lifetime: tensors are placed largest first, each into the first slot in which
-// no other tensor is alive at the same time. A slot is a buffer of its own rather than a range of one arena, because
+// Activations, scratch and gradients share slots by lifetime: tensors are placed largest first, each into the first slot in
+// which no other tensor is alive at the same time. A slot is a buffer of its own rather than a range of one arena, because
 // Dawn tracks barriers per buffer and refuses a buffer bound read and read_write at once. Parameters, gradients
-// and optimizer state lie in arenas (arenas.ts); inputs and constants have buffers of their own.
+// and optimizer state lie in arenas (arenas.ts); inputs and constants have buffers of their own. An arena of gradients lives
+// from the first of them to the end of the program, so it takes the place of activations that the backward pass is done with.
 
 import type { Graph, Tensor, TensorRole } from "./graph.ts";
 import { tensorBytes, whole } from "./graph.ts";
@@ -11,9 +12,9 @@ import { tensorBytes, whole } from "./graph.ts";
 export interface MemoryPlan {
   /** Bytes of each activation slot, descending. */
   readonly slotBytes: readonly number[];
-  /** Slot of every activation that some node touches. */
+  /** Slot of every activation, and of every arena of gradients, that some node touches. */
   readonly slotOf: ReadonlyMap<Tensor, number>;
-  /** Bytes of the tensors outside the slots, by role. */
+  /** Bytes of the tensors outside the slots, by role, and of the gradients inside. */
   readonly bytes: Readonly<Record<Exclude<TensorRole, "activation">, number>>;
 }
 
@@ -27,14 +28,15 @@ interface Lifetime {
 function lifetimes(graph: Graph): Lifetime[] {
   const spans = new Map<Tensor, Lifetime>();
   graph.nodes.forEach((node, index) => {
-    for (const tensor of [...node.reads, ...node.writes, ...node.scratch]) {
-      if (tensor.role !== "activation") continue;
+    for (const tensor of [...node.reads, ...node.writes, ...node.scratch].map(whole)) {
+      if (tensor.role !== "activation" && tensor.role !== "gradient") continue;
       const span = spans.get(tensor);
       if (span) span.last = index;
       else spans.set(tensor, { tensor, first: index, last: index });
     }
   });
-  for (const span of spans.values()) if (span.tensor.kept) span.last = graph.nodes.length;
+  for (const span of spans.values())
+    if (span.tensor.kept || span.tensor.role === "gradient") span.last = graph.nodes.length;
   return [...spans.values()];
 }
 
@@ -52,7 +54,7 @@ export function planMemory(graph: Graph): MemoryPlan {
     slots[index].taken.push(life);
     slotOf.set(life.tensor, index);
   }
-  const bytes = { parameter: 0, gradient: 0, optimizer: 0, input: 0, constant: 0 };
+  const bytes = { parameter: 0, gradient: 0, gradient_sum: 0, optimizer: 0, input: 0, constant: 0 };
   const used = new Set(graph.nodes.flatMap((node) => [...node.reads, ...node.writes].map(whole)));
   for (const tensor of graph.tensors) {
     if (tensor.role === "activation" || tensor.part) continue;

@@ -1,20 +1,21 @@
-// The buffers of a run. Parameters, gradients, optimizer state and inputs belong to the run, all but the inputs in arenas
-// (graph/arenas.ts); activation slots are shared by its programs, which run one after another: a program's largest slot is
+// The buffers of a run. Parameters, sums of gradients, optimizer state and inputs belong to the run, all but the inputs in
+// arenas (graph/arenas.ts); slots of activations and gradients are shared by its programs, which run one after another: a program's largest slot is
 // the pool's largest, and so on down. Constants belong to the program that uses them.
 
 import type { Device } from "../../kernels/device/device.ts";
 import type { Command } from "../../kernels/kernel.ts";
 import { type Program, recordProgram } from "../../kernels/program.ts";
-import { type Tensor, tensorBytes, whole, wholes } from "../graph/graph.ts";
+import { elementBytes, type Tensor, tensorBytes, whole, wholes } from "../graph/graph.ts";
 import type { LoweredGraph } from "../graph/lowered.ts";
 import { isCall } from "../graph/lowered.ts";
 
 /** Bytes a run needs, by what they are for. */
 export interface PlannedBytes {
   readonly parameter: number;
+  /** Gradients, in slots or summed outside. */
   readonly gradient: number;
   readonly optimizer: number;
-  /** Slots shared by all programs. */
+  /** What the slots, shared by all programs, need besides the gradients that come to lie in them. */
   readonly activation: number;
   /** Batch inputs, constants, call parameters and staging buffers. */
   readonly other: number;
@@ -49,9 +50,10 @@ const total = (tensors: Iterable<Tensor>): number => [...tensors].reduce((n, t) 
 /** What a run with these programs allocates; `stagingBytes` are its readback buffers. */
 export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): PlannedBytes {
   const parameter = total(wholes(graphs[0].graph.parameters.values()));
-  const gradient = total(distinct(graphs, "gradient").values());
+  const inSlots = Math.max(...graphs.map(({ memory }) => memory.bytes.gradient));
+  const gradient = inSlots + total(distinct(graphs, "gradient_sum").values());
   const optimizer = total(distinct(graphs, "optimizer").values());
-  const activation = sharedSlots(graphs).reduce((n, bytes) => n + bytes, 0);
+  const activation = sharedSlots(graphs).reduce((n, bytes) => n + bytes, 0) - inSlots;
   const constants = graphs.reduce((n, g) => n + g.memory.bytes.constant + Math.max(16, g.uniformBytes), 0);
   const other = total(distinct(graphs, "input").values()) + constants + stagingBytes;
   return {
@@ -142,7 +144,7 @@ export class DeviceMemory {
     this.release();
     for (const [i, bytes] of sharedSlots(graphs).entries())
       this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
-    for (const [name, t] of distinct(graphs, "gradient"))
+    for (const [name, t] of distinct(graphs, "gradient_sum"))
       this.#gradients.set(name, await this.create({ name, bytes: tensorBytes(t) }));
     const wanted = distinct(graphs, "input");
     for (const [name, buffer] of this.inputs) {
@@ -174,13 +176,14 @@ export class DeviceMemory {
       switch (t.role) {
         case "parameter":
           return this.parameters.get(t.name)?.buffer;
-        case "gradient":
+        case "gradient_sum":
           return this.#gradients.get(t.name);
         case "optimizer":
           return this.optimizer.get(t.name);
         case "input":
           return this.inputs.get(t.name);
         case "activation":
+        case "gradient":
           return this.#slots[lowered.memory.slotOf.get(t) ?? -1];
         default:
           return own.get(t);
@@ -225,7 +228,7 @@ const buffersOf = (ranges: ReadonlyMap<string, BufferRange>): Set<GPUBuffer> =>
   new Set([...ranges.values()].map(({ buffer }) => buffer));
 
 function resolve(command: Command<Tensor>, range: (t: Tensor) => BufferRange): Command<BufferRange> {
-  if (!isCall(command)) return { clear: range(command.clear) };
+  if (!isCall(command)) return { clear: { ...range(command.clear), size: elementBytes(command.clear) } };
   const buffers = Object.entries(command.buffers)
     .filter(([, t]) => t !== undefined)
     .map(([name, t]) => [name, range(t)] as const);

@@ -332,7 +332,7 @@ export type PlanCost = Message<"thaw.v1.PlanCost"> & {
   optimizerBytes: bigint;
 
   /**
-   * Device bytes of the activations.
+   * Device bytes of the activations, beyond those that gradients come to lie in once the backward pass is done with them.
    *
    * @generated from field: int64 activation_bytes = 6;
    */

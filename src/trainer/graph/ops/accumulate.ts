@@ -10,7 +10,7 @@ export function accumulateGradients(g: Graph, gradients: ReadonlyMap<string, Ten
   const sums = new Map<string, Tensor>();
   for (const [name, gradient] of gradients) {
     const sum = gradientTensor(g, g.parameters.get(name)!);
-    sum.role = "gradient";
+    sum.role = "gradient_sum";
     gradient.role = "activation";
     g.add({
       name: "accumulate_gradient",

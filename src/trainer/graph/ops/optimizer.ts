@@ -14,7 +14,7 @@ import { sgd } from "../../../kernels/sgd.ts";
 import { type Slice, sliceTables } from "../../../kernels/slices.ts";
 import { keyShape } from "../../model/parameters.ts";
 import type { Adafactor, AdamW, OptimizerAlgorithm, Sgd } from "../../types.ts";
-import { arenaOf } from "../arenas.ts";
+import { arenaOf, gapsOf } from "../arenas.ts";
 import { elements, type Graph, type Tensor, type TensorRole, trainableSlots, whole } from "../graph.ts";
 
 /** One of the tensors an algorithm remembers of a parameter. */
@@ -118,8 +118,21 @@ function arenaUpdates(g: Graph, entries: readonly OptimizerEntry[]): ArenaUpdate
       return [kind, gather(kind, "optimizer", tensors)];
     });
     const gradients = own.map(({ gradient }) => gradient);
-    return { entries: own, parameter, gradient: gather("gradients", "gradient", gradients), state: new Map(state) };
+    const gradient = gather("gradients", gradients[0].role, gradients);
+    clearGaps(g, gradient, gradients);
+    return { entries: own, parameter, gradient, state: new Map(state) };
   });
+}
+
+/**
+ * The norm sums whole arenas: what lies between gradients must be 0, whatever their memory held before. That of sums holds
+ * nothing else, ever.
+ */
+function clearGaps(g: Graph, arena: Tensor, members: readonly Tensor[]): void {
+  if (arena.role === "gradient_sum") return;
+  const gaps = gapsOf(g, arena, members);
+  if (gaps.length === 0) return;
+  g.add({ name: "clear_gaps", reads: [], writes: gaps, lower: () => gaps.map((gap) => ({ clear: gap })) });
 }
 
 /** A row of `scalars` for the `t`-th update (from 1) of an entry, as the algorithm's kernels read it. */
