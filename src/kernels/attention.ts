@@ -4,7 +4,7 @@
 //
 //   score[i,j] = scale · q_i·k_j + bias[bucket(j - i), head]     visible: of i's segment and, when causal, j ≤ i
 //   out_i      = Σ_j dropout(softmax_j(score[i,·])) · v_j
-// q, out: [batch · queryLength, heads · headDim], k, v: [batch · keyLength, kvHeads · headDim], f32. T5 has scale 1 and
+// q, out: [batch · queryLength, heads · headDim], k, v: [batch · keyLength, kvHeads · headDim]. T5 has scale 1 and
 // a bias; grouped-query attention has kvHeads < heads. A query that sees no key gives 0, and no gradient.
 //
 // The backward pass is in attention_backward.ts, the float64 definition in attention.reference.ts.
@@ -18,6 +18,7 @@ import {
   dotProduct,
   each,
   entry,
+  headFloats,
   optionalBuffers,
   optionalDeclarations,
   ownedRows,
@@ -26,11 +27,10 @@ import {
   stagedTiles,
   variantName,
   variantOf,
-  vectorType,
   walk,
 } from "./attention_wgsl.ts";
 import type { KernelTarget } from "./capabilities.ts";
-import { type Command, defineKernel, read, write } from "./kernel.ts";
+import { type Command, defineKernel, write } from "./kernel.ts";
 
 export {
   attentionBiasGradient,
@@ -43,7 +43,7 @@ export { attentionRowStatistics } from "./attention_row_statistics.ts";
 export type { AttentionDims, AttentionOptionalBuffers, SegmentLayout } from "./attention_wgsl.ts";
 
 function forwardKernel(v: AttentionVariant) {
-  const type = vectorType(v);
+  const heads = headFloats(v, { q: "read", k: "read", v: "read", out: "write" });
   const rows = ownedRows(v);
   const eachRow = (text: (r: number) => string) => repeat(rows, text);
   const body = eachRow(
@@ -67,14 +67,11 @@ function forwardKernel(v: AttentionVariant) {
     name: `attention_${variantName(v)}`,
     params: PARAMS,
     buffers: {
-      q: read(type),
-      k: read(type),
-      v: read(type),
+      ...heads.buffers,
       ...optionalDeclarations(v),
-      out: write(type),
       log_sum_exp: write("f32"), // [batch, heads, query_length]
     },
-    wgsl: /* wgsl */ `${common(v)}${stagedTiles(v)}
+    wgsl: /* wgsl */ `${common(v)}${heads.functions}${stagedTiles(v)}
 const LOWEST = -1e30; // below every score; also the log-sum-exp of a query that sees no key
 ${entry("heads", "query_length")}
   let kv_h = h / (params.heads / params.kv_heads);
@@ -86,7 +83,7 @@ ${eachRow(
   let segment${r} = owned(query_segment(b, i${r}));
   var q${r}: Registers;
   var out${r}: Registers;
-  ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}];`)}
+  ${each(v, (d) => `q${r}[${d}] = load_q(at${r} + ${d});`)}
   var largest${r} = LOWEST;
   var sum${r} = 0.0;`,
 )}
@@ -96,7 +93,7 @@ ${eachRow(
   (r) => /* wgsl */ `
   if (row + ${r}u < params.query_length) {
     let inverse = select(0.0, 1.0 / sum${r}, sum${r} > 0.0);
-    ${each(v, (d) => `out[at${r} + ${d}] = out${r}[${d}] * inverse;`)}
+    ${each(v, (d) => `store_out(at${r} + ${d}, out${r}[${d}] * inverse);`)}
     log_sum_exp[(b * params.heads + h) * params.query_length + row + ${r}u] = select(LOWEST, largest${r} + log(sum${r}), sum${r} > 0.0);
   }`,
 )}

@@ -23,6 +23,7 @@ import {
   dotProduct,
   each,
   entry,
+  headFloats,
   optionalBuffers,
   optionalDeclarations,
   ownedRows,
@@ -32,7 +33,6 @@ import {
   stagedTiles,
   variantName,
   variantOf,
-  vectorType,
   walk,
   workgroupCount,
 } from "./attention_wgsl.ts";
@@ -41,11 +41,9 @@ import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } f
 
 const WORKGROUP = 64;
 
-const inputDeclarations = (v: AttentionVariant) => ({
-  q: read(vectorType(v)),
-  k: read(vectorType(v)),
-  v: read(vectorType(v)),
-  d_out: read(vectorType(v)),
+const HEADS = { q: "read", k: "read", v: "read", d_out: "read" } as const;
+
+const otherDeclarations = (v: AttentionVariant) => ({
   row_statistics: read("vec2f"), // [batch, heads, query_length]: log-sum-exp, delta
   ...optionalDeclarations(v),
 });
@@ -70,7 +68,7 @@ const inputBuffers = <T>(v: AttentionVariant, buffers: AttentionGradientInputs<T
 
 /** Queries own the sums: of dQ, or (`bias`) of each bucket's dScore over the thread's rows. */
 function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
-  const type = vectorType(v);
+  const heads = headFloats<string>(v, sums === "query" ? { ...HEADS, d_q: "write" } : HEADS);
   const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
   const forQuery = (text: string) => (sums === "query" ? text : "");
   const forBias = (text: string) => (sums === "bias" ? text : "");
@@ -90,10 +88,11 @@ function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
     name: `attention_${sums}_gradient_${variantName(v)}`,
     params: sums === "query" ? PARAMS : { ...PARAMS, buckets: "u32" },
     buffers: {
-      ...inputDeclarations(v),
-      ...(sums === "query" ? { d_q: write(type) } : { bucket_of_distance: read("u32"), scratch: write("f32") }), // scratch: [batch, heads, owners, buckets]
+      ...heads.buffers,
+      ...otherDeclarations(v),
+      ...(sums === "query" ? {} : { bucket_of_distance: read("u32"), scratch: write("f32") }), // scratch: [batch, heads, owners, buckets]
     },
-    wgsl: /* wgsl */ `${common(v)}${stagedTiles(v)}
+    wgsl: /* wgsl */ `${common(v)}${heads.functions}${stagedTiles(v)}
 ${entry("heads", "query_length")}
   let kv_h = h / (params.heads / params.kv_heads);
 ${forBias(/* wgsl */ `
@@ -110,7 +109,7 @@ ${eachRow(
   let segment${r} = owned(query_segment(b, i${r}));
   var q${r}: Registers;
   var d_out${r}: Registers;
-  ${each(v, (d) => `q${r}[${d}] = q[at${r} + ${d}]; d_out${r}[${d}] = d_out[at${r} + ${d}];`)}
+  ${each(v, (d) => `q${r}[${d}] = load_q(at${r} + ${d}); d_out${r}[${d}] = load_d_out(at${r} + ${d});`)}
   ${forQuery(`var d_q${r}: Registers;`)}
   let statistics${r} = row_statistics[(b * params.heads + h) * params.query_length + i${r}];`,
 )}
@@ -120,7 +119,7 @@ ${forQuery(
   eachRow(
     (r) => /* wgsl */ `
   if (row + ${r}u < params.query_length) {
-    ${each(v, (d) => `d_q[at${r} + ${d}] = params.scale * d_q${r}[${d}];`)}
+    ${each(v, (d) => `store_d_q(at${r} + ${d}, params.scale * d_q${r}[${d}]);`)}
   }`,
   ),
 )}
@@ -143,7 +142,7 @@ export function attentionQueryGradient<T>(
 }
 
 function keyValueKernel(v: AttentionVariant) {
-  const type = vectorType(v);
+  const heads = headFloats(v, { ...HEADS, d_k: "write", d_v: "write" });
   const eachRow = (text: (r: number) => string) => repeat(ownedRows(v), text);
   const body = eachRow(
     (r) => /* wgsl */ `
@@ -179,8 +178,8 @@ function keyValueKernel(v: AttentionVariant) {
   return defineKernel<keyof typeof PARAMS, string>({
     name: `attention_key_value_gradient_${variantName(v)}`,
     params: PARAMS,
-    buffers: { ...inputDeclarations(v), d_k: write(type), d_v: write(type) },
-    wgsl: /* wgsl */ `${common(v)}${stagedTiles(v)}
+    buffers: { ...heads.buffers, ...otherDeclarations(v) },
+    wgsl: /* wgsl */ `${common(v)}${heads.functions}${stagedTiles(v)}
 ${entry("kv_heads", "key_length")}
 ${eachRow(
   (r) => /* wgsl */ `
@@ -191,7 +190,7 @@ ${eachRow(
   var v${r}: Registers;
   var d_k${r}: Registers;
   var d_v${r}: Registers;
-  ${each(v, (d) => `k${r}[${d}] = k[at${r} + ${d}]; v${r}[${d}] = v[at${r} + ${d}];`)}`,
+  ${each(v, (d) => `k${r}[${d}] = load_k(at${r} + ${d}); v${r}[${d}] = load_v(at${r} + ${d});`)}`,
 )}
   let query_begin = select(0u, min(block, params.query_length), params.causal != 0u);
   let group = params.heads / params.kv_heads;
@@ -202,7 +201,7 @@ ${loop}
 ${eachRow(
   (r) => /* wgsl */ `
   if (row + ${r}u < params.key_length) {
-    ${each(v, (d) => `d_k[at${r} + ${d}] = params.scale * d_k${r}[${d}]; d_v[at${r} + ${d}] = d_v${r}[${d}];`)}
+    ${each(v, (d) => `store_d_k(at${r} + ${d}, params.scale * d_k${r}[${d}]); store_d_v(at${r} + ${d}, d_v${r}[${d}]);`)}
   }`,
 )}
 }

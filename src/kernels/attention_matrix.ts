@@ -11,7 +11,7 @@ import { entry, matrixKernel, tileLoads, walkTiles } from "./attention_matrix_wa
 import {
   addPacked,
   declareSums,
-  HEADS,
+  eights,
   laneVectors,
   type Ownership,
   ownFragments,
@@ -113,7 +113,8 @@ export function matrixForwardKernel(v: AttentionVariant): Kernel<keyof typeof PA
     v,
     o,
     PARAMS,
-    { ...HEADS, ...optionalDeclarations(v), out: write("vec4f"), log_sum_exp: write("f32") },
+    { ...eights(v, ["q", "k", "v"]), ...optionalDeclarations(v), log_sum_exp: write("f32") },
+    ["out"],
     ["scores_patch"],
     /* wgsl */ `
 const LOWEST = -1e30; // the log-sum-exp of a query that sees no key

@@ -6,7 +6,7 @@ import { entry, matrixKernel, type TileLoads, tileLoads, walkTiles } from "./att
 import {
   addPacked,
   declareSums,
-  HEADS,
+  eights,
   laneVectors,
   type Ownership,
   ownFragments,
@@ -18,7 +18,7 @@ import {
   WALKED,
 } from "./attention_matrix_wgsl.ts";
 import { type AttentionVariant, optionalDeclarations, PARAMS, repeat } from "./attention_wgsl.ts";
-import { type Kernel, read, write } from "./kernel.ts";
+import { type Kernel, read } from "./kernel.ts";
 
 export const QUERY_GRADIENT_OWNED: Ownership = { side: "query", rows: 64 };
 export const KEY_VALUE_GRADIENT_OWNED: Ownership = { side: "key", rows: 64 };
@@ -28,8 +28,7 @@ const all = (text: (x: number) => string): string => repeat(VECTORS, text, "\n  
 const PATCHES = ["scores_patch", "gradients_patch"];
 
 export const gradientInputs = (v: AttentionVariant) => ({
-  ...HEADS,
-  d_out: read("vec4f"),
+  ...eights(v, ["q", "k", "v", "d_out"]),
   row_statistics: read("vec2f"),
   ...optionalDeclarations(v),
 });
@@ -73,7 +72,8 @@ export function matrixQueryGradientKernel(v: AttentionVariant): Kernel<keyof typ
     v,
     o,
     PARAMS,
-    { ...gradientInputs(v), d_q: write("vec4f") },
+    gradientInputs(v),
+    ["d_q"],
     PATCHES,
     /* wgsl */ `${queryEntry(v, o)}
   ${declareSums(v, o, "result")}
@@ -143,7 +143,8 @@ export function matrixKeyValueGradientKernel(v: AttentionVariant): Kernel<keyof 
     v,
     o,
     PARAMS,
-    { ...gradientInputs(v), d_k: write("vec4f"), d_v: write("vec4f") },
+    gradientInputs(v),
+    ["d_k", "d_v"],
     PATCHES,
     /* wgsl */ `
 var<workgroup> log_sum_tile: array<vec4f, ${WALKED / 4}>; // times LOG2_E

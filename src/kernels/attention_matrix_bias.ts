@@ -57,6 +57,7 @@ function distancesKernel(v: AttentionVariant): Kernel<keyof typeof PARAMS | "str
     o,
     { ...PARAMS, stretch: "u32" },
     { ...gradientInputs(v), scratch: write("f32") },
+    [],
     ["scores_patch", "gradients_patch"],
     /* wgsl */ `
 var<workgroup> carried: array<f32, ${2 * (TURNS - 1) * WALKED}>; // [parity of the tile, k, y]

@@ -15,7 +15,7 @@ import {
   WALKED,
   walkedSide,
 } from "./attention_matrix_wgsl.ts";
-import { type AttentionVariant, common, repeat, variantName } from "./attention_wgsl.ts";
+import { type AttentionVariant, common, headFloats, repeat, variantName } from "./attention_wgsl.ts";
 import { type BufferDeclaration, defineKernel, type Kernel, type ParamType } from "./kernel.ts";
 import { MATRIX_ENABLES, MATRIX_TYPES } from "./matrix_tiles.ts";
 
@@ -26,23 +26,26 @@ var<workgroup> staged_b: array<vec4u, ${WALKED * stagedRow(v)}>;
 ${v.biased ? `var<workgroup> bias_tile: array<f32, ${o.rows + WALKED}>; // of every distance in a tile, times LOG2_E` : ""}
 ${v.segments ? SEEN_MEMORY : ""}`;
 
+/** A kernel for matrix units; it stores to `results`, which are heads, by `storeRows`. */
 export function matrixKernel<P extends string>(
   name: string,
   v: AttentionVariant,
   o: Ownership,
   params: Record<P, ParamType>,
   buffers: Record<string, BufferDeclaration>,
+  results: readonly string[],
   patches: readonly string[],
   main: string,
 ): Kernel<P, string> {
+  const stored = headFloats<string>(v, Object.fromEntries(results.map((result) => [result, "write" as const])));
   return defineKernel<P, string>({
     name: `${name}_${variantName(v)}_matrix`,
     params,
-    buffers,
+    buffers: { ...buffers, ...stored.buffers },
     enables: MATRIX_ENABLES,
     wgsl: /* wgsl */ `${common(v)}${MATRIX_TYPES}
 const LOG2_E = ${Math.LOG2E};
-${memory(v, o, patches)}${seenBits(v, o)}${v.dropout ? keptBits(o) : ""}${main}`,
+${stored.functions}${memory(v, o, patches)}${seenBits(v, o)}${v.dropout ? keptBits(o) : ""}${main}`,
   });
 }
 
@@ -116,8 +119,8 @@ export function tileLoads(v: AttentionVariant, o: Ownership, a: string, b: strin
       let r = ${tile} + ${place(t)} / ${packsOf(v)}u;
       let exists = r < ${length};
       let at = select(0u, ${at("r")} + ${place(t)} % ${packsOf(v)}u * 2u, exists);
-      next_a${t} = select(vec4u(), ${eight(a, "at")}, vec4<bool>(exists));
-      next_b${t} = select(vec4u(), ${eight(b, "at")}, vec4<bool>(exists));
+      next_a${t} = select(vec4u(), ${eight(v, a, "at")}, vec4<bool>(exists));
+      next_b${t} = select(vec4u(), ${eight(v, b, "at")}, vec4<bool>(exists));
     }`,
           "\n    ",
         ),

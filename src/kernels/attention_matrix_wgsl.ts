@@ -13,7 +13,7 @@
 // row or its tile can, and which pairs are visible is a bit each, looked at only in tiles that are not visible as a whole.
 
 import { type AttentionVariant, repeat } from "./attention_wgsl.ts";
-import { read } from "./kernel.ts";
+import { type BufferDeclaration, read } from "./kernel.ts";
 
 /** Threads of a workgroup: four subgroups. */
 export const THREADS = 128;
@@ -57,11 +57,15 @@ export const stagedRow = (v: AttentionVariant): number => packsOf(v) + 1;
 const fragmentsOf = (v: AttentionVariant): number => v.headDim / 16;
 const blocksOf = (o: Ownership): number => o.rows / 64;
 
-/** Eight numbers of `array`, from its vec4f `at` on, as f16. */
-export const eight = (array: string, at: string): string => `packed(${array}[${at}], ${array}[${at} + 1u])`;
+/** Eight numbers of `array`, from its fours `at` on, as f16; `at` is even. */
+export const eight = (v: AttentionVariant, array: string, at: string): string =>
+  v.half ? `${array}[${at} / 2u]` : `packed(${array}[${at}], ${array}[${at} + 1u])`;
 
-/** What every kernel reads. */
-export const HEADS = { q: read("vec4f"), k: read("vec4f"), v: read("vec4f") };
+/** Declares arrays whose numbers a kernel reads by {@link eight}. */
+export const eights = <B extends string>(v: AttentionVariant, arrays: readonly B[]) => {
+  const declarations = arrays.map((array) => [array, read(v.half ? "vec4u" : "vec4f")]);
+  return Object.fromEntries(declarations) as Record<B, BufferDeclaration>;
+};
 /**
  * Fragments NAME{n}_{d}, of 16 rows and 16 dimensions, of the subgroup's owned rows in each of `own`'s arrays; a patch each
  * stages them.
@@ -86,7 +90,7 @@ export function ownFragments(
     let exists = r < ${length};
     let at = select(0u, ${at("r")} + ${from * 2}u + t % ${packs}u * 2u, exists);
     let to = t / ${packs}u * ${PATCH_ROW}u + t % ${packs}u;
-    ${own.map(({ array, patch }) => `${patch}[to] = select(vec4u(), ${eight(array, "at")}, vec4<bool>(exists));`).join("\n    ")}
+    ${own.map(({ array, patch }) => `${patch}[to] = select(vec4u(), ${eight(v, array, "at")}, vec4<bool>(exists));`).join("\n    ")}
   }
   workgroupBarrier();
   ${own.map((one) => repeat((blocksOf(o) * packs) / 2, (x) => fragment(one, x), "\n  ")).join("\n  ")}
@@ -211,7 +215,7 @@ export const storeRows = (
     let to = block + r;
     if (to < ${ownedSide(o).length}) {
       let sum = bitcast<vec4f>(${patch}[r * ${PATCH_ROW}u + t % ${vectors}u]);
-      ${into}[${ownedSide(o).at("to")} + ${part * 8}u + t % ${vectors}u] = sum * ${factor};
+      store_${into}(${ownedSide(o).at("to")} + ${part * 8}u + t % ${vectors}u, sum * ${factor});
     }
   }`;
   });

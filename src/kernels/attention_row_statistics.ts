@@ -2,6 +2,7 @@
 // the mean of the gradients of its probabilities, which is also out · dOut.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { floats, type Value, valuesOf } from "./storage.ts";
 
 const WORKGROUP = 64;
 /** Partial sums of a row. */
@@ -9,12 +10,13 @@ const SLOTS = 16;
 
 // Sixteen neighbouring threads read one row's vectors, then a thread sums up a row: neighbouring rows are neighbouring heads,
 // so a workgroup reads one stretch of memory.
-const rowStatisticsKernel = (type: "vec4f" | "f32") =>
-  defineKernel({
-    name: `attention_row_statistics_${type}`,
+const rowStatisticsKernel = (type: Value, half: boolean) => {
+  const { buffers, functions } = floats(type, { out: "read", d_out: "read" }, half ? ["out", "d_out"] : []);
+  return defineKernel<string, string>({
+    name: `attention_row_statistics_${type}${half ? "_f16" : ""}`,
     params: { batch: "u32", heads: "u32", query_length: "u32", vectors: "u32" },
-    buffers: { out: read(type), d_out: read(type), log_sum_exp: read("f32"), row_statistics: write("vec2f") },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}
+    buffers: { ...buffers, log_sum_exp: read("f32"), row_statistics: write("vec2f") },
+    wgsl: /* wgsl */ `${functions}${LINEAR_INDEX}
 const SLOTS = ${SLOTS}u;
 var<workgroup> partial: array<f32, ${WORKGROUP} * (SLOTS + 1)>; // a row's begin in different banks
 @compute @workgroup_size(${WORKGROUP})
@@ -27,7 +29,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
     var sum = 0.0;
     if (first + r < rows) {
       for (var d = x % SLOTS; d < params.vectors; d += SLOTS) {
-        sum += ${type === "vec4f" ? "dot(out[start + d], d_out[start + d])" : "out[start + d] * d_out[start + d]"};
+        sum += ${type === "vec4f" ? "dot(load_out(start + d), load_d_out(start + d))" : "load_out(start + d) * load_d_out(start + d)"};
       }
     }
     partial[r * (SLOTS + 1) + x % SLOTS] = sum;
@@ -45,6 +47,7 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 }
 `,
   });
+};
 
 /**
  * rowStatistics [batch, heads, queryLength, 2] f32: logSumExp, and delta = Σ_d out · dOut (both
@@ -52,13 +55,13 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
  */
 export function attentionRowStatistics<T>(
   buffers: { out: T; dOut: T; logSumExp: T; rowStatistics: T },
-  dims: { batch: number; heads: number; queryLength: number; headDim: number },
+  dims: { batch: number; heads: number; queryLength: number; headDim: number; half?: boolean },
 ): Command<T>[] {
-  const { batch, heads, queryLength, headDim } = dims;
-  const vectors = headDim % 4 === 0 ? headDim / 4 : headDim;
+  const { batch, heads, queryLength, headDim, half = false } = dims;
+  const [type, vectors] = valuesOf(headDim);
   return [
     call(
-      rowStatisticsKernel(headDim % 4 === 0 ? "vec4f" : "f32"),
+      rowStatisticsKernel(type, half),
       { batch, heads, query_length: queryLength, vectors },
       {
         out: buffers.out,

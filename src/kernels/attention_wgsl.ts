@@ -9,6 +9,7 @@ import type { KernelTarget, Products } from "./capabilities.ts";
 import { type BufferDeclaration, LINEAR_INDEX, read } from "./kernel.ts";
 import { PHILOX } from "./random.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
+import { floats } from "./storage.ts";
 
 export interface AttentionDims {
   readonly batch: number;
@@ -31,6 +32,8 @@ export interface AttentionDims {
   readonly dropout?: { readonly rate: number; readonly use: number };
   /** `matrix` uses matrix units where the kernels can; everything else is f32. Default: f32. */
   readonly products?: Products;
+  /** Whether q, k, v, out and their gradients hold f16, with a head dimension that is a multiple of 4; else f32. */
+  readonly half?: boolean;
 }
 
 /**
@@ -59,6 +62,8 @@ export interface AttentionVariant {
   readonly segments: SegmentLayout | undefined;
   readonly biased: boolean;
   readonly dropout: boolean;
+  /** Whether heads and their gradients are stored as f16. */
+  readonly half: boolean;
 }
 
 export function variantOf<T>(
@@ -81,12 +86,16 @@ export function variantOf<T>(
     segments,
     biased: buckets > 0,
     dropout: dims.dropout !== undefined,
+    half: dims.half === true,
   };
 }
 
 /** e.g. `d64_shared_segments_biased_software`: the second half of a kernel's name. */
 export const variantName = (v: AttentionVariant): string =>
-  [`d${v.headDim}`, v.segments && `${v.segments}_segments`, v.biased && "biased", v.dropout && "dropout", v.target]
+  [
+    ...[`d${v.headDim}`, v.half && "f16", v.segments && `${v.segments}_segments`],
+    ...[v.biased && "biased", v.dropout && "dropout", v.target],
+  ]
     .filter(Boolean)
     .join("_");
 
@@ -128,6 +137,10 @@ export const paramsOf = (dims: AttentionDims): Record<keyof typeof PARAMS, numbe
   dropout_rate: dims.dropout?.rate ?? 0,
   dropout_use: dims.dropout?.use ?? 0,
 });
+
+/** Heads as a kernel accesses them, a register at a time: storage.ts's `floats` of a variant. */
+export const headFloats = <B extends string>(v: AttentionVariant, access: Readonly<Record<B, "read" | "write">>) =>
+  floats(vectorType(v), access, v.half ? Object.keys(access) : []);
 
 /** Declarations of the optional buffers that a variant binds. */
 export const optionalDeclarations = (v: AttentionVariant): Record<string, BufferDeclaration> => ({
@@ -233,7 +246,7 @@ var<workgroup> second_tile: array<${vectorType(v)}, TILE * VECTORS>;
 
 /**
  * The loop over the other side's rows `begin <= index < end`. In `body` the row's registers are `<first>_row` and
- * `<second>_row`, after their buffers, and its segment is `segment`. `at` and `segment` are the WGSL expressions of the
+ * `<second>_row`, after their buffers ({@link headFloats}), and its segment is `segment`. `at` and `segment` are the WGSL expressions of the
  * row's first vector and of its segment; begin and end are the same for the whole workgroup. A row of none of the
  * segments of the rows that the thread owns, `segment0` …, is passed over.
  */
@@ -254,14 +267,14 @@ export function walk(
   const passOver = /* wgsl */ `
     let segment = ${segment};
     if (${repeat(ownedRows(v), (r) => `segment != segment${r}`, " && ")}) { continue; }`;
-  const load = (from: string, buffer: string) =>
-    `var ${buffer}_row: Registers; ${each(v, (d) => `${buffer}_row[${d}] = ${from}[at + ${d}];`)}`;
+  const load = (from: (at: string) => string, buffer: string) =>
+    `var ${buffer}_row: Registers; ${each(v, (d) => `${buffer}_row[${d}] = ${from(`at + ${d}`)};`)}`;
   if (v.target === "software")
     return /* wgsl */ `
   for (var ${index} = ${begin}; ${index} < ${end}; ${index}++) {${passOver}
     let at = ${at};
-    ${load(first, first)}
-    ${load(second, second)}
+    ${load((at) => `load_${first}(${at})`, first)}
+    ${load((at) => `load_${second}(${at})`, second)}
     ${body}
   }`;
   return /* wgsl */ `
@@ -271,14 +284,14 @@ export function walk(
     for (var x = lane; x < (tile_end - tile_begin) * VECTORS; x += THREADS) {
       let ${index} = tile_begin + x / VECTORS;
       let at = ${at} + x % VECTORS;
-      first_tile[x] = ${first}[at];
-      second_tile[x] = ${second}[at];
+      first_tile[x] = load_${first}(at);
+      second_tile[x] = load_${second}(at);
     }
     workgroupBarrier();
     for (var ${index} = tile_begin; ${index} < tile_end; ${index}++) {${passOver}
       let at = (${index} - tile_begin) * VECTORS;
-      ${load("first_tile", first)}
-      ${load("second_tile", second)}
+      ${load((at) => `first_tile[${at}]`, first)}
+      ${load((at) => `second_tile[${at}]`, second)}
       ${body}
     }
   }`;

@@ -1,5 +1,6 @@
 // The key-value cache of incremental decoding: the keys (or values) of every position decoded so far, one row of the
 // cache for each sequence. A step appends one position; beam search, whose beams are overtaken by others, reorders rows.
+// What is only moved is moved as words: an f32 each, or two f16.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 
@@ -15,6 +16,7 @@ export interface CacheDims {
   readonly rows: number;
   /** Positions a row holds. */
   readonly length: number;
+  /** Words of a position. */
   readonly width: number;
 }
 
@@ -22,9 +24,9 @@ const appendKernel = defineKernel({
   name: "kv_cache_append",
   params: { rows: "u32", length: "u32", width: "u32" },
   buffers: {
-    x: read("f32"), //        [rows, width]
+    x: read("u32"), //        [rows, width]
     position: read("u32"), // [1]
-    cache: write("f32"), //   [rows, length, width]
+    cache: write("u32"), //   [rows, length, width]
   },
   wgsl: /* wgsl */ `${PROLOGUE}
   if (i >= params.rows * params.width || position[0] >= params.length) { return; }
@@ -34,7 +36,7 @@ const appendKernel = defineKernel({
 `,
 });
 
-/** cache[:, position[0], :] = x; x [rows, width], cache [rows, length, width] f32, position [1] u32 below length. */
+/** cache[:, position[0], :] = x; x [rows, width], cache [rows, length, width] words, position [1] u32 below length. */
 export function kvCacheAppend<T>(
   buffers: { x: T; position: T; cache: T },
   { rows, length, width }: CacheDims,
@@ -46,9 +48,9 @@ const gatherKernel = defineKernel({
   name: "kv_cache_gather",
   params: { count: "u32", row_size: "u32" },
   buffers: {
-    source: read("f32"), //  [rows, row_size]
+    source: read("u32"), //  [rows, row_size]
     parents: read("u32"), // [rows]
-    out: write("f32"), //    [rows, row_size]
+    out: write("u32"), //    [rows, row_size]
   },
   wgsl: /* wgsl */ `${PROLOGUE}
   if (i >= params.count) { return; }
@@ -60,7 +62,7 @@ const gatherKernel = defineKernel({
 const copyKernel = defineKernel({
   name: "kv_cache_copy",
   params: { count: "u32" },
-  buffers: { source: read("f32"), out: write("f32") },
+  buffers: { source: read("u32"), out: write("u32") },
   wgsl: /* wgsl */ `${PROLOGUE}
   if (i >= params.count) { return; }
   out[i] = source[i];
@@ -68,7 +70,7 @@ const copyKernel = defineKernel({
 `,
 });
 
-/** cache[row] = what cache[parents[row]] was; cache and scratch [rows, length, width] f32, parents [rows] u32. */
+/** cache[row] = what cache[parents[row]] was; cache and scratch [rows, length, width] words, parents [rows] u32. */
 export function kvCacheReorder<T>(
   buffers: { cache: T; parents: T; scratch: T },
   { rows, length, width }: CacheDims,

@@ -4,53 +4,15 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { groupedMatmul, groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
-import type { Command } from "../../src/kernels/kernel.ts";
 import { type MatmulDims, matmul, matmulScratch } from "../../src/kernels/matmul.ts";
-import type { Halves } from "../../src/kernels/storage.ts";
-import { runCommands, type TestArray, testDevice } from "../support/gpu.ts";
-import { asHalves, fromHalves, toHalves } from "../support/halves.ts";
-import { onMatrixUnits } from "../support/matrix_units.ts";
 import { layOut } from "./grouped_rows.ts";
-import { randomValues } from "./run_twice.ts";
+import { held, sameInHalves } from "./in_halves.ts";
 
-const device = await testDevice();
 const WAYS = [
   ["software", "f16"],
   ["hardware", "f16"],
   ["hardware", "matrix"],
 ] as const;
-
-/** Runs `commands` with all of `floats` as f32, then with those in `halves` as f16, and compares what `out` holds. */
-async function compare(
-  floats: Readonly<Record<string, Float32Array>>,
-  others: Readonly<Record<string, TestArray>>,
-  halves: Halves,
-  commands: (names: Readonly<Record<string, string>>, halves: Halves) => Command<string>[],
-  used = floats.out.length,
-): Promise<void> {
-  const run = (stored: Halves) => {
-    const held = Object.entries(floats).map(([name, values]) => [
-      name,
-      stored.includes(name) ? toHalves(values) : values,
-    ]);
-    const buffers: Record<string, TestArray> = { ...others, ...Object.fromEntries(held) };
-    return runCommands(device, {
-      buffers,
-      commands: (names) => onMatrixUnits(device.capabilities, commands(names, stored)),
-    });
-  };
-  const [whole, half] = [(await run([])).out as Float32Array, (await run(halves)).out];
-  const got = half instanceof Uint32Array ? fromHalves(half) : half;
-  const expected = half instanceof Uint32Array ? asHalves(whole) : whole;
-  assert.ok(
-    whole.slice(0, used).some((x, i) => x !== floats.out[i]),
-    "something is written",
-  );
-  assert.equal(got.slice(0, used), expected.slice(0, used));
-  assert.equal(got.slice(used), floats.out.slice(used), "the rest is left");
-}
-
-const held = (count: number, seed: number): Float32Array => asHalves(randomValues(count, seed));
 
 // [m, n, k]: a part of a tile; several tiles with edges; a sum whose length is no multiple of 4, as a router's.
 const SIZES = [
@@ -75,12 +37,8 @@ for (const [target, products] of WAYS)
           // What a graph keeps as f16 has rows of whole eights.
           const rows = { a: transposeA ? m : k, b: transposeB ? k : n, out: n };
           const halves = Object.entries(rows).flatMap(([name, width]) => (width % 8 === 0 ? [name] : []));
-          await compare(
-            floats,
-            {},
-            halves,
-            ({ a, b, out }, halves) => matmul({ a, b, out }, { ...dims, halves }, target),
-            m * n + outOffset,
+          await sameInHalves(floats, {}, halves, { out: m * n + outOffset }, ({ a, b, out }, halves) =>
+            matmul({ a, b, out }, { ...dims, halves }, target),
           );
         }
       });
@@ -90,7 +48,8 @@ test("stretches of a long sum end in f16 too", async () => {
   const floats = { a: held(dims.m * dims.k, 6), b: held(dims.k * dims.n, 7), out: held(dims.m * dims.n, 8) };
   const scratch = new Float32Array(matmulScratch(dims, "hardware"));
   assert.ok(scratch.length > 0);
-  await compare(floats, { scratch }, ["a", "b", "out"], ({ a, b, out, scratch }, halves) =>
+  const outputs = { out: floats.out.length };
+  await sameInHalves(floats, { scratch }, ["a", "b", "out"], outputs, ({ a, b, out, scratch }, halves) =>
     matmul({ a, b, out, scratch }, { ...dims, halves }, "hardware"),
   );
 });
@@ -114,22 +73,23 @@ for (const [target, products] of WAYS)
         ...{ maxRows: rows.maxRows, rowTile: ROWS.rowTile, n: N, k: K },
         ...{ transposeWeight: gatherTopK !== undefined, gatherTopK, relu: true, products },
       };
-      await compare(
+      await sameInHalves(
         floats,
         others,
         ["x", "weight", "out"],
+        { out: rows.usedRows * N },
         ({ x, weight, out, expertOfBlock, sourceOfRow }, halves) =>
           groupedMatmul({ x, weight, out, expertOfBlock, sourceOfRow }, { ...dims, halves }, target),
-        rows.usedRows * N,
       );
     });
 
     test(`${target} ${products}: weight gradient of ${gatherTopK ? "gathered" : "sorted"} rows`, async () => {
       const floats = { x: given(), dy: held(rows.maxRows * N, 4), out: held(3 * N * K, 5) };
-      await compare(
+      await sameInHalves(
         floats,
         others,
         ["x", "dy"],
+        { out: floats.out.length },
         ({ x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow }, halves) =>
           groupedWeightGradient(
             { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow },

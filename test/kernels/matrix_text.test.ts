@@ -28,15 +28,16 @@ function* attentions(): Generator<Command<number>> {
     dBias: 16,
   };
   for (const headDim of [16, 48, 64, 80, 128])
-    for (const dropout of [undefined, { rate: 0.1, use: 1 }]) {
-      const lengths = { batch: 1, heads: 2, kvHeads: 1, queryLength: 70, keyLength: 90 };
-      const options = { scale: 1, causal: true, buckets: 8, segments: "both", dropout, products: "matrix" } as const;
-      const dims = { ...lengths, headDim, ...options };
-      yield* attention(buffers, dims, "hardware");
-      yield* attentionQueryGradient(gradients, dims, "hardware");
-      yield* attentionKeyValueGradient(gradients, dims, "hardware");
-      yield attentionBiasGradient(gradients, dims, "hardware")[0];
-    }
+    for (const dropout of [undefined, { rate: 0.1, use: 1 }])
+      for (const half of BOTH) {
+        const lengths = { batch: 1, heads: 2, kvHeads: 1, queryLength: 70, keyLength: 90 };
+        const options = { scale: 1, causal: true, buckets: 8, segments: "both", dropout, products: "matrix" } as const;
+        const dims = { ...lengths, headDim, ...options, half };
+        yield* attention(buffers, dims, "hardware");
+        yield* attentionQueryGradient(gradients, dims, "hardware");
+        yield* attentionKeyValueGradient(gradients, dims, "hardware");
+        yield attentionBiasGradient(gradients, dims, "hardware")[0];
+      }
 }
 
 function* commands(): Generator<Command<number>> {
@@ -89,7 +90,7 @@ test("kernels for matrix units are valid WGSL", async () => {
     );
     count++;
   }
-  assert.is(count, 20 + 40);
+  assert.is(count, 28 + 80);
   assert.ok(gpu, "Dawn crashes when the object that made it is collected");
 });
 

@@ -11,6 +11,7 @@ import {
   distanceBias,
   type SegmentLayout,
 } from "../../../kernels/attention.ts";
+import { gradientTensor } from "../autodiff.ts";
 import type { Graph, Tensor } from "../graph.ts";
 import type { Dropout } from "./dense.ts";
 
@@ -65,11 +66,15 @@ export function positionBias(
   return { table, bucketOfDistance, byDistance };
 }
 
-/** q [batch·queryLength, heads·headDim], k and v [batch·keyLength, kvHeads·headDim]; returns a tensor shaped like q. */
+/**
+ * q [batch·queryLength, heads·headDim], k and v [batch·keyLength, kvHeads·headDim], all kept alike; returns a tensor like
+ * q.
+ */
 export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tensor, o: AttentionOptions): Tensor {
   const { batch, heads, queryLength, keyLength, headDim } = o;
   const table = o.bias?.table;
-  const out = g.activation(name, q.shape, [q, k, v, table]);
+  const requiresGradient = [q, k, v, table].some((t) => t?.requiresGradient);
+  const out = g.tensor({ name, shape: q.shape, role: "activation", dtype: q.dtype, requiresGradient });
   const logSumExp = g.activation(`${name}_log_sum_exp`, [batch, heads, queryLength]);
   const rate = o.dropout.rate;
   const step = rate > 0 ? o.dropout.step : undefined;
@@ -85,6 +90,7 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
     buckets: table ? table.shape[0] : 0,
     segments: o.segments?.layout,
     products: g.products,
+    half: q.dtype === "f16",
     dropout: rate > 0 ? { rate, use: g.nextUse() } : undefined,
   };
   const pairs = batch * heads * queryLength * keyLength * (o.causal ? 0.5 : 1);
@@ -118,8 +124,7 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
         }),
       );
       if (k.requiresGradient || v.requiresGradient) {
-        const dK = g.activation(`d_${k.name}`, k.shape);
-        const dV = g.activation(`d_${v.name}`, v.shape);
+        const [dK, dV] = [gradientTensor(g, k), gradientTensor(g, v)];
         g.add({
           name: "attention_key_value_gradient",
           reads,

@@ -1,13 +1,18 @@
 // Operations of incremental decoding, one position at a time; forward only.
 
 import { argmaxRows } from "../../../kernels/cross_entropy.ts";
+import { DTYPE_BYTES } from "../../../kernels/kernel.ts";
 import { kvCacheAppend, kvCacheReorder } from "../../../kernels/kv_cache.ts";
 import { matmul } from "../../../kernels/matmul.ts";
 import type { Graph, Tensor } from "../graph.ts";
 
+/** Words of a position of a cache. */
+const wordsOf = ({ shape, dtype }: Tensor): number => (shape[2] * DTYPE_BYTES[dtype]) / 4;
+
 /** Appends x [rows, width] to cache [rows, length, width] at position [1] u32. */
 export function appendToCache(g: Graph, x: Tensor, cache: Tensor, position: Tensor): void {
-  const [rows, length, width] = cache.shape;
+  const [rows, length] = cache.shape;
+  const width = wordsOf(cache);
   g.add({
     name: "kv_cache_append",
     reads: [x, position, cache],
@@ -18,8 +23,9 @@ export function appendToCache(g: Graph, x: Tensor, cache: Tensor, position: Tens
 
 /** Row r of cache [rows, length, width] becomes what row parents[r] was. */
 export function reorderCache(g: Graph, cache: Tensor, parents: Tensor): void {
-  const [rows, length, width] = cache.shape;
-  const scratch = g.activation("kv_cache_scratch", cache.shape);
+  const [rows, length] = cache.shape;
+  const width = wordsOf(cache);
+  const scratch = g.indices("kv_cache_scratch", [rows, length, width]);
   g.add({
     name: "kv_cache_reorder",
     reads: [cache, parents],

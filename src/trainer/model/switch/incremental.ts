@@ -53,7 +53,8 @@ export function decodingGraphs(
     const graph = graphOf(target, config, options);
     declareParameters(graph, specs, NOTHING, options.arenaBytes);
     const caches = Array.from({ length: config.decoderLayers }, (_, layer): LayerCaches => {
-      const cache = (name: string, shape: readonly number[]) => graph.input(`cache.${layer}.${name}`, shape, "f32");
+      const cache = (name: string, shape: readonly number[]) =>
+        graph.input(`cache.${layer}.${name}`, shape, graph.operands);
       return {
         selfKeys: cache("self_keys", [rows, length, inner]),
         selfValues: cache("self_values", [rows, length, inner]),

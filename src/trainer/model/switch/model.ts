@@ -39,8 +39,8 @@ export interface SwitchBuild {
 }
 
 /** A graph of this model: what products read is kept as f16 in mixed precision, where the model's widths allow it. */
-export function graphOf(target: KernelTarget, { dModel, dFf, heads, headDim }: SwitchConfig, o: BuildOptions): Graph {
-  const eights = [dModel, dFf, heads * headDim].every((width) => width % 8 === 0);
+export function graphOf(target: KernelTarget, { dModel, dFf, headDim }: SwitchConfig, o: BuildOptions): Graph {
+  const eights = [dModel, dFf, headDim].every((width) => width % 8 === 0);
   const { products = "f32" } = o;
   return new Graph(target, products, products !== "f32" && eights ? "f16" : "f32");
 }
@@ -164,7 +164,7 @@ export function aroundAttention(
   const { graph: g, config: c } = b;
   const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
   const project = (from: Tensor, p: string) =>
-    linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`), { precise: p !== "o" });
+    linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`));
   return residual(g, `${prefix}.out`, h, project(mix(x, project), "o"), drop(b));
 }
 
