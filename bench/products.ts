@@ -2,8 +2,10 @@
 
 import { mixedProducts, type Products } from "../src/kernels/capabilities.ts";
 import type { Device } from "../src/kernels/device/device.ts";
+import { elementwise } from "../src/kernels/elementwise.ts";
 import { type MatmulDims, matmul, matmulScratch } from "../src/kernels/matmul.ts";
-import { fillWithNoise, noiseAt } from "./noise.ts";
+import { recordProgram, runProgram } from "../src/kernels/program.ts";
+import { fillWithNoise, type Noise, noiseAt } from "./noise.ts";
 import { type Ceilings, type Scale, shareOf, workRate } from "./part.ts";
 import type { Row } from "./rows.ts";
 import { timeCommands } from "./timing.ts";
@@ -35,14 +37,16 @@ export async function measureProduct(
 ): Promise<Row> {
   const { m, n, k, transposes } = product;
   const [transposeA, transposeB] = [transposes[0] === "t", transposes[1] === "t"];
-  const dims: MatmulDims = { m, n, k, transposeA, transposeB, products };
+  const rows = { a: transposeA ? m : k, b: transposeB ? k : n };
+  const halves = (["a", "b"] as const).filter((name) => products !== "f32" && rows[name] % 8 === 0);
+  const dims: MatmulDims = { m, n, k, transposeA, transposeB, products, halves };
   const room = matmulScratch(dims, device.target);
   const make = (label: string, elements: number) => device.createBuffer({ label, bytes: 4 * elements });
-  const [a, b, out] = [await make("a", m * k), await make("b", k * n), await make("out", m * n)];
+  const operand = (name: "a" | "b", elements: number, noise: Noise) =>
+    noisyOperand(device, name, elements, noise, halves.includes(name));
+  const [a, b, out] = [await operand("a", m * k, A), await operand("b", k * n, B), await make("out", m * n)];
   const scratch = room > 0 ? await make("scratch", room) : undefined;
   try {
-    await fillWithNoise(device, a, A);
-    await fillWithNoise(device, b, B);
     const commands = matmul({ a, b, out, scratch }, dims, device.target);
     const seconds = await timeCommands(device, productName(product), commands);
     const error = await largestError(device, out, dims);
@@ -57,6 +61,28 @@ export async function measureProduct(
   } finally {
     for (const buffer of [a, b, out, scratch]) if (buffer) device.destroyBuffer(buffer);
   }
+}
+
+const store = elementwise("bench_store", ["x"], "load_x(at)");
+
+/** An operand of noise; in mixed precision it lies in memory as f16, as what training multiplies does. */
+async function noisyOperand(
+  device: Device,
+  label: string,
+  elements: number,
+  noise: Noise,
+  half: boolean,
+): Promise<GPUBuffer> {
+  const x = await device.createBuffer({ label, bytes: 4 * elements });
+  await fillWithNoise(device, x, noise);
+  if (!half) return x;
+  const out = await device.createBuffer({ label, bytes: 2 * elements });
+  const program = await recordProgram(device, label, store({ x, out }, { count: elements, halves: ["out"] }));
+  runProgram(device, program);
+  await device.gpu.queue.onSubmittedWorkDone();
+  program.destroy();
+  device.destroyBuffer(x);
+  return out;
 }
 
 /**
