@@ -117,7 +117,7 @@ export const planOf = (preset: Preset): TrainablePlan => ({
 });
 
 /** AdamW without dropout, drops, jitter or clipping: what the PyTorch twin does. */
-const settings = (shape: RunShape, precision: "f32" | "mixed"): RunSettings => ({
+export const settings = (shape: RunShape, precision: "f32" | "mixed"): RunSettings => ({
   steps: 1_000_000,
   batchSize: shape.batch,
   maxInputTokens: shape.input,

@@ -1,7 +1,7 @@
 // Where every tensor of a graph lives, decided before anything is allocated.
 //
-// Activations, scratch and gradients share slots by lifetime: tensors are placed largest first, each into the first slot in
-// which no other tensor is alive at the same time. A slot is a buffer of its own rather than a range of one arena, because
+// Activations, scratch and gradients share slots by lifetime: tensors are placed largest first, of equal ones the
+// longest-lived, each into the first slot in which no other tensor is alive at the same time. A slot is a buffer of its own rather than a range of one arena, because
 // Dawn tracks barriers per buffer and refuses a buffer bound read and read_write at once. Parameters, gradients
 // and optimizer state lie in arenas (arenas.ts); inputs and constants have buffers of their own. An arena of gradients lives
 // from the first of them to the end of the program, so it takes the place of activations that the backward pass is done with.
@@ -43,8 +43,9 @@ function lifetimes(graph: Graph): Lifetime[] {
 export function planMemory(graph: Graph): MemoryPlan {
   const slots: { bytes: number; taken: Lifetime[] }[] = [];
   const slotOf = new Map<Tensor, number>();
+  const length = ({ first, last }: Lifetime) => last - first;
   const order = lifetimes(graph).sort(
-    (a, b) => tensorBytes(b.tensor) - tensorBytes(a.tensor) || a.tensor.id - b.tensor.id,
+    (a, b) => tensorBytes(b.tensor) - tensorBytes(a.tensor) || length(b) - length(a) || a.tensor.id - b.tensor.id,
   );
   for (const life of order) {
     const free = (slot: { taken: Lifetime[] }) =>
