@@ -3,7 +3,7 @@
 //   inverse_rms = 1 / sqrt(mean_c x² + epsilon)        one per row
 //   normalized  = x · inverse_rms
 //   out         = weight · normalized
-//   dX          = inverse_rms · (g - normalized · mean_c(g · normalized))   with g = weight · dOut
+//   dX          = inverse_rms · (g - normalized · mean_c(g · normalized)) (+ base)   with g = weight · dOut
 //   dWeight     = Σ_rows dOut · normalized
 //
 // For the backward pass only `normalized` and inverse_rms are kept: x belongs to the residual stream, which need not live
@@ -108,10 +108,10 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
     });
   });
 
-const inputGradientKernel = (target: KernelTarget, value: Value, halves: Halves): Kernel =>
-  kernelFor(`rms_norm_input_gradient_${target}_${value}`, halves, (name) => {
+const inputGradientKernel = (target: KernelTarget, value: Value, based: boolean, halves: Halves): Kernel =>
+  kernelFor(`rms_norm_input_gradient_${target}_${value}${based ? "_based" : ""}`, halves, (name) => {
     const access = { normalized: "read", weight: "read", dOut: "read", dX: "write" } as const;
-    const { buffers, functions } = floats(value, access, halves);
+    const { buffers, functions } = floats<string>(value, based ? { ...access, base: "read" } : access, halves);
     return defineKernel<string, string>({
       name,
       params: ROW_PARAMS,
@@ -124,7 +124,8 @@ const inputGradientKernel = (target: KernelTarget, value: Value, halves: Halves)
   let scale = inverseRms[row];
   for (var c = lane; c < params.columns; c += LANES) {
     let at = start + c;
-    store_dX(at, scale * (load_weight(c) * load_dOut(at) - along * load_normalized(at)));
+    let dX_at = scale * (load_weight(c) * load_dOut(at) - along * load_normalized(at));
+    store_dX(at, ${based ? "load_base(at) + " : ""}dX_at);
   }
 }`,
     });
@@ -214,16 +215,21 @@ export function rmsNormOutput<T>(
   return [call(outputKernel(value, halves), params, buffers, spread(Math.ceil((rows * values) / OUTPUT_THREADS)))];
 }
 
-/** dX from normalized, dOut [rows, columns], weight [columns] and the forward pass's inverseRms [rows] f32. */
+/**
+ * dX from normalized, dOut [rows, columns], weight [columns] and the forward pass's inverseRms [rows] f32, added to base
+ * where there is one, shaped like dX.
+ */
 export function rmsNormInputGradient<T>(
-  buffers: Record<"normalized" | "weight" | "inverseRms" | "dOut" | "dX", T>,
+  { base, ...buffers }: Record<"normalized" | "weight" | "inverseRms" | "dOut" | "dX", T> & { base?: T },
   { rows, columns, halves = [] }: RmsNormDims,
   target: KernelTarget,
 ): Command<T>[] {
   if (rows === 0) return [];
   const [value, values] = valuesOf(columns);
   const params = { rows, columns: values, width: columns };
-  return [call(inputGradientKernel(target, value, halves), params, buffers, rowGroups(rows, target))];
+  const kernel = inputGradientKernel(target, value, base !== undefined, halves);
+  const bound: Record<string, T> = base === undefined ? buffers : { ...buffers, base };
+  return [call(kernel, params, bound, rowGroups(rows, target))];
 }
 
 /** Elements (f32) of the scratch buffer of {@link rmsNormWeightGradient}. */

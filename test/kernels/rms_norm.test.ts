@@ -111,10 +111,13 @@ for (const target of ["software", "hardware"] as const)
             inverseRms,
             scratch: unwritten(rmsNormWeightGradientScratch(rows, columns)),
             dX: unwritten(rows * columns),
+            base: randomValues(rows * columns, 6),
+            added: unwritten(rows * columns),
             dWeight: unwritten(columns),
           },
-          commands: ({ normalized, weight, dOut, inverseRms, scratch, dX, dWeight }) => [
+          commands: ({ normalized, weight, dOut, inverseRms, scratch, dX, base, added, dWeight }) => [
             ...rmsNormInputGradient({ normalized, weight, inverseRms, dOut, dX }, dims, target),
+            ...rmsNormInputGradient({ normalized, weight, inverseRms, dOut, base, dX: added }, dims, target),
             ...rmsNormWeightGradient({ normalized, dOut, scratch, dWeight }, dims, target),
           ],
         });
@@ -135,6 +138,11 @@ for (const target of ["software", "hardware"] as const)
           (i) => (2 * Math.sqrt(rows) + 4) * UNIT * (sums.dWeight[i] ?? 0),
           `dWeight ${label}`,
         );
+        // One rounding more, or one less where a product and the sum are one operation.
+        const based = [...got.dX].map((x, i) => (i < got.base.length ? x + got.base[i] : x));
+        const sumTolerance = (i: number) =>
+          i < got.base.length ? UNIT * (Math.abs(based[i]) + Math.abs(got.dX[i])) : 0;
+        compareWithTolerance(got.added, based, sumTolerance, `added to what there was, ${label}`);
         assert.equal([...got.scratch.slice(-5)], [...unwritten(0)]);
       }
     });

@@ -43,6 +43,12 @@ export function differentiate(graph: Graph): Map<string, Tensor> {
       emit(out, false);
       merge(input, out, true);
     },
+    sum: (input, emit) => {
+      if (!input.requiresGradient) return;
+      const out = gradientTensor(graph, input);
+      emit(out, entries.get(input)?.tensor);
+      entries.set(input, { tensor: out, owned: true });
+    },
     addTensor: (input, gradient, owned) => {
       if (input.requiresGradient) merge(input, gradient, owned);
     },

@@ -163,14 +163,15 @@ export function rmsNorm(
     },
     backward: (gradients) => {
       const dOut = gradients.of(out)!;
-      gradients.add(x, false, (dX) =>
+      // What x has besides is the residual stream's gradient, as large as this one.
+      gradients.sum(x, (dX, base) =>
         g.add({
           name: "rms_norm_input_gradient",
-          reads: [normalized, weight, inverseRms, dOut],
+          reads: [normalized, weight, inverseRms, dOut, base],
           writes: [dX],
           flops: 7 * rows * columns,
           lower: (target) => {
-            const bound = { normalized: normalized!, weight, inverseRms, dOut, dX };
+            const bound = { normalized: normalized!, weight, inverseRms, dOut, base, dX };
             return rmsNormInputGradient(bound, { rows, columns, halves: halvesOf(bound) }, target);
           },
         }),
