@@ -65,6 +65,8 @@ interface Variant {
   readonly tile: { readonly m: number; readonly n: number };
   readonly vector: boolean;
   readonly gather: boolean;
+  /** Whether results are 0 where a mask is not positive. */
+  readonly masked: boolean;
   /** `matrix` on hardware only. */
   readonly products: Products;
   /** Of a, b and out. */
@@ -72,7 +74,7 @@ interface Variant {
 }
 
 const nameOf = (v: Variant): string =>
-  `${v.target}_${v.tile.m}x${v.tile.n}${v.vector ? "_vec4" : ""}${v.gather ? "_gather" : ""}${v.products === "f32" ? "" : `_${v.products}`}`;
+  `${v.target}_${v.tile.m}x${v.tile.n}${v.vector ? "_vec4" : ""}${v.gather ? "_gather" : ""}${v.masked ? "_masked" : ""}${v.products === "f32" ? "" : `_${v.products}`}`;
 
 /** The binding of the row index, in kernels that gather. */
 const rowIndex = (gather: boolean): Record<string, BufferDeclaration> => (gather ? { sourceOfRow: read("u32") } : {});
@@ -111,11 +113,12 @@ fn main(
 const readOf = (v: Variant): Value => (v.vector ? "vec4f" : "f32");
 const writtenOf = (v: Variant): Value => (v.vector || v.products === "matrix" ? "vec4f" : "f32");
 
-/** The bindings of a, b and out, and the WGSL that accesses them. */
+/** The bindings of a, b, out and the mask, and the WGSL that accesses them. */
 function floatsOf(v: Variant): ReturnType<typeof floats> {
   const operands =
     v.products === "matrix" ? matrixOperands(v.halves) : floats(readOf(v), { a: "read", b: "read" }, v.halves);
-  const results = floats(writtenOf(v), { out: "write" }, v.halves);
+  const out = { out: "write" } as const;
+  const results = floats<string>(writtenOf(v), v.masked ? { ...out, mask: "read" } : out, v.halves);
   return {
     buffers: { ...operands.buffers, ...results.buffers },
     functions: `${operands.functions}${results.functions}`,
@@ -217,7 +220,9 @@ fn store(row: u32, column: u32, sum: ${written}) {
   if (column >= params.n) { return; }
   var value = select(sum, ${written}(), source_of(row) == PADDING);
   if (params.relu != 0) { value = max(value, ${written}()); }
-  store_out((row * params.n + column)${written === "vec4f" ? " / 4" : ""}, value);
+  let at = (row * params.n + column)${written === "vec4f" ? " / 4" : ""};
+  ${v.masked ? `value = select(${written}(), value, load_mask(at) > ${written}());` : ""}
+  store_out(at, value);
 }
 ${mainOf(v)}
   let tile_columns = (params.n + ${v.tile.n - 1}) / ${v.tile.n};
@@ -332,12 +337,14 @@ const variantOf = (
   tile: Variant["tile"],
   { n, k, gatherTopK, products = "f32" }: Pick<GroupedMatmulDims, "n" | "k" | "gatherTopK" | "products">,
   matrix: boolean,
+  masked: boolean,
   halves: Halves,
 ): Variant => ({
   target,
   tile,
   vector: !matrix && n % 4 === 0 && k % 4 === 0,
   gather: gatherTopK !== undefined,
+  masked,
   products: products === "matrix" && !matrix ? "f16" : products,
   halves,
 });
@@ -364,7 +371,7 @@ export interface GroupedMatmulDims {
   relu?: boolean;
   /** Default: f32. */
   products?: Products;
-  /** Which of x, weight and out, or of x and dy, hold f16: with n and k that are multiples of 4. */
+  /** Which of x, weight, out and mask, or of x and dy, hold f16: with n and k that are multiples of 4. */
   halves?: Halves;
 }
 
@@ -372,14 +379,15 @@ export interface GroupedMatmulDims {
  * out[r, 0..n) = x[source(r), 0..k) · W_e for every row r of a used block with expert e.
  * x [tokens, k] with gatherTopK, else [maxRows, k] with zeros in padding rows; out [maxRows, n]; expertOfBlock
  * [maxRows / rowTile] u32 (at least the number of experts = unused); sourceOfRow [maxRows] u32, read with gatherTopK.
- * The weight binding must end with the last expert: its length is what tells an unused block.
+ * Given `mask`, laid out as out, results are 0 where it is not positive. The weight binding must end with the last expert: its length is what tells an unused block.
  */
 export function groupedMatmul<T>(
-  buffers: Record<"x" | "weight" | "out" | "expertOfBlock", T> & { sourceOfRow?: T },
+  buffers: Record<"x" | "weight" | "out" | "expertOfBlock", T> & { sourceOfRow?: T; mask?: T },
   dims: GroupedMatmulDims,
   target: KernelTarget,
 ): Command<T>[] {
   const { maxRows, rowTile, n, k, transposeWeight, gatherTopK, relu = false, products = "f32", halves = [] } = dims;
+  const { x, weight, out, expertOfBlock, sourceOfRow, mask } = buffers;
   if (rowTile % 4 !== 0) throw new RangeError(`rowTile is ${rowTile}, not a multiple of 4`);
   const matrix = products === "matrix" && target === "hardware" && rowTile % 64 === 0 && matrixFits(n, k);
   const tile =
@@ -388,11 +396,18 @@ export function groupedMatmul<T>(
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
   if (matrix) tile.n = tile.m;
   else if (tile.m === 64 && n > 64 && (maxRows / 64) * Math.ceil(n / 128) >= LARGE_FROM_TILES) tile.n = 128;
-  const variant = variantOf(target, tile, dims, matrix, boundHalves(halves, { x: "a", weight: "b" }));
+  const variant = variantOf(
+    target,
+    tile,
+    dims,
+    matrix,
+    mask !== undefined,
+    boundHalves(halves, { x: "a", weight: "b" }),
+  );
   const name = `grouped_matmul_${transposeWeight ? "nt" : "nn"}_${nameOf(variant)}`;
   const kernel = kernelFor(name, variant.halves, (full) => forwardKernel(full, variant, transposeWeight));
-  const { x, weight, out, expertOfBlock, sourceOfRow } = buffers;
-  const bindings = { a: x, b: weight, out, expertOfBlock, ...gathered(gatherTopK, sourceOfRow) };
+  const rows = { expertOfBlock, ...gathered(gatherTopK, sourceOfRow) };
+  const bindings: Record<string, T> = { a: x, b: weight, out, ...rows, ...(mask === undefined ? {} : { mask }) };
   const params = { max_rows: maxRows, row_tile: rowTile, n, k, top_k: gatherTopK ?? 0, relu: Number(relu) };
   return tiledCall(kernel, params, bindings, (maxRows / tile.m) * Math.ceil(n / tile.n), target);
 }
@@ -413,7 +428,7 @@ export function groupedWeightGradient<T>(
   const large = Math.min(n, k) > 64 && slots * Math.ceil(n / 128) * Math.ceil(k / 128) >= LARGE_FROM_TILES;
   const side = target === "software" ? 8 : large ? 128 : 64;
   const tile = { m: side, n: side };
-  const variant = variantOf(target, tile, dims, matrix, boundHalves(halves, { x: "b", dy: "a" }));
+  const variant = variantOf(target, tile, dims, matrix, false, boundHalves(halves, { x: "b", dy: "a" }));
   const name = `grouped_weight_gradient_${nameOf(variant)}`;
   const kernel = kernelFor(name, variant.halves, (full) => gradientKernel(full, variant));
   const { x, dy, out, expertOffset, expertCount, trainableExperts, sourceOfRow } = buffers;

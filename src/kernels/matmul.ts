@@ -62,7 +62,7 @@ export interface MatmulDims {
   outOffset?: number;
   /** Default: f32. */
   products?: Products;
-  /** Which of a, b and out hold f16: out where n and outOffset are multiples of 4. */
+  /** Which of a, b, out and mask hold f16: the last two where n and outOffset are multiples of 4. */
   halves?: Halves;
 }
 
@@ -86,16 +86,21 @@ type Layouts = readonly [a: Layout, b: Layout];
 const nameOf = ([a, b]: Layouts): string => `${a === "inner" ? "n" : "t"}${b === "inner" ? "t" : "n"}`;
 
 /** WGSL: finishes the sum `c` of out[row, column] (`column` to `column + 3` of vec4f), if that exists. */
-const store = (value: Value, offset = "params.out_offset"): string => /* wgsl */ `
+const store = (value: Value, masked: boolean, offset = "params.out_offset"): string => /* wgsl */ `
 fn store(row: u32, column: u32, c: ${value}) {
   if (row >= params.m || column >= params.n) { return; }
   let at = (${offset} + row * params.n + column)${value === "vec4f" ? " / 4" : ""};
   var value = params.alpha * c;
   if (params.accumulate != 0) { value += load_out(at); }
   if (params.relu != 0) { value = max(value, ${value}()); }
+  ${masked ? `value = select(${value}(), value, load_mask(at) > ${value}());` : ""}
   store_out(at, value);
 }
 `;
+
+/** The bindings of results, and the WGSL that accesses them. */
+const resultsOf = ({ results, masked, halves }: Access) =>
+  floats<string>(results, masked ? { out: "write", mask: "read" } : { out: "write" }, halves);
 
 const storeAt = (i: string, j: string, value: string): string => `store(row + ${i}, column + ${j}, ${value});`;
 
@@ -105,12 +110,13 @@ const SOFTWARE_THREADS = 16;
 interface Access {
   readonly operands: Value;
   readonly results: Value;
+  readonly masked: boolean;
   readonly halves: Halves;
 }
 
 /** Of a kernel's name: how wide it reads and writes, and whether it rounds its operands. */
-const suffix = ({ operands, results }: Access, products: TileProducts): string =>
-  `_${operands}${results === operands ? "" : `_${results}`}${products === "f16" ? "_rounded" : ""}`;
+const suffix = ({ operands, results, masked }: Access, products: TileProducts): string =>
+  `_${operands}${results === operands ? "" : `_${results}`}${products === "f16" ? "_rounded" : ""}${masked ? "_masked" : ""}`;
 
 function softwareKernel(
   name: string,
@@ -141,12 +147,12 @@ function softwareKernel(
     products,
   );
   const operands = floats(access.operands, { a: "read", b: "read" }, access.halves);
-  const results = floats(access.results, { out: "write" }, access.halves);
+  const results = resultsOf(access);
   return defineKernel<string, string>({
     name,
     params: PARAMS,
     buffers: { ...operands.buffers, ...results.buffers },
-    wgsl: /* wgsl */ `${LINEAR_INDEX}${operands.functions}${results.functions}${store(access.results)}
+    wgsl: /* wgsl */ `${LINEAR_INDEX}${operands.functions}${results.functions}${store(access.results, access.masked)}
 @compute @workgroup_size(${SOFTWARE_THREADS})
 fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
   let index = linear_index(wid, num) * ${SOFTWARE_THREADS} + lid;
@@ -166,7 +172,6 @@ interface WorkgroupLoop {
   readonly threads: number;
   /** Bindings of a and b, and the WGSL that reads them. */
   readonly operands: ReturnType<typeof matrixOperands>;
-  readonly results: Value;
   readonly enables?: string;
   readonly memory: string;
   readonly sum: string;
@@ -193,7 +198,6 @@ function sharedLoop(layouts: Layouts, shape: WorkgroupShape, access: Access, pro
     tile: shape,
     threads: threadsOf(shape),
     operands: floats(access.operands, { a: "read", b: "read" }, access.halves),
-    results: access.results,
     memory: workgroupTileMemory(shape),
     sum: workgroupTile(a, b, shape, access.operands === "vec4f", "k_begin", "k_end", products),
     stores: workgroupStores(shape, access.results === "vec4f", storeAt),
@@ -206,7 +210,6 @@ function matrixLoop(layouts: Layouts, shape: MatrixTileShape, halves: Halves): W
     tile: shape,
     threads: matrixThreads(shape),
     operands: matrixOperands(halves),
-    results: "vec4f",
     enables: MATRIX_ENABLES,
     memory: matrixTileMemory(layouts, shape),
     sum: matrixTile(a, b, shape, "k_begin", "k_end"),
@@ -214,9 +217,9 @@ function matrixLoop(layouts: Layouts, shape: MatrixTileShape, halves: Halves): W
   };
 }
 
-function hardwareKernel(name: string, loop: WorkgroupLoop, halves: Halves): Kernel {
+function hardwareKernel(name: string, loop: WorkgroupLoop, access: Access): Kernel {
   const { operands } = loop;
-  const results = floats(loop.results, { out: "write" }, halves);
+  const results = resultsOf(access);
   return defineKernel<string, string>({
     name,
     params: PARAMS,
@@ -224,7 +227,7 @@ function hardwareKernel(name: string, loop: WorkgroupLoop, halves: Halves): Kern
     enables: loop.enables,
     wgsl: /* wgsl */ `${LINEAR_INDEX}
 var<private> first: u32; // element of out where the stretch's sums begin
-${loop.memory}${operands.functions}${results.functions}${store(loop.results, "first")}
+${loop.memory}${operands.functions}${results.functions}${store(access.results, access.masked, "first")}
 @compute @workgroup_size(${loop.threads})
 fn main(
   @builtin(workgroup_id) wid: vec3u,
@@ -298,12 +301,24 @@ function softwareTile(m: number, n: number): { m: number; n: number } {
 }
 
 /** How wide operands and results can be accessed. */
-function accessOf(dims: MatmulDims): Access {
-  const { m, n, k, transposeA, transposeB, aOffset = 0, bOffset = 0, outOffset = 0, halves = [] } = dims;
+function accessOf(dims: MatmulDims & { masked?: boolean }): Access {
+  const {
+    m,
+    n,
+    k,
+    transposeA,
+    transposeB,
+    aOffset = 0,
+    bOffset = 0,
+    outOffset = 0,
+    masked = false,
+    halves = [],
+  } = dims;
   const value = (...elements: readonly number[]): Value => (elements.every((x) => x % 4 === 0) ? "vec4f" : "f32");
   return {
     operands: value(aOffset, bOffset, transposeA ? m : k, transposeB ? k : n),
     results: value(n, outOffset),
+    masked,
     halves,
   };
 }
@@ -347,20 +362,22 @@ export function matmulScratch(dims: MatmulDims, target: KernelTarget): number {
 /**
  * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), row-major. `scratch` [matmulScratch] f32 allows to split k.
  * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum), and with f16 or matrix products 2^-10 · Σ|ab| more,
- * but for operands that hold f16 already; there an operand beyond 65504 is not finite.
+ * but for operands that hold f16 already; there an operand beyond 65504 is not finite. Given `mask`, laid out as out, results
+ * are 0 where it is not positive: the gradient of a ReLU whose output it is.
  */
 export function matmul<T>(
-  buffers: Record<"a" | "b" | "out", T> & { scratch?: T },
+  buffers: Record<"a" | "b" | "out", T> & { scratch?: T; mask?: T },
   dims: MatmulDims,
   target: KernelTarget,
 ): Command<T>[] {
   const { m, n, k, transposeA, transposeB, accumulate = false, relu = false, alpha = 1 } = dims;
   const { aOffset = 0, bOffset = 0, outOffset = 0 } = dims;
   if (m * n === 0) return [];
-  const { a, b, out, scratch } = buffers;
+  const { a, b, out, scratch, mask } = buffers;
+  const bound: Record<string, T> = mask === undefined ? { a, b, out } : { a, b, out, mask };
   const layouts: Layouts = [transposeA ? "outer" : "inner", transposeB ? "inner" : "outer"];
   const products = productsOf(dims);
-  const access = accessOf(dims);
+  const access = accessOf({ ...dims, masked: mask !== undefined });
   const rounded = products === "f32" ? "f32" : "f16";
   const from = { m, n, k, a_offset: aOffset, b_offset: bOffset };
   const finish = { alpha, accumulate: Number(accumulate), relu: Number(relu) };
@@ -371,24 +388,24 @@ export function matmul<T>(
       softwareKernel(full, layouts, tile, access, rounded),
     );
     const params = { ...from, ...finish, out_offset: outOffset, k_split: k };
-    return [call(kernel, params, { a, b, out }, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
+    return [call(kernel, params, bound, spread(Math.ceil(tilesOf(tile, m, n) / SOFTWARE_THREADS)))];
   }
-  const { large, stretches, length } = splitting(dims, scratch !== undefined);
+  const { large, stretches, length } = splitting(dims, scratch !== undefined && mask === undefined);
   const size = large ? "large" : "small";
   const shape = (products === "matrix" ? MATRIX_TILES : F32_TILES)[size];
   const tile = `${shape.m}x${shape.n}`;
   const kernelOf = (access: Access): Kernel =>
     products === "matrix"
-      ? kernelFor(`${name}_matrix${tile}`, access.halves, (full) =>
-          hardwareKernel(full, matrixLoop(layouts, MATRIX_TILES[size], access.halves), access.halves),
+      ? kernelFor(`${name}_matrix${tile}${access.masked ? "_masked" : ""}`, access.halves, (full) =>
+          hardwareKernel(full, matrixLoop(layouts, MATRIX_TILES[size], access.halves), access),
         )
       : kernelFor(`${name}_shared${tile}${suffix(access, rounded)}`, access.halves, (full) =>
-          hardwareKernel(full, sharedLoop(layouts, F32_TILES[size], access, rounded), access.halves),
+          hardwareKernel(full, sharedLoop(layouts, F32_TILES[size], access, rounded), access),
         );
   const groups = spread(tilesOf(shape, m, n) * stretches);
   if (stretches === 1) {
     const params = { ...from, ...finish, out_offset: outOffset, k_split: k };
-    return [call(kernelOf(access), params, { a, b, out }, groups)];
+    return [call(kernelOf(access), params, bound, groups)];
   }
   // The stretches' sums are f32, and begin wherever m · n elements end.
   const [value, count] = outOffset % 4 === 0 ? valuesOf(m * n) : (["f32", m * n] as const);

@@ -38,6 +38,10 @@ export interface Tensor {
   readonly requiresGradient: boolean;
   /** An activation that must outlive the program's last node, because it is read back. */
   kept: boolean;
+  /** Whether an activation is a ReLU's output, so that its gradient may be masked by it where it is written. */
+  rectified?: boolean;
+  /** The ReLU's output by which a gradient is masked already. */
+  maskedBy?: Tensor;
   /** Emits a node that makes an activation anew in `out`, where that is cheaper than keeping it for the backward pass. */
   remake?: (out: Tensor) => void;
   /** The arena (arenas.ts) that the tensor is a range of, from `offset` bytes on. */

@@ -31,6 +31,7 @@ export function linear(
   const flops = 2 * m * n * k;
   const { products } = g;
   const relu = options.relu ?? false;
+  if (relu) y.rectified = true;
   g.add({
     name: "linear",
     reads: [x, weight],
@@ -44,19 +45,20 @@ export function linear(
     backward: (gradients) => {
       let dy = gradients.of(y)!;
       if (relu) dy = reluBackward(g, y, dy);
-      gradients.add(x, true, (out, accumulate) =>
+      gradients.add(x, true, (out, accumulate) => {
+        const mask = reluMask(x, out);
         g.add({
           name: "linear_input_gradient",
-          reads: accumulate ? [dy, weight, out] : [dy, weight],
+          reads: [dy, weight, mask, accumulate ? out : undefined],
           writes: [out],
           flops,
           lower: (target) => {
-            const bound = { a: dy, b: weight, out };
+            const bound = { a: dy, b: weight, out, mask };
             const dims = { m, n: k, k: n, transposeA: false, transposeB: false, accumulate, products };
             return matmul(bound, { ...dims, halves: halvesOf(bound) }, target);
           },
-        }),
-      );
+        });
+      });
       gradients.add(weight, true, (out, accumulate) => {
         const saved = gradients.saved(x);
         const halves = halvesOf({ a: dy, b: saved, out });
@@ -78,8 +80,16 @@ export function linear(
   return y;
 }
 
-/** dOut · (y > 0), y being the ReLU's output. */
+/** What masks the gradient `out` of x in the product that writes it: x itself where a ReLU made it. */
+export function reluMask(x: Tensor, out: Tensor): Tensor | undefined {
+  if (!x.rectified) return undefined;
+  out.maskedBy = x;
+  return x;
+}
+
+/** dOut · (y > 0), y being the ReLU's output: dOut itself where whoever wrote it has masked it so. */
 export function reluBackward(g: Graph, y: Tensor, dOut: Tensor): Tensor {
+  if (dOut.maskedBy === y) return dOut;
   const dX = g.operand(`d_${y.name}_pre`, y.shape);
   const bound = { y, dOut, out: dX };
   g.add({

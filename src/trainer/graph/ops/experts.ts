@@ -4,7 +4,7 @@
 import { groupedMatmul, groupedWeightGradient } from "../../../kernels/grouped_matmul.ts";
 import { moeCombine, moeCombineGatesGradient, moeCombineRowsGradient } from "../../../kernels/moe_combine.ts";
 import { type Graph, halvesOf, type Tensor, trainableSlots } from "../graph.ts";
-import { reluBackward } from "./dense.ts";
+import { reluBackward, reluMask } from "./dense.ts";
 import type { Routing } from "./routing.ts";
 
 /**
@@ -25,6 +25,7 @@ export function expertLinear(
   const gatherTopK = options.gather ? topK : undefined;
   const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
   const out = g.operand(name, [maxRows, n], [x, weight]);
+  if (options.relu) out.rectified = true;
   const flops = 2 * r.assignments * n * k;
   const { products } = g;
   g.add({
@@ -42,13 +43,14 @@ export function expertLinear(
       if (options.relu) dy = reluBackward(g, out, dy);
       gradients.add(x, false, (dX) => {
         const rows = options.gather ? g.operand(`d_${name}_rows`, [maxRows, k]) : dX;
+        const mask = options.gather ? undefined : reluMask(x, rows);
         g.add({
           name: "expert_input_gradient",
-          reads: [dy, weight, expertOfBlock],
+          reads: [dy, weight, expertOfBlock, mask],
           writes: [rows],
           flops,
           lower: (target) => {
-            const bound = { x: dy, weight, out: rows, expertOfBlock };
+            const bound = { x: dy, weight, out: rows, expertOfBlock, mask };
             const dims = { maxRows, rowTile, n: k, k: n, transposeWeight: false, products };
             return groupedMatmul(bound, { ...dims, halves: halvesOf(bound) }, target);
           },

@@ -1,12 +1,17 @@
-// Products that read and write f16: from operands that f16 holds they give what they give from f32, rounded to f16, bit for
-// bit. That products of f32 are right is matrix_products.test.ts's business.
+// Variants of products, bit for bit against those without: f16 in memory gives what f32 gives, rounded; a mask leaves what is
+// where it is positive. That products of f32 are right is matrix_products.test.ts's business.
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { groupedMatmul, groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
 import { type MatmulDims, matmul, matmulScratch } from "../../src/kernels/matmul.ts";
+import { testDevice } from "../support/gpu.ts";
+import { onMatrixUnits } from "../support/matrix_units.ts";
 import { layOut } from "./grouped_rows.ts";
 import { held, sameInHalves } from "./in_halves.ts";
+import { randomValues, runTwice, unwritten } from "./run_twice.ts";
+
+const device = await testDevice();
 
 const WAYS = [
   ["software", "f16"],
@@ -42,6 +47,39 @@ for (const [target, products] of WAYS)
           );
         }
       });
+
+/** Where the mask is not positive, results are 0, else what they are without it. */
+function checkMask(masked: Float32Array, without: Float32Array, mask: Float32Array): void {
+  assert.ok(mask.some((x) => x > 0) && mask.some((x) => x < 0));
+  assert.equal(
+    masked,
+    without.map((x, i) => (mask[i] > 0 ? x : 0)),
+  );
+}
+
+for (const [target, products] of [["software", "f32"], ["hardware", "f32"], ...WAYS] as const)
+  test(`${target} ${products}: results are masked by a ReLU's output`, async () => {
+    for (const [m, n, k] of [...SIZES, [21, 10, 17]]) {
+      const dims = { m, n, k, transposeA: false, transposeB: false, products };
+      const mask = randomValues(m * n, 3);
+      mask.fill(0, 2, 4);
+      const got = await runTwice({
+        buffers: {
+          a: randomValues(m * k, 1),
+          b: randomValues(k * n, 2),
+          mask,
+          out: unwritten(m * n, 0),
+          without: unwritten(m * n, 0),
+        },
+        commands: ({ a, b, mask, out, without }) =>
+          onMatrixUnits(device.capabilities, [
+            ...matmul({ a, b, out, mask }, dims, target),
+            ...matmul({ a, b, out: without }, dims, target),
+          ]),
+      });
+      checkMask(got.out, got.without, mask);
+    }
+  });
 
 test("stretches of a long sum end in f16 too", async () => {
   const dims = { m: 64, n: 72, k: 1064, transposeA: true, transposeB: false, products: "matrix" } as const;
@@ -99,5 +137,25 @@ for (const [target, products] of WAYS)
       );
     });
   }
+
+for (const [target, products] of [["software", "f32"], ["hardware", "f32"], ...WAYS] as const)
+  test(`${target} ${products}: rows of experts are masked by a ReLU's output`, async () => {
+    const size = rows.maxRows * N;
+    const mask = randomValues(size, 3);
+    const dims = { maxRows: rows.maxRows, rowTile: ROWS.rowTile, n: N, k: K, transposeWeight: false, products };
+    const x = randomValues(rows.maxRows * K, 1);
+    rows.padding.forEach((r) => void x.fill(0, r * K, (r + 1) * K));
+    const weight = randomValues(ROWS.counts.length * N * K, 2);
+    const got = await runTwice({
+      buffers: { x, weight, mask, expertOfBlock, out: unwritten(size, 0), without: unwritten(size, 0) },
+      commands: ({ x, weight, mask, expertOfBlock, out, without }) =>
+        onMatrixUnits(device.capabilities, [
+          ...groupedMatmul({ x, weight, out, expertOfBlock, mask }, dims, target),
+          ...groupedMatmul({ x, weight, out: without, expertOfBlock }, dims, target),
+        ]),
+    });
+    const used = rows.usedRows * N;
+    checkMask(got.out.slice(0, used), got.without.slice(0, used), mask.slice(0, used));
+  });
 
 test.run();
