@@ -193,6 +193,8 @@ export function superviseWorker(
 
   async function* stream(request: WorkerRequest, signal?: AbortSignal): AsyncGenerator<Reply> {
     const own = await ready(signal);
+    // It may have ended while this call was on its way here; then nobody would ever answer.
+    if (own !== current) throw new WorkerGone(lastEnding);
     const id = ++lastId;
     const end = begin(request.case ?? "");
     const replies: Reply[] = [];
