@@ -27,8 +27,8 @@ import {
 
 export interface FakeEngineOptions {
   /**
-   * Loss of a step, counted from 1, on a batch, counted in steps from 1 too. `learnt` is a number that follows from all
-   * batches so far, in order, and travels in checkpoints. Default: 1 / step.
+   * Loss of a step, counted from 1, on a batch, counted in steps from 1 too. `learnt` is a number that follows from the seed
+   * and all batches so far, in order, and travels in checkpoints. Default: 1 / step.
    */
   readonly loss?: (step: number, batch: number, learnt: number) => number;
   /** Share of examples right in an evaluation at a step. Default: 0.25. */
@@ -290,7 +290,7 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
       await options.whileOpening?.(onEncoding);
       const saved = resumeFrom && JSON.parse(await readFile(join(resumeFrom, "training.json"), "utf8"));
       const passedOver = (saved?.passedOver ?? 0) + (config.passedOverSteps ?? 0);
-      if (!saved) return openRun(0, config.batchSize, config.trainable, passedOver);
+      if (!saved) return openRun(0, config.batchSize, config.trainable, passedOver, config.seed);
       const file = await openSafetensors(join(resumeFrom!, "optimizer.safetensors"));
       const [learnt] = await file.read("learnt").finally(() => file.close());
       return openRun(saved.step, config.batchSize, saved.plan, passedOver, Number(learnt));

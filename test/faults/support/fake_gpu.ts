@@ -23,7 +23,9 @@ const report = {
 const outbox = openOutbox(standardOutput());
 const worker = createWorker(engine, { describe: describeModel, plan: async () => report }, outbox);
 const adapter = { line: "adapter of the fault suite", software: true };
-outbox.send({ case: "hello", value: { protocolVersion: 1, adapter, processId: BigInt(process.pid) } });
+const processId = BigInt(process.pid);
+const memoryBytes = 1n << 40n; // room for as many runs as the server lets on
+outbox.send({ case: "hello", value: { protocolVersion: 1, adapter, processId, memoryBytes } });
 void (async () => {
   for await (const message of decodeFrames(ToWorkerSchema, process.stdin)) worker.receive(message);
   worker.stop();
