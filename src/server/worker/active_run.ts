@@ -209,6 +209,7 @@ export async function openActiveRun(
         const task = tasks.shift();
         if (task) return perform(task);
         finished = true;
+        run.routes?.end(); // what it has to say belongs into the log, which ends here
         send(asked, { case: "finished", value: {} });
       } else if (asked === run.pauseAt) {
         await settle();
