@@ -68,7 +68,7 @@ for (let version = 1; version <= MIGRATIONS.length; version++) {
       [RunState.PAUSED, 4n, 4n, "first", { team: "a" }, 9n, 2n],
     );
     assert.is(run.latestCheckpoint, "runs/r/checkpoints/step-4");
-    const events = await registry.events("r", 0, 10);
+    const events = await registry.events("r", 0, 10, 2 ** 20);
     assert.equal(
       events.map(({ revision, event }) => [revision, event.case]),
       [
@@ -86,7 +86,7 @@ for (let version = 1; version <= MIGRATIONS.length; version++) {
     const next = { event: eventAt(4n, { case: "warning", value: { reason: "NEXT" } }) };
     await registry.appendEvents(run, report, [next]);
     assert.equal(
-      (await registry.events("r", 4, 10)).map(({ revision, event }) => [revision, event.case]),
+      (await registry.events("r", 4, 10, 2 ** 20)).map(({ revision, event }) => [revision, event.case]),
       [[5n, "warning"]],
     );
     assert.is(await registry.runUsing("model", "m"), "r");

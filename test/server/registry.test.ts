@@ -32,6 +32,25 @@ async function thrown(call: Promise<unknown>): Promise<unknown> {
   );
 }
 
+test("events are read up to a number and up to so many bytes, one at least", async () => {
+  const registry = openRegistry(join(folder, "bytes.sqlite"));
+  const { run: live } = await registry.createRun(run("runs/a"), state(QUEUED));
+  await registry.appendEvents(
+    live,
+    undefined,
+    [100, 100, 5000, 10].map((length) => warning("x".repeat(length))),
+  );
+  const read = async (after: number, limit: number, bytes: number) =>
+    (await registry.events("a", after, limit, bytes)).map(({ revision }) => Number(revision));
+  assert.equal(await read(1, 10, 300), [2, 3]);
+  assert.equal(await read(1, 1, 300), [2]);
+  assert.equal(await read(3, 10, 300), [4], "larger than what may be, and alone");
+  assert.equal(await read(4, 10, 300), [5]);
+  assert.equal(await read(0, 10, 10_000), [1, 2, 3, 4, 5]);
+  assert.equal(await read(5, 10, 300), []);
+  registry.close();
+});
+
 test("a run, its log, its labels and its answer are there after reopening", async () => {
   const path = join(folder, "a.sqlite");
   const first = openRegistry(path);
@@ -59,7 +78,7 @@ test("a run, its log, its labels and its answer are there after reopening", asyn
     [again.state, again.step, again.revision, again.displayName, again.labels],
     [RUNNING, 7n, 4n, "new", { a: "b" }],
   );
-  const events = await second.events("a", 1, 2);
+  const events = await second.events("a", 1, 2, 2 ** 20);
   assert.equal(
     events.map(({ revision, event }) => [revision, event.case]),
     [
@@ -73,7 +92,7 @@ test("a run, its log, its labels and its answer are there after reopening", asyn
     [["runs/b", 0n]],
   );
   await second.deleteRun("a", "");
-  assert.equal(await second.events("a", 0, 10), []);
+  assert.equal(await second.events("a", 0, 10, 2 ** 20), []);
   second.close();
 });
 

@@ -18,6 +18,7 @@ import {
   type MatchedTensor,
   type PlanCost,
   type RouteBatch,
+  type RouterLayerMetrics,
   type RunConfig,
   type StepMetrics,
   type TrainablePlan,
@@ -31,6 +32,10 @@ export interface FakeEngineOptions {
    * and all batches so far, in order, and travels in checkpoints. Default: 1 / step.
    */
   readonly loss?: (step: number, batch: number, learnt: number) => number;
+  /** Of every step. Default: none. */
+  readonly layers?: readonly RouterLayerMetrics[];
+  /** Two tokens of so many examples each step. Default: 1. */
+  readonly examples?: number;
   /** Share of examples right in an evaluation at a step. Default: 0.25. */
   readonly score?: (step: number) => number;
   /** Called while a run opens, to say how far its data is; it may wait. */
@@ -80,21 +85,24 @@ export const FAKE_TENSOR: MatchedTensor = {
   parameters: 32,
 };
 
-/** Two tokens of example 7 at a sparse layer with 4 experts. */
-export const fakeRoutes = (source: RouteBatch["source"], step: number, exampleId = 7): RouteBatch => ({
-  source,
-  step,
-  stack: "encoder",
-  layer: 1,
-  experts: 4,
-  topK: 1,
-  exampleIds: Uint32Array.of(exampleId, exampleId),
-  positions: Uint32Array.of(0, 1),
-  tokenIds: Uint32Array.of(11, 12),
-  expertIds: Uint16Array.of(3, 0),
-  gates: Float32Array.of(0.5, 0.25),
-  kept: Uint8Array.of(1, 0),
-});
+/** Two tokens of example 7, or of so many from there on, at a sparse layer with 4 experts. */
+export const fakeRoutes = (source: RouteBatch["source"], step: number, exampleId = 7, examples = 1): RouteBatch => {
+  const each = <T>(...two: readonly [T, T]): T[] => Array.from({ length: 2 * examples }, (_, i) => two[i % 2]);
+  return {
+    source,
+    step,
+    stack: "encoder",
+    layer: 1,
+    experts: 4,
+    topK: 1,
+    exampleIds: Uint32Array.from({ length: 2 * examples }, (_, i) => exampleId + Math.floor(i / 2)),
+    positions: Uint32Array.from(each(0, 1)),
+    tokenIds: Uint32Array.from(each(11, 12)),
+    expertIds: Uint16Array.from(each(3, 0)),
+    gates: Float32Array.from(each(0.5, 0.25)),
+    kept: Uint8Array.from(each(1, 0)),
+  };
+};
 
 /** Knows no model. */
 export const fakeHost: HostModels = {
@@ -200,11 +208,11 @@ export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {
         } finally {
           inFlight--;
         }
-        run.onRoutes?.(fakeRoutes("training", done - 1));
+        run.onRoutes?.(fakeRoutes("training", done - 1, 7, options.examples));
         learnt = (Math.imul(learnt, 0x01000193) + done + passedOver) >>> 0;
         const loss = options.loss?.(done, done + passedOver, learnt) ?? 1 / done;
         const common = { step: done, loss, totalLoss: loss, gradientNorm: 1, learningRate: 0.1 };
-        return { ...common, tokens: 8, stepSeconds: 0.5, layers: [] };
+        return { ...common, tokens: 8, stepSeconds: 0.5, layers: options.layers ?? [] };
       },
       get drivenBatches() {
         return driven;

@@ -224,15 +224,19 @@ export function runOperations(sql: Sql): RunOperations {
       });
     },
 
-    events: async (id, afterRevision, limit) =>
-      sql
-        .all<{ body: Blob }>(
-          "SELECT body FROM events WHERE run = ? AND revision > ? ORDER BY revision LIMIT ?",
-          id,
-          afterRevision,
-          limit,
-        )
-        .map((row) => fromBinary(RunEventSchema, bytesOf(row.body))),
+    async events(id, afterRevision, limit, bytes) {
+      const after = "FROM events WHERE run = ? AND revision > ? ORDER BY revision LIMIT ?";
+      const sizes = sql.all<{ size: number }>(`SELECT length(body) AS size ${after}`, id, afterRevision, limit);
+      let count = 0;
+      let total = 0;
+      for (const { size } of sizes) {
+        total += size;
+        if (count > 0 && total > bytes) break;
+        count++;
+      }
+      const rows = sql.all<{ body: Blob }>(`SELECT body ${after}`, id, afterRevision, count);
+      return rows.map((row) => fromBinary(RunEventSchema, bytesOf(row.body)));
+    },
 
     eventsOfKind: async (id, kind, firstStep, lastStep) =>
       sql

@@ -15,7 +15,7 @@ import * as grpc from "@grpc/grpc-js";
 import { RequestInfoSchema } from "../../../proto/gen/google/rpc/error_details_pb.ts";
 import { serviceDefinition } from "../../../proto/rpc/definition.ts";
 import { publicError, RpcError, toWire, withDetail } from "../../../proto/rpc/status.ts";
-import { abortable, drained } from "../../../proto/rpc/waiting.ts";
+import { abortable, untilAborted } from "../../../proto/rpc/waiting.ts";
 import { isDiskFull } from "../storage/disk_full.ts";
 import { diskFull } from "./errors.ts";
 import { REQUEST_ID_KEY, requestIdOf } from "./request_id.ts";
@@ -86,9 +86,13 @@ function requestsOf(call: ReadingCall, signal: AbortSignal): AsyncIterable<Messa
   return abortable(call.iterator({ destroyOnReturn: false }) as AsyncIterable<Message>, signal);
 }
 
+/** One message after the other: the stream itself would take sixteen, of whatever size, for a client that reads none. */
 async function writeAll(messages: AsyncIterable<Init>, call: WritingCall, context: CallContext): Promise<void> {
   for await (const message of abortable(messages, context.signal)) {
-    if (!call.write(create(context.method.output, message))) await drained(call, context.signal);
+    const written = new Promise<void>((resolve) => {
+      call.write(create(context.method.output, message), () => resolve());
+    });
+    await untilAborted(written, context.signal);
   }
 }
 

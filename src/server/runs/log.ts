@@ -23,8 +23,9 @@ import { hasEnded, notFound } from "./states.ts";
 const TICK_MS = 25;
 /** After a failed write, for instance on a full disk. */
 const RETRY_MS = 1000;
-/** Events per message of a watch. */
+/** Events per message of a watch, and bytes: of a model with many experts an event has tens of kilobytes. */
 const BATCH_EVENTS = 256;
+const BATCH_BYTES = 256 * 1024;
 
 export type EventInit = NonNullable<MessageInitShape<typeof RunEventSchema>["event"]>;
 
@@ -96,7 +97,7 @@ export function createRunLog(
   function read(id: string, after: number): Head {
     const known = heads.get(id);
     if (known?.after === after) return known;
-    const events = registry.events(id, after, BATCH_EVENTS);
+    const events = registry.events(id, after, BATCH_EVENTS, BATCH_BYTES);
     const run = events.then((found) => (found.length === 0 ? registry.run(id) : undefined));
     const head = { after, events, run };
     run.catch(() => {}); // Told to whoever waits for the events.

@@ -12,7 +12,17 @@ import { FAKE_COST, FAKE_TENSOR, fakeEngine } from "../../support/fake_engine.ts
 
 const STEP_MS = Number(process.env.FAKE_STEP_MS ?? 3);
 
-const engine = fakeEngine({ loss: (_step, _batch, learnt) => learnt / 2 ** 32, beforeStep: () => delay(STEP_MS) });
+/** Experts of each of 24 layers whose loads every step tells: an event has about 200 bytes for each of them. */
+const EXPERTS = Number(process.env.FAKE_EXPERTS ?? 0);
+/** Examples of a batch whose routes are told: a slice has about 20 bytes for each. */
+const EXAMPLES = Number(process.env.FAKE_EXAMPLES ?? 1);
+const layers = Array.from({ length: EXPERTS && 24 }, (_, layer) => {
+  const load = Array<number>(EXPERTS).fill(1 / EXPERTS);
+  return { stack: "encoder" as const, layer, balanceLoss: 0, zLoss: 0, load, dropped: 0, assignments: 8 };
+});
+
+const loss = (_step: number, _batch: number, learnt: number) => learnt / 2 ** 32;
+const engine = fakeEngine({ loss, layers, examples: EXAMPLES, beforeStep: () => delay(STEP_MS) });
 const report = {
   matched: [FAKE_TENSOR],
   before: FAKE_COST,

@@ -1,8 +1,10 @@
 // The server in a process of its own, to be killed: real registry, log, gRPC and supervision, and GPU processes without a
-// GPU. Settings are arguments, as of `serve`. THAW_FAILPOINTS arms the server, FAKE_GPU_FAILPOINTS its first GPU process only: the next one is to
-// go on where that one died.
+// GPU. Settings are arguments, as of `serve`. THAW_FAILPOINTS arms the server, FAKE_GPU_FAILPOINTS its
+// first GPU process only: the next one is to go on where that one died. SIGUSR2 has it say what memory it holds.
 
 import process from "node:process";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { startFront } from "../../../src/server/front/front.ts";
 import { workerProcess } from "../../../src/server/gpu/connection.ts";
 import type { Log } from "../../../src/server/log.ts";
@@ -22,7 +24,13 @@ const startWorker = () => {
 
 const server = await startServer(settings, { log, retryMs: 5, startWorker });
 const front = await startFront(settings, server.handlersFor, log, server.metrics.refused);
-process.stdout.write(`serves on ${front.port}\n`);
+setFlagsFromString("--expose-gc");
+const collectGarbage: () => void = runInNewContext("gc");
+process.on("SIGUSR2", () => {
+  collectGarbage();
+  const { heapUsed, external } = process.memoryUsage();
+  process.stderr.write(`holds ${heapUsed + external}\n`);
+});
 process.on("SIGTERM", async () => {
   front.draining();
   await server.stop();
@@ -30,3 +38,4 @@ process.on("SIGTERM", async () => {
   await server.close();
   process.exit(0);
 });
+process.stdout.write(`serves on ${front.port}\n`);

@@ -15,8 +15,11 @@ const START_MS = 60_000;
 
 export interface Served {
   readonly thaw: Thaw;
+  /** `host:port`. */
   readonly address: string;
   readonly processId: number;
+  /** Memory that it holds, without garbage, in bytes. */
+  heldBytes(): Promise<number>;
   /** Process ids of its GPU processes so far. */
   readonly gpuProcesses: readonly number[];
   /** Everything it has said. */
@@ -100,6 +103,17 @@ async function start(data: string, env: Readonly<Record<string, string>>, flags:
     thaw,
     address,
     processId: child.pid!,
+    heldBytes: () =>
+      new Promise((resolve) => {
+        const listen = (text: string): void => {
+          const [, bytes] = /^holds (\d+)$/m.exec(text) ?? [];
+          if (bytes === undefined) return;
+          child.stderr!.off("data", listen);
+          resolve(Number(bytes));
+        };
+        child.stderr!.on("data", listen);
+        child.kill("SIGUSR2");
+      }),
     gpuProcesses,
     said: () => said,
     ended,
