@@ -1,7 +1,6 @@
 // Twenty kills at random times, of the server or of its GPU process, while four runs share the GPU: afterwards all four end,
 // their logs have no gap and keep what anybody saw, and their losses are those of runs that nothing happened to.
 
-import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -106,7 +105,7 @@ for (const seed of CASES) {
       } else {
         killed.push("GPU process");
         inARow++;
-        endProcess(served.gpuProcesses.at(-1));
+        served.killGpuProcess();
       }
     }
     const logs = await Promise.all(
@@ -126,15 +125,6 @@ const ended = ({ seen }: ReturnType<typeof reader>): boolean => seen.some(reache
 
 async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await delay(20);
-}
-
-/** kill -9, of a process that may have ended or not begun yet. */
-function endProcess(pid: number | undefined): void {
-  try {
-    if (pid !== undefined) process.kill(pid, "SIGKILL");
-  } catch {
-    // Ended already.
-  }
 }
 
 test.run();

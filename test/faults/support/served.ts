@@ -22,6 +22,8 @@ export interface Served {
   heldBytes(): Promise<number>;
   /** Process ids of its GPU processes so far. */
   readonly gpuProcesses: readonly number[];
+  /** kill -9 of its newest GPU process, which may have ended or not begun yet. */
+  killGpuProcess(): void;
   /** Everything it has said. */
   readonly said: () => string;
   /** How it ended: "SIGKILL", "0". */
@@ -115,6 +117,14 @@ async function start(data: string, env: Readonly<Record<string, string>>, flags:
         child.kill("SIGUSR2");
       }),
     gpuProcesses,
+    killGpuProcess() {
+      const pid = gpuProcesses.at(-1);
+      try {
+        if (pid !== undefined) process.kill(pid, "SIGKILL");
+      } catch {
+        // It has ended already.
+      }
+    },
     said: () => said,
     ended,
     async end(signal) {
