@@ -55,13 +55,16 @@ async function unbroken({ thaw }: TestServer) {
   return lossesBySteps(await eventsUntil(thaw, "runs/unbroken", reaches(SUCCEEDED)));
 }
 
-/** Changes the last byte of a checkpoint's only tensor. */
-async function damage({ dataDirectory }: TestServer, checkpoint: string): Promise<void> {
-  const file = join(dataDirectory, "checkpoints", "r", checkpoint, "optimizer.safetensors");
+/** Changes the last byte of a file of a checkpoint: of its only tensor, or white space after the JSON. */
+async function damage({ dataDirectory }: TestServer, checkpoint: string, name = TENSORS): Promise<void> {
+  const file = join(dataDirectory, "checkpoints", "r", checkpoint, name);
   const bytes = await readFile(file);
-  bytes[bytes.length - 1] ^= 1;
-  await writeFile(file, bytes);
+  if (name === TENSORS) bytes[bytes.length - 1] ^= 1;
+  await writeFile(file, name === TENSORS ? bytes : Buffer.concat([bytes, Buffer.from(" ")]));
 }
+
+const TENSORS = "optimizer.safetensors";
+const WRONG = "is damaged: its bytes are not those written";
 
 /** Pauses a run with checkpoints at steps 2, 4 and where it was paused. @returns them, newest first */
 async function interrupted(server: TestServer): Promise<string[]> {
@@ -82,22 +85,27 @@ async function warningsOf({ thaw }: TestServer, end: RunState) {
   return { events, warnings };
 }
 
-scenario("a run whose newest checkpoint is damaged goes on from the one before it, and says so", async (server) => {
-  const expected = await unbroken(server);
-  const [newest, before] = await interrupted(server);
-  await damage(server, newest);
-  server.workers.kill();
-  await server.thaw.runs.resumeRun({ name: "runs/r" });
-  const { events, warnings } = await warningsOf(server, SUCCEEDED);
-  const { step, message } = warnings.find(({ reason }) => reason === "CHECKPOINT_DAMAGED")!;
-  const place = `runs/r/checkpoints/${before}, step ${step}`;
-  assert.is(
-    message,
-    `runs/r/checkpoints/${newest} is damaged: optimizer.safetensors: tensor "learnt" is damaged: its bytes are not those ` +
-      `written; the run goes on from ${place}, and later steps are repeated`,
-  );
-  assert.equal(lossesBySteps(events), expected);
-});
+for (const [file, says] of [
+  [TENSORS, `${TENSORS}: tensor "learnt" ${WRONG}`],
+  ["training.json", `training.json ${WRONG}`],
+  ["config.json", `config.json ${WRONG}`],
+]) {
+  scenario(`a run whose newest checkpoint has another ${file} goes on from the one before it`, async (server) => {
+    const expected = await unbroken(server);
+    const [newest, before] = await interrupted(server);
+    await damage(server, newest, file);
+    server.workers.kill();
+    await server.thaw.runs.resumeRun({ name: "runs/r" });
+    const { events, warnings } = await warningsOf(server, SUCCEEDED);
+    const { step, message } = warnings.find(({ reason }) => reason === "CHECKPOINT_DAMAGED")!;
+    const place = `runs/r/checkpoints/${before}, step ${step}`;
+    assert.is(
+      message,
+      `runs/r/checkpoints/${newest} is damaged: ${says}; the run goes on from ${place}, and later steps are repeated`,
+    );
+    assert.equal(lossesBySteps(events), expected);
+  });
+}
 
 scenario("a run all of whose checkpoints are damaged or gone begins again", async (server) => {
   const expected = await unbroken(server);
@@ -142,6 +150,16 @@ scenario("a fork of a damaged checkpoint fails with the tensor's name", async (s
   const { run } = await thaw.runs.getRun({ name: "runs/fork" });
   assert.is(run?.error?.code, status.DATA_LOSS);
   assert.match(run!.error!.message, /tensor "learnt" is damaged/);
+});
+
+scenario("a fork of a checkpoint whose plan cannot be trusted is refused", async (server) => {
+  const { thaw } = server;
+  await thaw.runs.createRun({ runId: "r", spec: SPEC });
+  await eventsUntil(thaw, "runs/r", reaches(SUCCEEDED));
+  await damage(server, "step-6", "training.json");
+  const error = await refused(thaw.runs.forkRun({ runId: "fork", sourceCheckpoint: "runs/r/checkpoints/step-6" }));
+  assert.equal([error.code, error.message], [status.DATA_LOSS, `the checkpoint is damaged: training.json ${WRONG}`]);
+  assert.is((await refused(thaw.runs.getRun({ name: "runs/fork" }))).code, status.NOT_FOUND);
 });
 
 for (const point of [

@@ -8,6 +8,7 @@ import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
 import { writeSafetensors } from "../../src/trainer/formats/safetensors_writer.ts";
 import { writeFileDurably } from "../../src/trainer/run/durable.ts";
 import type { OnEncoding } from "../../src/trainer/run/encoded_files.ts";
+import { fileChecksums } from "../../src/trainer/run/file_checksums.ts";
 import {
   type DrivenExample,
   type Engine,
@@ -137,8 +138,8 @@ export async function writeFakeCheckpoint(
   const tensor = { name: "learnt", dtype: "U32" as const, shape: [1], data: Uint32Array.of(learnt) };
   await writeFileDurably(join(directory, "config.json"), "{}");
   await writeSafetensors(join(directory, "model.safetensors"), []);
-  await writeSafetensors(join(directory, "optimizer.safetensors"), [tensor]);
   await writeFileDurably(join(directory, "training.json"), JSON.stringify({ format: 1, ...state }));
+  await writeSafetensors(join(directory, "optimizer.safetensors"), [tensor], await fileChecksums(directory));
 }
 
 export function fakeEngine(options: FakeEngineOptions = {}): FakeEngine {

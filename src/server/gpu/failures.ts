@@ -4,6 +4,7 @@
 import { status } from "@grpc/grpc-js";
 import type { OutOfMemory, WorkerError } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import type { RpcError } from "../../../proto/rpc/status.ts";
+import { DamagedCheckpointError } from "../../trainer/run/verify_checkpoint.ts";
 import { diskFull, invalidArgument, refusal } from "../rpc/errors.ts";
 
 /** A request that a GPU process refused. */
@@ -36,7 +37,7 @@ export function callerError(error: WorkerError["error"]): RpcError | undefined {
     case "wrongState":
       return refusal(status.FAILED_PRECONDITION, "WRONG_STATE", error.value.message);
     case "damagedCheckpoint":
-      return refusal(status.DATA_LOSS, "CHECKPOINT_DAMAGED", `the checkpoint is damaged: ${error.value.message}`);
+      return damaged(error.value);
     case "diskFull":
       return diskFull();
     case "cancelled":
@@ -45,6 +46,9 @@ export function callerError(error: WorkerError["error"]): RpcError | undefined {
       return undefined;
   }
 }
+
+const damaged = ({ message }: { readonly message: string }): RpcError =>
+  refusal(status.DATA_LOSS, "CHECKPOINT_DAMAGED", `the checkpoint is damaged: ${message}`);
 
 /** A plan that needs more device memory than there is; with the largest batch size that would fit, 0 for none. */
 export function outOfMemory(
@@ -76,6 +80,7 @@ export async function forCaller<T>(work: Promise<T>): Promise<T> {
 
 export function asCallerError(thrown: unknown): unknown {
   if (thrown instanceof WorkerFailure) return callerError(thrown.error) ?? thrown;
+  if (thrown instanceof DamagedCheckpointError) return damaged(thrown);
   if (thrown instanceof WorkerGone) {
     const message = "the GPU process ended before it answered; a new one is starting";
     return refusal(status.UNAVAILABLE, "GPU_PROCESS_ENDED", message, {}, 2);

@@ -17,6 +17,7 @@ import {
   ForkRunResponseSchema,
 } from "../../../proto/gen/thaw/v1/run_service_pb.ts";
 import type { Core } from "../core.ts";
+import { forCaller } from "../gpu/failures.ts";
 import { checkpointIn } from "../ids.ts";
 import { notFound } from "../runs/states.ts";
 import { knownEnum } from "../validation/plan.ts";
@@ -45,7 +46,8 @@ export async function forkRun(core: Core, request: ForkRunRequest, owner: string
     if (!found) throw notFound(request.sourceCheckpoint);
     const { step } = found.checkpoint;
     const told = source.run.spec!;
-    const trainable = planToProto(await checkpointPlan(core.checkpoints.directoryOf(ids!.run, found.directory)));
+    const directory = core.checkpoints.directoryOf(ids!.run, found.directory);
+    const trainable = planToProto(await forCaller(checkpointPlan(directory)));
     const { sourceCheckpoint, resetOptimizerState: reset } = request;
     const base = create(RunSpecSchema, { ...told, trainable, initialCheckpoint: reset ? sourceCheckpoint : "" });
     const paths = request.updateMask?.paths ?? [];

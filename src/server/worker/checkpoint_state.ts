@@ -3,9 +3,12 @@
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { verifyCheckpointFiles } from "../../trainer/run/verify_checkpoint.ts";
 import type { TrainablePlan } from "../../trainer/types.ts";
 
+/** @throws DamagedCheckpointError when it is not as it was written */
 async function trainingState(directory: string): Promise<{ readonly step: number; readonly plan: TrainablePlan }> {
+  await verifyCheckpointFiles(directory);
   return JSON.parse(await readFile(join(directory, "training.json"), "utf8"));
 }
 

@@ -13,6 +13,7 @@ import { keyShape } from "../model/parameters.ts";
 import type { TrainablePlan } from "../types.ts";
 import type { DeviceMemory } from "./device_memory.ts";
 import { writeFileDurably } from "./durable.ts";
+import { fileChecksums } from "./file_checksums.ts";
 import type { EntryState, HostState, OptimizerState } from "./optimizer_state.ts";
 
 /** Files of a model directory that travel with its weights unchanged. */
@@ -103,10 +104,9 @@ export async function writeTrainingState(
     for (const [i, slot] of e.slots.entries()) add(e.parameter.name, slot, states[i], true);
   }
   for (const [name, entries] of optimizer.kept) for (const [entry, s] of entries) add(name, entry, s, false);
-  const bytes = await writeSafetensors(join(directory, "optimizer.safetensors"), tensors);
   const training: TrainingState = { format: 2, ...position, state };
   await writeFileDurably(join(directory, "training.json"), `${JSON.stringify(training, null, 1)}\n`);
-  return bytes;
+  return writeSafetensors(join(directory, "optimizer.safetensors"), tensors, await fileChecksums(directory));
 }
 
 /** What {@link writeTrainingState} wrote; all state comes back as kept, for the run to put where it belongs. */
