@@ -10,6 +10,7 @@ import * as assert from "uvu/assert";
 import type { RunEvent } from "../../proto/gen/thaw/v1/event_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { armFailpoints } from "../../src/failpoints.ts";
+import { MOST_WAITING } from "../../src/server/runs/log.ts";
 import {
   describeEvent,
   eventsUntil,
@@ -35,7 +36,7 @@ function scenario(name: string, body: (server: TestServer) => Promise<void>) {
   test(name, async () => {
     const engine = () => ({
       loss: (_step: number, _batch: number, learnt: number) => learnt / 2 ** 32,
-      beforeStep: () => delay(10),
+      beforeStep: () => delay(2),
     });
     const server = await testServer({ engine });
     try {
@@ -200,6 +201,45 @@ scenario("a log that finds the disk full for a while loses nothing", async (serv
     events.map((_, i) => BigInt(i + 1)),
   );
 });
+
+for (const { every, back, why } of [
+  { every: 1000n, back: 0, why: "once so many of its events wait" },
+  { every: 50n, back: 100, why: "at its next checkpoint, and goes on from it" },
+]) {
+  scenario(`a log that finds the disk full for long pauses its run ${why}`, async (server) => {
+    const { thaw, workers } = server;
+    await thaw.runs.createRun({ runId: "r", spec: { ...SPEC, steps: 600n, checkpoints: { everySteps: every } } });
+    await eventsUntil(thaw, "runs/r", (event) => describeEvent(event) === "step 60");
+    armFailpoints("log.before_write:enospc");
+    const [engine] = workers.engines;
+    const steps = () => engine.calls.filter((call) => call.startsWith("step")).length;
+    while (!engine.calls.includes("close")) await delay(20);
+    const taken = steps();
+    assert.ok(taken < 100 + MOST_WAITING, `${taken} steps`);
+    const refusal = await refused(thaw.runs.cancelRun({ name: "runs/r" }));
+    assert.equal([refusal.code, refusal.message], [status.RESOURCE_EXHAUSTED, "the server's disk is full"]);
+    await delay(100);
+    assert.is(steps(), taken, "it takes no more");
+    armFailpoints("");
+    await thaw.runs.resumeRun({ name: "runs/r" });
+    const { events, warnings } = await warningsOf(server, SUCCEEDED);
+    assert.equal(
+      warnings.map(({ reason, step }) => [reason, Number(step)]),
+      [["DISK_FULL", back]],
+    );
+    assert.equal(
+      events.map(({ revision }) => revision),
+      events.map((_, i) => BigInt(i + 1)),
+    );
+    const stepsOf = (some: readonly RunEvent[]) =>
+      some.flatMap(({ event }) => (event.case === "metrics" ? [Number(event.value.step)] : []));
+    const upTo = (first: number, last: number) => Array.from({ length: last - first + 1 }, (_, i) => first + i);
+    const again = events.findIndex(({ event }) => event.case === "warning");
+    const before = stepsOf(events.slice(0, again));
+    assert.equal(before, upTo(1, before.length));
+    assert.equal(stepsOf(events.slice(again)), upTo(back + 1, 600), "from where its log says, in one piece");
+  });
+}
 
 scenario("a checkpoint that somebody asks for on a full disk is refused, and the run goes on", async (server) => {
   const { thaw } = server;

@@ -32,6 +32,8 @@ export interface Checkpoints {
 export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, runLog: RunLog, log: Log): Checkpoints {
   const directoryOf = (run: string, folder: string): string => join(layout.checkpoints, run, folder);
   const damaged = new Set<string>();
+  /** By run, one whose event waits for a disk that refused it. It is there, and in the log before the run goes on. */
+  const unwritten = new Map<string, { readonly checkpoint: Checkpoint; readonly directory: string }>();
   const idOf = (live: LiveRun): string => live.run.name.replace(/^runs\//, "");
 
   async function freeName(run: string, step: bigint): Promise<string> {
@@ -56,8 +58,10 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
       createTime: timestampNow(),
     });
     damaged.delete(checkpoint.name); // A name may be free again.
+    unwritten.set(run, { checkpoint, directory: directoryOf(run, id) });
     runLog.append(live, { case: "checkpoint", value: checkpoint }, id);
     await runLog.flush();
+    unwritten.delete(run);
     failpoint("checkpoint.indexed");
     await retain(run, Number(live.run.spec?.checkpoints?.keepLast ?? 1n));
     return checkpoint;
@@ -106,6 +110,9 @@ export function runCheckpoints(registry: Registry, layout: Layout, gpu: Gpu, run
     },
     setAside: (name) => void damaged.add(name),
     async newest(id) {
+      const waiting = unwritten.get(id);
+      if (waiting && !(await registry.checkpoint(id, basename(waiting.checkpoint.name)))) return waiting;
+      unwritten.delete(id);
       const indexed = await registry.checkpoints(id, { before: undefined, limit: damaged.size + 1 });
       const found = indexed.find(({ item }) => !damaged.has(item.checkpoint.name));
       return found && { checkpoint: found.item.checkpoint, directory: directoryOf(id, found.item.directory) };

@@ -122,6 +122,7 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
     update(update) {
       handled = handled
         .then(() => apply(update))
+        .then(() => (!left && runLog.stuck(live.run.name) ? pauseForRoom() : undefined))
         .catch((thrown) => {
           if (isDiskFull(thrown)) return pauseForRoom();
           // The run cannot keep its promises any more.
@@ -143,7 +144,8 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
   const append = (event: EventInit): void => runLog.append(live, event);
 
   async function apply({ step, update }: RunUpdate): Promise<void> {
-    if (hasEnded(live.run.state)) return;
+    // What comes after it has left the GPU is of steps that will be taken again.
+    if (left || hasEnded(live.run.state)) return;
     // Comes before the run is open, and says nothing of its step.
     if (update.case === "preparation") return append(update);
     live.run.step = step;
@@ -191,15 +193,15 @@ export function liveRun(start: LiveRun, parts: LiveParts): Live {
   async function end(state: RunState, error?: RpcError): Promise<void> {
     if (hasEnded(live.run.state)) return;
     changeState(runLog, live, state, error);
+    await runLog.flush().catch(() => {}); // It is tried again until it is written.
     try {
-      await runLog.flush();
       await closeOnWorker();
     } finally {
       live.release();
     }
   }
 
-  /** The disk takes no checkpoint: whoever makes room on it resumes the run. It leaves the GPU. */
+  /** The disk takes no checkpoint, or no events: whoever makes room on it resumes the run. It leaves the GPU. */
   async function pauseForRoom(): Promise<void> {
     if (hasEnded(live.run.state)) return;
     if (live.wanted === "run" || live.wanted === "pause") {

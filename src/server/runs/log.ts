@@ -23,6 +23,8 @@ import { hasEnded, notFound } from "./states.ts";
 const TICK_MS = 25;
 /** After a failed write, for instance on a full disk. */
 const RETRY_MS = 1000;
+/** Events of a run that may wait for a disk that takes none. */
+export const MOST_WAITING = 256;
 /** Events per message of a watch, and bytes: of a model with many experts an event has tens of kilobytes. */
 const BATCH_EVENTS = 256;
 const BATCH_BYTES = 256 * 1024;
@@ -52,6 +54,10 @@ export interface RunLog {
   append(live: LiveRun, event: EventInit, directory?: string): void;
   /** Resolves when everything appended so far is on disk. @throws when the disk refuses it */
   flush(): Promise<void>;
+  /** Whether the disk refuses events and so many of the run's wait that it should make no more. */
+  stuck(run: string): boolean;
+  /** Resolves when no event of the run waits for a disk that refused it. @throws when the disk refuses it again */
+  caughtUp(run: string): Promise<void>;
   /** The log after a revision, then its future, until the run has ended and everything was sent. */
   watch(
     id: string,
@@ -87,6 +93,8 @@ export function createRunLog(
   let timer: ReturnType<typeof setTimeout> | undefined;
   let writing: Promise<void> = Promise.resolve();
   let stopping = false;
+  /** Whether the last write failed. */
+  let refused = false;
 
   const wake = (id: string): void => {
     heads.delete(id);
@@ -124,6 +132,7 @@ export function createRunLog(
         log("error", `a listener of the event log: ${error}`, { run: name });
       }
     }
+    refused = false;
   }
 
   function flush(): Promise<void> {
@@ -131,6 +140,7 @@ export function createRunLog(
     timer = undefined;
     const done = writing.then(write);
     writing = done.catch((error) => {
+      refused = true;
       log("error", `the event log cannot be written: ${error}`);
       schedule(RETRY_MS);
     });
@@ -231,6 +241,10 @@ export function createRunLog(
       schedule(TICK_MS);
     },
     flush,
+    stuck: (run) => refused && (pending.get(run)?.entries.length ?? 0) >= MOST_WAITING,
+    async caughtUp(run) {
+      if (refused && pending.has(run)) await flush();
+    },
     wake,
 
     async *watch(id, afterRevision, progressMs, signal) {

@@ -93,6 +93,14 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
   const { exclusively } = queue;
   const { stopStepping, saveInterrupted, close, takeOff } = interruptions(parts);
 
+  /** One that reads and changes how the run stands, which the disk must know before. */
+  function command<T>(id: string, work: () => Promise<T>): Promise<T> {
+    return exclusively(id, async () => {
+      await runLog.caughtUp(`runs/${id}`);
+      return work();
+    });
+  }
+
   /** Work that a command leaves behind it; later commands wait for it. */
   function afterwards(id: string, work: () => Promise<void>): void {
     exclusively(id, work).catch((error) => log("error", `${error}`, { run: `runs/${id}` }));
@@ -169,7 +177,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
     },
 
     pause: (id) =>
-      exclusively(id, async () => {
+      command(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.pause);
         const on = activeRun(id);
@@ -192,7 +200,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
       }),
 
     resume: (id, stayPaused, pauseAtStep) =>
-      exclusively(id, async () => {
+      command(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.resume);
         checkPauseAt(live.run, pauseAtStep);
@@ -228,7 +236,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
       }),
 
     cancel: (id) =>
-      exclusively(id, async () => {
+      command(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.cancel);
         const on = activeRun(id);
@@ -244,7 +252,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
       }),
 
     setTrainable: (id, plan) =>
-      exclusively(id, async () => {
+      command(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.setTrainable);
         const on = activeRun(id);
@@ -267,7 +275,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
       }),
 
     save: (id) =>
-      exclusively(id, async () => {
+      command(id, async () => {
         const live = await present(id);
         requireState(live.run, ALLOWED.saveCheckpoint);
         const on = activeRun(id);
