@@ -10,8 +10,9 @@ import * as assert from "uvu/assert";
 import { RunSchema } from "../../proto/gen/thaw/v1/run_pb.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { NameTakenError, StaleEtagError } from "../../src/server/registry/registry.ts";
-import { openRegistry } from "../../src/server/registry/sqlite.ts";
+import { openDatabase, openRegistry } from "../../src/server/registry/sqlite.ts";
 import { eventAt } from "../../src/server/runs/log.ts";
+import { isDiskFull } from "../../src/server/storage/disk_full.ts";
 
 const { QUEUED, RUNNING } = RunState;
 const test = suite("registry");
@@ -31,6 +32,25 @@ async function thrown(call: Promise<unknown>): Promise<unknown> {
     (error) => error,
   );
 }
+
+test("a full disk is said to be full, and leaves the database in order", async () => {
+  const { sql, close } = openDatabase(join(folder, "full.sqlite"));
+  const [{ page_count: pages }] = sql.all<{ page_count: number }>("PRAGMA page_count");
+  sql.all(`PRAGMA max_page_count = ${pages + 4}`);
+  const insert = (name: string) =>
+    sql.transaction(() => {
+      for (let i = 0; i < 100; i++) {
+        sql.run("INSERT INTO events VALUES (?, ?, '', 0, ?)", name, i, new Uint8Array(4096));
+      }
+    });
+  const error = await thrown((async () => insert("a"))());
+  assert.ok(isDiskFull(error), `${error}`);
+  assert.equal(sql.all("SELECT run FROM events"), [], "nothing of it is there");
+  sql.all("PRAGMA max_page_count = 1000000");
+  insert("b");
+  assert.is(sql.all("SELECT run FROM events").length, 100);
+  close();
+});
 
 test("events are read up to a number and up to so many bytes, one at least", async () => {
   const registry = openRegistry(join(folder, "bytes.sqlite"));

@@ -64,7 +64,8 @@ export function openDatabase(path: string): { readonly sql: Sql; close(): void }
         db.exec("COMMIT");
         return result;
       } catch (error) {
-        db.exec("ROLLBACK");
+        // A full disk has it rolled back already, and a failure of this would hide why.
+        if (db.inTransaction) db.exec("ROLLBACK");
         throw error;
       } finally {
         depth--;
