@@ -8,7 +8,7 @@
 //   npm run test:faults -- --seeds 14    with fewer seeds than 50; --first-seed 7 begins with another
 //
 // A process each, because Dawn is one per process and may abort it. A file that does not load, crashes, hangs or reports
-// no tests counts as one failed test, so nothing passes by not running.
+// no tests counts as one failed test, so nothing passes by not running; one that skips all it has says why.
 
 import { type ChildProcess, spawn } from "node:child_process";
 import { readdirSync } from "node:fs";
@@ -54,6 +54,8 @@ interface Result {
   readonly failed: number;
   /** Why the file counts as failed although no test said so. */
   readonly fault?: string;
+  /** Why nothing in the file can run on this machine. */
+  readonly skipped?: string;
   readonly output: string;
   readonly seconds: number;
 }
@@ -145,19 +147,26 @@ function runFile(runtime: string, file: string): Promise<Result> {
 }
 
 /** Counts from uvu's summary; `exit` is how the process ended when that was not code 0. */
-function judge(output: string, exit: string | undefined): Pick<Result, "passed" | "failed" | "fault"> {
+function judge(output: string, exit: string | undefined): Pick<Result, "passed" | "failed" | "fault" | "skipped"> {
   const text = stripVTControlCharacters(output);
   const count = (word: string): number =>
     Number([...text.matchAll(new RegExp(`^ *${word}: +(\\d+)$`, "gm"))].at(-1)?.[1] ?? 0);
   const total = count("Total");
   const passed = count("Passed");
+  if (total === 0 && count("Skipped") > 0 && exit === undefined) return { passed, failed: 0, skipped: reasons(text) };
   if (total === 0) return { passed, failed: 1, fault: `ran no tests (${exit ?? "exit code 0"})` };
   if (exit !== undefined && passed === total) return { passed, failed: 1, fault: exit };
   return { passed, failed: total - passed };
 }
 
-function report({ runtime, file, passed, failed, fault, output, seconds }: Result): void {
-  const counts = `${passed} passed${failed ? `, ${failed} failed` : ""}${fault ? `: ${fault}` : ""}`;
+/** Why a file that could not run here did not, in its own words. */
+function reasons(text: string): string {
+  return [...text.matchAll(/^.*skipped: (.*)$/gm)].map(([, reason]) => reason).join("; ");
+}
+
+function report({ runtime, file, passed, failed, fault, skipped, output, seconds }: Result): void {
+  const why = fault ? `: ${fault}` : skipped !== undefined ? `, skipped: ${skipped}` : "";
+  const counts = `${passed} passed${failed ? `, ${failed} failed` : ""}${why}`;
   console.log(`${failed ? "FAIL" : "ok  "} ${file} (${runtime})  ${counts}  ${seconds.toFixed(1)} s`);
   if (failed) console.log(`${output.trimEnd()}\n`);
 }

@@ -35,8 +35,16 @@ export interface Served {
 export interface Prepared {
   /** A copy of the prepared data directory. */
   copy(): Promise<string>;
-  /** @param env failpoints: THAW_FAILPOINTS of the server, FAKE_GPU_FAILPOINTS of its first GPU process */
-  start(data: string, env?: Readonly<Record<string, string>>, flags?: readonly string[]): Promise<Served>;
+  /**
+   * @param env failpoints: THAW_FAILPOINTS of the server, FAKE_GPU_FAILPOINTS of its first GPU process
+   * @param within what the server's command line is made into
+   */
+  start(
+    data: string,
+    env?: Readonly<Record<string, string>>,
+    flags?: readonly string[],
+    within?: (command: readonly string[]) => readonly string[],
+  ): Promise<Served>;
   /** Ends what is left, and removes every copy. */
   clean(): Promise<void>;
 }
@@ -58,8 +66,8 @@ export async function prepare(): Promise<Prepared> {
       await cp(template, data, { recursive: true });
       return data;
     },
-    async start(data, env = {}, flags = []) {
-      const served = await start(data, env, flags);
+    async start(data, env = {}, flags = [], within = (command) => command) {
+      const served = await start(env, within([...runtimeCommand(SERVER), "--port", "0", "--data-dir", data, ...flags]));
       running.add(served);
       void served.ended.then(() => running.delete(served));
       return served;
@@ -71,9 +79,8 @@ export async function prepare(): Promise<Prepared> {
   };
 }
 
-async function start(data: string, env: Readonly<Record<string, string>>, flags: readonly string[]): Promise<Served> {
-  const [command, ...args] = runtimeCommand(SERVER);
-  const child: ChildProcess = spawn(command, [...args, "--port", "0", "--data-dir", data, ...flags], {
+async function start(env: Readonly<Record<string, string>>, [command, ...args]: readonly string[]): Promise<Served> {
+  const child: ChildProcess = spawn(command, args, {
     env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
