@@ -94,4 +94,16 @@ for (const seed of missing ? [] : CASES) {
   });
 }
 
+if (!missing) {
+  test("a server that is told to end on a full disk ends", async () => {
+    const data = await prepared.copy();
+    const place = `${data}-disk`;
+    const served = await prepared.start(place, ENV, [], onSmallDisk(data, place, MEGABYTES));
+    await served.thaw.runs.createRun({ runId: "r", spec: SPEC });
+    await eventsUntil(served.thaw, "runs/r", (event) => describeEvent(event) === "step 30");
+    await fill(seenFrom(served.processId, place));
+    assert.is(await within(PATIENCE_MS, "its end", served.end("SIGTERM"), served.said), "0");
+  });
+}
+
 test.run();

@@ -338,7 +338,9 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
     async stop() {
       const message = "the server was stopped; the run goes on when it starts again";
       for (const on of await queue.halt()) {
-        await exclusively(idIn("runs", on.run.name)!, () => takeOff(on, "SERVER_STOPPED", message));
+        const { name } = on.run;
+        const leaves = exclusively(idIn("runs", name)!, () => takeOff(on, "SERVER_STOPPED", message));
+        await leaves.catch((error) => log("error", `stopping: ${error}`, { run: name })); // The others leave all the same.
       }
       await runLog.flush();
     },

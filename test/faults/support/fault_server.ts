@@ -33,7 +33,7 @@ process.on("SIGUSR2", () => {
 });
 process.on("SIGTERM", async () => {
   front.draining();
-  await server.stop();
+  await server.stop().catch((error) => log("error", `stopping: ${error}`));
   await front.stop(500);
   await server.close();
   process.exit(0);
