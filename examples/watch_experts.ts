@@ -13,7 +13,7 @@ const subscription = thaw.routing.streamAssignments({
   filter: { sources: [RouteSource.TRAINING], samplingRate: 0.25 },
 });
 for await (const { assignments, dropped } of subscription) {
-  if (!assignments) continue; // The first message says that the subscription is in place.
+  if (!assignments) continue; // The first message says that the subscription is in place, a last one what was dropped.
   const { expertIds, expertCount } = decodeAssignments(assignments);
   const load = new Array<number>(expertCount).fill(0);
   for (const expert of expertIds) if (expert < expertCount) load[expert]++; // else none, where experts choose

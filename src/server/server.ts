@@ -90,7 +90,7 @@ export async function startServer(settings: Settings, parts: ServerParts): Promi
   const routes = createRouteHub(gpu, settings.limits, isOpen, log);
   const live = { registry, layout, gpu, runLog, checkpoints, log, retryMs };
   const runs = createRuns(
-    { ...live, onOpen: routes.opened, onRoutes: routes.publish, onEnd: routes.end },
+    { ...live, onOpen: routes.opened, onRoutes: routes.publish, onRoutesLeftOut: routes.leftOut, onEnd: routes.end },
     settings.limits,
   );
   const answers = createAnswers(registry);

@@ -107,8 +107,15 @@ test("a slow subscriber's losses are counted, the worker is told to stop when no
     [1n, 2n, 3n, 6n],
   );
   assert.equal([first.dropped, rest[2]?.dropped], [2n, 2n]);
+  hub.leftOut("runs/r", 3);
+  hub.publish("runs/r", slice(4));
+  const { sequence, dropped } = (await slow.next(signal))!;
+  assert.equal([sequence, dropped], [10n, 5n], "what never came is counted too");
+  hub.leftOut("runs/r", 2);
   hub.end("runs/r");
+  assert.equal(await slow.next(signal), { sequence: 12n, dropped: 7n }, "dropped after the last slice");
   assert.is(await slow.next(signal), undefined);
+  assert.equal(await picky.next(signal), { sequence: 5n, dropped: 5n });
   assert.is(await picky.next(signal), undefined);
   assert.equal(asked, ["subscribeRoutes", "subscribeRoutes"]);
   slow.close();

@@ -30,12 +30,14 @@ const BATCH: RouteBatch = {
 function collect(filter: MessageInitShape<typeof RouteFilterSchema> | undefined, backlog = () => 0) {
   const slices: AssignmentSlice[] = [];
   const warnings: string[] = [];
+  const leftOut: number[] = [];
   const subscription = subscribeRoutes(create(SubscribeRoutesSchema, { filter, includeTokenIds: true }), {
     backlogBytes: backlog,
     send: (slice) => slices.push(slice),
+    leftOut: (count) => leftOut.push(count),
     warn: (message) => warnings.push(message),
   });
-  return { slices, warnings, subscription };
+  return { slices, warnings, leftOut, subscription };
 }
 
 /** Token ids of BATCH that a filter lets through; they fit one byte. */
@@ -86,7 +88,7 @@ test("sampling takes whole sequences, nested, in about the share asked for", () 
 
 test("slices beyond the backlog are dropped, counted, and the count is said when the pipe flows again", () => {
   let backlog = 0;
-  const { slices, warnings, subscription } = collect(undefined, () => backlog);
+  const { slices, warnings, leftOut, subscription } = collect(undefined, () => backlog);
   subscription.offer(BATCH);
   backlog = MAX_BACKLOG_BYTES + 1;
   for (let i = 0; i < 3; i++) subscription.offer(BATCH);
@@ -103,6 +105,7 @@ test("slices beyond the backlog are dropped, counted, and the count is said when
   assert.is(warnings.length, 1, "not again so soon");
   subscription.end();
   assert.match(warnings[1], /^1 route slices/);
+  assert.equal(leftOut, [3, 1], "subscribers are told each time, with the slice that follows");
 });
 
 test("a run's routes flow while somebody subscribes, and training goes on when nobody reads", async () => {

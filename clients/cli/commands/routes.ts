@@ -83,7 +83,7 @@ async function stream(session: Session, run: string, flags: StreamFlags): Promis
     for await (const message of session.thaw.routing.streamAssignments(request, { signal: stop.signal })) {
       dropped = message.dropped;
       if (!message.assignments) {
-        if (!session.json) note(`subscribed to ${request.run}`);
+        if (!session.json && message.sequence === 0n) note(`subscribed to ${request.run}`);
         continue;
       }
       print(session.json ? JSON.stringify(sliceJson(message, message.assignments)) : sliceLine(message.assignments));

@@ -16,7 +16,8 @@ export interface NumberedSlice {
   readonly sequence: bigint;
   /** Dropped so far on this subscription. */
   readonly dropped: bigint;
-  readonly assignments: AssignmentSlice;
+  /** Unset at the end of a subscription, for what was dropped after the last slice. */
+  readonly assignments?: AssignmentSlice;
 }
 
 export interface Subscription {
@@ -30,6 +31,8 @@ export interface RouteHub {
   subscribe(run: string, request: RouteRequest): Promise<Subscription>;
   /** A slice has come from the GPU process. */
   publish(run: string, slice: AssignmentSlice): void;
+  /** So many slices of the run never came from the GPU process; whether they would have matched, nobody knows. */
+  leftOut(run: string, slices: number): void;
   /** The run was opened on a GPU process. */
   opened(run: string): void;
   /** The run ended: its subscriptions end when their buffers are empty. */
@@ -45,6 +48,8 @@ interface Subscriber {
   readonly buffer: { sequence: bigint; assignments: AssignmentSlice }[];
   matched: bigint;
   dropped: bigint;
+  /** `dropped` as the subscriber knows it. */
+  told: bigint;
   ended: boolean;
   wake(): void;
 }
@@ -84,7 +89,7 @@ export function createRouteHub(
         const message = `${run} has ${limit} subscribers of its assignments already`;
         throw refusal(status.RESOURCE_EXHAUSTED, "TOO_MANY_SUBSCRIBERS", message, { limit: String(limit) }, 1);
       }
-      const own: Subscriber = { request, buffer: [], matched: 0n, dropped: 0n, ended: false, wake: () => {} };
+      const own: Subscriber = { request, buffer: [], matched: 0n, dropped: 0n, told: 0n, ended: false, wake: () => {} };
       subscribers.set(run, all.add(own));
       await announce(run);
       return {
@@ -97,7 +102,9 @@ export function createRouteHub(
           }
           const next = own.buffer.shift();
           if (!next && stopping) throw STOPPING();
-          return next && { ...next, dropped: own.dropped };
+          if (!next && own.told === own.dropped) return undefined;
+          own.told = own.dropped;
+          return { sequence: own.matched, ...next, dropped: own.dropped };
         },
         close() {
           all.delete(own);
@@ -120,6 +127,15 @@ export function createRouteHub(
         }
         subscriber.buffer.push({ sequence, assignments });
         subscriber.wake();
+      }
+    },
+
+    leftOut(run, slices) {
+      for (const subscriber of subscribers.get(run) ?? []) {
+        subscriber.matched += BigInt(slices);
+        subscriber.dropped += BigInt(slices);
+        total.matched += slices;
+        total.dropped += slices;
       }
     },
 

@@ -52,6 +52,7 @@ export interface LiveParts {
   /** The run is open on a process that knows no subscriptions yet. */
   readonly onOpen: (name: string) => void;
   readonly onRoutes: (name: string, slice: AssignmentSlice) => void;
+  readonly onRoutesLeftOut: (name: string, slices: number) => void;
   readonly onEnd: (name: string) => void;
 }
 

@@ -364,6 +364,8 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
   };
   gpu.onUpdate = (update) => {
     if (update.update.case === "routes") parts.onRoutes(update.run, update.update.value);
+    else if (update.update.case === "routesLeftOut")
+      parts.onRoutesLeftOut(update.run, Number(update.update.value.slices));
     else queue.active.find(({ run }) => run.name === update.run)?.update(update);
   };
   return runs;

@@ -158,6 +158,8 @@ export async function carryOut(state: WorkerState, request: Request, answer: Ans
       const subscription = subscribeRoutes(request.value, {
         backlogBytes: state.backlogBytes,
         send: (slice) => state.sendUpdate(run.name, Number(slice.step), { case: "routes", value: slice }),
+        leftOut: (slices) =>
+          state.sendUpdate(run.name, run.step, { case: "routesLeftOut", value: { slices: count(slices) } }),
         warn: (message) =>
           state.sendUpdate(run.name, run.step, { case: "warning", value: { reason: "ROUTES_DROPPED", message } }),
       });

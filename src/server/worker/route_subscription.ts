@@ -1,5 +1,5 @@
 // The routes of a run on their way to the server. Lossy by design: while the pipe is backed up, slices are left out and
-// counted, and a warning on the run says how many once the pipe flows again.
+// counted; subscribers are told of them with the next slice, and a warning on the run says how many once the pipe flows again.
 
 import type { AssignmentSlice } from "../../../proto/gen/thaw/v1/routing_pb.ts";
 import type { SubscribeRoutes } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";
@@ -16,6 +16,8 @@ const WARNING_INTERVAL = 30_000;
 export interface RouteSink {
   readonly backlogBytes: () => number;
   readonly send: (slice: AssignmentSlice) => void;
+  /** So many slices were left out since it was last said. */
+  readonly leftOut: (slices: number) => void;
   readonly warn: (message: string) => void;
 }
 
@@ -30,7 +32,10 @@ export interface RouteSubscription {
 export function subscribeRoutes(request: SubscribeRoutes, sink: RouteSink): RouteSubscription {
   const choose = routeFilter(request.filter);
   const fields: RouteFields = { tokenIds: request.includeTokenIds, gates: request.includeGates };
+  /** Not warned of yet. */
   let dropped = 0;
+  /** Not told to the subscribers yet. */
+  let untold = 0;
   let lastWarning = Number.NEGATIVE_INFINITY;
 
   function warn(): void {
@@ -38,18 +43,25 @@ export function subscribeRoutes(request: SubscribeRoutes, sink: RouteSink): Rout
     dropped = 0;
     lastWarning = performance.now();
   }
+  function tell(): void {
+    if (untold > 0) sink.leftOut(untold);
+    untold = 0;
+  }
   return {
     offer(batch) {
       const tokens = choose(batch);
       if (tokens === undefined) return;
       if (sink.backlogBytes() > MAX_BACKLOG_BYTES) {
         dropped++;
+        untold++;
         return;
       }
+      tell();
       if (dropped > 0 && performance.now() - lastWarning >= WARNING_INTERVAL) warn();
       sink.send(routesToProto(batch, fields, tokens === "all" ? undefined : tokens));
     },
     end() {
+      tell();
       if (dropped > 0) warn();
     },
   };

@@ -59,7 +59,8 @@ export const StreamAssignmentsRequestSchema: GenMessage<StreamAssignmentsRequest
   messageDesc(file_thaw_v1_routing_service, 0);
 
 /**
- * One slice. The first message has none: it says that the subscription is in place.
+ * One slice. The first message has none: it says that the subscription is in place. Nor has the last one where slices were
+ * dropped after the last that was sent.
  *
  * @generated from message thaw.v1.StreamAssignmentsResponse
  */
@@ -72,7 +73,8 @@ export type StreamAssignmentsResponse = Message<"thaw.v1.StreamAssignmentsRespon
   sequence: bigint;
 
   /**
-   * Slices dropped on this subscription so far.
+   * Slices dropped on this subscription so far. Those that the GPU process left out, because the server was too busy, count on
+   * every subscription of the run, whatever its filter.
    *
    * @generated from field: int64 dropped = 2;
    */
