@@ -40,7 +40,7 @@ export function moeLayer(b: LayerBuild, shape: MoeShape): Layer & { readonly rou
   const routing = routed(g, linear(g, "logits", x, router, { precise: true }), mask, b.step, topK);
   const first = (name: string, w: Tensor) => expertLinear(g, name, x, w, routing, { gather: true, relu: false });
   const hidden = gatedGelu(g, "hidden", first("gated", gate), first("upped", up));
-  const rows = expertLinear(g, "rows", hidden, down, routing, { gather: false, relu: false });
+  const rows = expertLinear(g, "rows", hidden, down, routing, { gather: false, relu: false, precise: true });
   const output = combine(g, "output", rows, routing);
   return { output, kept: [routing.chosenIds, routing.gates, routing.expertCount], routing };
 }

@@ -233,7 +233,7 @@ export interface RunConfig {
   readonly expertDropout?: number;
   /**
    * `mixed`: linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where there are
-   * some, and attention's too where there are; under dynamic loss scaling. What they read and write is kept as f16 where the
+   * some, and attention's too where there are; under dynamic loss scaling. What they read is kept as f16 where the
    * model's widths are multiples of 8; all else is f32. Default: `f32`.
    */
   readonly precision?: "f32" | "mixed";

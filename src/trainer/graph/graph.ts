@@ -155,8 +155,8 @@ export class Graph {
   }
 
   /**
-   * An activation that products read, or that they write for one of these or for a sum in f32: f16 in mixed precision, to
-   * which they would round it anyway. Like {@link activation} else.
+   * An activation that products read, or that they write for one of these: f16 in mixed precision, to which products would
+   * round it anyway. Like {@link activation} else.
    */
   operand(name: string, shape: readonly number[], from: readonly (Tensor | undefined)[] = []): Tensor {
     const requiresGradient = from.some((t) => t?.requiresGradient);

@@ -1148,7 +1148,7 @@ export const Precision = {
 
   /**
    * Linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where the adapter has some,
-   * and there the products inside attention do too. What products read and write is kept as f16 where the model's widths are
+   * and there the products inside attention do too. What products read is kept as f16 where the model's widths are
    * multiples of 8; trained parameters, the residual stream, routing, losses and all sums stay f32. The loss is scaled so
    * that small gradients do not vanish: a step whose gradient overflows changes nothing and halves the scale, which is no
    * matter of `non_finite` until the scale is 1.

@@ -9,7 +9,8 @@ import type { Routing } from "./routing.ts";
 
 /**
  * One linear map per expert over sorted rows: weight [experts, n, k]. `gather` reads x [tokens, k] through the routing;
- * otherwise x is [maxRows, k]. Returns [maxRows, n], after ReLU when `relu`.
+ * otherwise x is [maxRows, k]. Returns [maxRows, n], after ReLU when `relu`; kept as f32 in any
+ * precision when `precise`.
  */
 export function expertLinear(
   g: Graph,
@@ -17,14 +18,15 @@ export function expertLinear(
   x: Tensor,
   weight: Tensor,
   r: Routing,
-  options: { gather: boolean; relu: boolean },
+  options: { gather: boolean; relu: boolean; precise?: boolean },
 ): Tensor {
   const [, n, k] = weight.shape;
   const { maxRows, rowTile, topK, expertOfBlock, expertOffset, expertCount } = r;
   const tokens = r.expertIds.shape[0];
   const gatherTopK = options.gather ? topK : undefined;
   const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
-  const out = g.operand(name, [maxRows, n], [x, weight]);
+  const from = [x, weight];
+  const out = options.precise ? g.activation(name, [maxRows, n], from) : g.operand(name, [maxRows, n], from);
   if (options.relu) out.rectified = true;
   const flops = 2 * r.assignments * n * k;
   const { products } = g;
@@ -118,7 +120,9 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
           },
         }),
       );
-      gradients.add(rows, false, (dRows) =>
+      if (rows.requiresGradient) {
+        // For products, whatever the rows are kept as.
+        const dRows = g.operand(`d_${rows.name}`, rows.shape);
         g.add({
           name: "moe_combine_rows_gradient",
           reads: [dOut, gates, sourceOfRow],
@@ -128,8 +132,9 @@ export function combine(g: Graph, name: string, rows: Tensor, r: Routing): Tenso
             const bound = { dOut, gates, sourceOfRow, dRows };
             return moeCombineRowsGradient(bound, { maxRows, topK, width, halves: halvesOf(bound) });
           },
-        }),
-      );
+        });
+        gradients.addTensor(rows, dRows, true);
+      }
     },
   });
   return out;

@@ -38,7 +38,10 @@ export interface SwitchBuild {
   readonly sparse: SparseLayer[];
 }
 
-/** A graph of this model: what products read is kept as f16 in mixed precision, where the model's widths allow it. */
+/**
+ * A graph of this model: what products read is kept as f16 in mixed precision, where the model's widths allow it. What they
+ * write for the residual stream stays f32: in trained models it can exceed the range of f16.
+ */
 export function graphOf(target: KernelTarget, { dModel, dFf, headDim }: SwitchConfig, o: BuildOptions): Graph {
   const eights = [dModel, dFf, headDim].every((width) => width % 8 === 0);
   const { products = "f32" } = o;
@@ -163,9 +166,9 @@ export function aroundAttention(
 ): Tensor {
   const { graph: g, config: c } = b;
   const x = rmsNorm(g, `${prefix}.norm`, h, parameter(b, `${prefix}.layer_norm.weight`), c.epsilon);
-  const project = (from: Tensor, p: string) =>
-    linear(g, `${prefix}.${p}`, from, parameter(b, `${prefix}.${module}.${p}.weight`));
-  return residual(g, `${prefix}.out`, h, project(mix(x, project), "o"), drop(b));
+  const weight = (p: string) => parameter(b, `${prefix}.${module}.${p}.weight`);
+  const mixed = mix(x, (from, p) => linear(g, `${prefix}.${p}`, from, weight(p)));
+  return residual(g, `${prefix}.out`, h, linear(g, `${prefix}.o`, mixed, weight("o"), { precise: true }), drop(b));
 }
 
 export function feedForwardSublayer(
@@ -194,7 +197,7 @@ function dense(b: SwitchBuild, x: Tensor, mlp: string): Tensor {
   const hidden = activation(b, `${mlp}.hidden`, (name, matrix, relu) =>
     linear(g, name, x, parameter(b, `${mlp}.${matrix}.weight`), { relu }),
   );
-  return linear(g, `${mlp}.out`, dropout(g, hidden, drop(b)), parameter(b, `${mlp}.wo.weight`));
+  return linear(g, `${mlp}.out`, dropout(g, hidden, drop(b)), parameter(b, `${mlp}.wo.weight`), { precise: true });
 }
 
 /** The hidden activation of a feed-forward layer whose input matrices `project` applies: ReLU or GEGLU. */
@@ -227,7 +230,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
     dropout(g, hidden, { rate: o.expertDropout, step: b.step }),
     parameter(b, `${mlp}.experts.wo.weight`),
     routing,
-    { gather: false, relu: false },
+    { gather: false, relu: false, precise: true },
   );
   const output = combine(g, `${mlp}.combined`, rows, routing);
   b.sparse.push({ stack, layer, input: x, router, logits, routing, output });
