@@ -14,7 +14,7 @@ import { OptimizerState } from "../src/trainer/run/optimizer_state.ts";
 import { type OperationTime, profileGraph } from "../src/trainer/run/profile.ts";
 import type { AdamW } from "../src/trainer/types.ts";
 import { fillWithNoise, type Noise } from "./noise.ts";
-import { median, repeated, secondsOf } from "./timing.ts";
+import { median, repeated, secondsOf, warmUp } from "./timing.ts";
 
 export const ADAMW: AdamW = { kind: "adamw", beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0.01 };
 
@@ -137,8 +137,14 @@ export async function recordLayer(
   };
   return {
     noise,
-    profile: async () => medians(await repeated(() => profileGraph(device, recorded))),
-    seconds: async () => median(await repeated(() => secondsOf(device, program, 3))),
+    profile: async () => {
+      await warmUp(device, program);
+      return medians(await repeated(() => profileGraph(device, recorded)));
+    },
+    seconds: async () => {
+      await warmUp(device, program);
+      return median(await repeated(() => secondsOf(device, program, 3)));
+    },
     readF32: readFloats,
     readU32: async (t) => new Uint32Array(await read(t)),
     gradient: (name, first, count) => readFloats(gradients.get(name)!, first, count),

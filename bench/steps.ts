@@ -5,7 +5,8 @@ import type { StepMetrics } from "../src/trainer/types.ts";
 
 /** Steps submitted before the first of them has come back. */
 const IN_FLIGHT = 2;
-const WARM_UP = 2;
+/** Before steps are measured, two at least: as a share of the time in which they are. */
+const WARM_UP = 0.25;
 
 /** Trains while `more` says so of the number of steps submitted; returns their metrics in order. */
 async function trainWhile(run: Run, more: (submitted: number) => boolean): Promise<StepMetrics[]> {
@@ -34,9 +35,12 @@ export interface StepRate {
 
 /** Warms up and trains for `seconds`, at least `least` steps. */
 export async function stepRate(run: Run, seconds: number, least = 3): Promise<StepRate> {
-  await train(run, WARM_UP);
+  const during = (lasting: number, atLeast: number): Promise<StepMetrics[]> => {
+    const end = performance.now() + 1e3 * lasting;
+    return trainWhile(run, (n) => n < atLeast || performance.now() < end);
+  };
+  await during(WARM_UP * seconds, 2);
   const begin = performance.now();
-  const end = begin + 1e3 * seconds;
-  const { length: steps } = await trainWhile(run, (n) => n < least || performance.now() < end);
+  const { length: steps } = await during(seconds, least);
   return { seconds: (performance.now() - begin) / 1e3 / steps, steps };
 }

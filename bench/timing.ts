@@ -23,6 +23,16 @@ export async function repeated<T>(once: () => Promise<T>): Promise<T[]> {
   return results;
 }
 
+/** A GPU that has waited runs at a low clock and takes a while to raise it: so long it works before it is timed. */
+const WARM_UP_SECONDS = 0.5;
+
+/** Runs a program once, and on a GPU until it has had time to raise its clock. */
+export async function warmUp(device: Device, program: Program): Promise<void> {
+  const end = performance.now() + (device.capabilities.software ? 0 : 1e3 * WARM_UP_SECONDS);
+  do await secondsOf(device, program, 1);
+  while (performance.now() < end);
+}
+
 /** Submits a program `times` over, as a training loop does, and waits. Returns seconds of one. */
 export async function secondsOf(device: Device, program: Program, times: number): Promise<number> {
   const begin = performance.now();
@@ -36,7 +46,7 @@ export async function secondsOf(device: Device, program: Program, times: number)
 }
 
 /**
- * Seconds of some commands: the median of repeated runs behind a first one, by the adapter's timestamps, or by the clock where
+ * Seconds of some commands: the median of repeated runs behind a warm-up, by the adapter's timestamps, or by the clock where
  * it has none.
  * @throws KernelError for a fault in any of them
  */
@@ -46,7 +56,7 @@ export async function timeCommands(
   commands: readonly Command<BufferArgument>[],
 ): Promise<number> {
   const program = await recordProgram(device, label, commands);
-  await secondsOf(device, program, 1);
+  await warmUp(device, program);
   const stamped = async () => (await profileProgram(device, program)).reduce((sum, { seconds }) => sum + seconds, 0);
   const once = device.capabilities.timestampQuery ? stamped : () => secondsOf(device, program, 1);
   const seconds = median(await repeated(once));

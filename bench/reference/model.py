@@ -61,15 +61,18 @@ for name, trains in STRATEGIES.items():
     step()
     synchronize()
     first = time.perf_counter() - begin
-    for _ in range(2):
-        step()
-    synchronize()
-    begin, steps = time.perf_counter(), 0
-    while steps < 3 or time.perf_counter() - begin < given["seconds"]:
-        step()
-        synchronize()
-        steps += 1
-    seconds = (time.perf_counter() - begin) / steps
+
+    def steps_for(lasting, least):
+        """Seconds of a step and how many there were."""
+        begin, count = time.perf_counter(), 0
+        while count < least or time.perf_counter() - begin < lasting:
+            step()
+            synchronize()
+            count += 1
+        return (time.perf_counter() - begin) / count, count
+
+    steps_for(given["seconds"] / 4, 2)
+    seconds, steps = steps_for(given["seconds"], 3)
     figures = {
         "mode": given["mode"],
         "tokens/s": batch * (inputs + targets) / seconds,
