@@ -42,8 +42,8 @@ export type KernelTarget = "software" | "hardware";
 export const kernelTarget = (c: Capabilities): KernelTarget => (c.software ? "software" : "hardware");
 
 /**
- * What a matrix product does with its f32 operands. `f32`: takes them as they are. `f16`: rounds them to f16 and sums in
- * f32, on any adapter. `matrix`: the same on the adapter's matrix units.
+ * What a matrix product does with its operands. `f32`: takes them as they are. `f16`: rounds to f16 those that are stored
+ * as f32, and sums in f32, on any adapter. `matrix`: the same on the adapter's matrix units.
  */
 export type Products = "f32" | "f16" | "matrix";
 

@@ -69,7 +69,7 @@ interface Variant {
   readonly masked: boolean;
   /** `matrix` on hardware only. */
   readonly products: Products;
-  /** Of a, b and out. */
+  /** Of a, b, out and mask. */
   readonly halves: Halves;
 }
 
@@ -379,7 +379,9 @@ export interface GroupedMatmulDims {
  * out[r, 0..n) = x[source(r), 0..k) · W_e for every row r of a used block with expert e.
  * x [tokens, k] with gatherTopK, else [maxRows, k] with zeros in padding rows; out [maxRows, n]; expertOfBlock
  * [maxRows / rowTile] u32 (at least the number of experts = unused); sourceOfRow [maxRows] u32, read with gatherTopK.
- * Given `mask`, laid out as out, results are 0 where it is not positive. The weight binding must end with the last expert: its length is what tells an unused block.
+ * x, W, out and mask are f32, or f16 where `halves` says so. Given `mask`, laid out as out, results are 0 where it is not
+ * positive. The weight binding must end with the last expert: its length is what tells an unused block.
+ * @throws RangeError for a rowTile that is no multiple of 4
  */
 export function groupedMatmul<T>(
   buffers: Record<"x" | "weight" | "out" | "expertOfBlock", T> & { sourceOfRow?: T; mask?: T },
@@ -414,7 +416,7 @@ export function groupedMatmul<T>(
 
 /**
  * out[s, n, k] = Σ of dy[r, n] · x[source(r), k] over the real rows r of expert trainableExperts[s], in order; exactly
- * 0 for an expert without rows; out f32. dy [maxRows, n]; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
+ * 0 for an expert without rows; out f32. dy [maxRows, n], f32 or f16; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
  * [experts + 1], expertCount [experts], trainableExperts [slots], all u32.
  */
 export function groupedWeightGradient<T>(

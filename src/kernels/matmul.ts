@@ -1,5 +1,6 @@
-// Dense matrix product in every transpose: out = alpha · op(a) · op(b), optionally added to out, optionally through
-// ReLU. Everything is row-major; the sum over k runs in ascending order in f32, whatever the tile.
+// Dense matrix product in every transpose: out = alpha · op(a) · op(b), optionally added to out, through ReLU, or masked by
+// where a ReLU was positive. Everything is row-major, each buffer f32 or f16 (storage.ts). Sums are f32 in any case, in
+// ascending order of k whatever the tile, but for stretches of a split k and for what matrix units do with 16 steps at a time.
 //
 // A weight gradient has few outputs and a long k: too few workgroups to fill a GPU. Given scratch, the hardware kernels
 // split k in stretches that are summed apart and then added up in order. (One H100, driver 580.159.04, 2026-11-24: without
@@ -14,9 +15,9 @@
 //   8×8     2.2        2.4         2.3         3.2         0.9
 //   16×4    2.1        2.3         1.8         2.5         1.5
 //   4×4     1.6        1.4         1.5         1.3         1.2
-// 4×8, 4×16 and 8×16 lie within that noise of 8×8, as do workgroups of 4, 16 and 64 threads; the robustness checks
-// switched off change nothing.
-// Hardware: 64×64 per workgroup, 4×4 per thread; 128×128 and 8×8 where the output is large enough to fill a GPU so.
+// 4×8, 4×16 and 8×16 lie within that noise of 8×8, as do workgroups of 4, 16 and 64 threads.
+// Hardware: 64×64 per workgroup, 128×128 where the output is large enough to fill a GPU so: of that 4×4 or 8×8 per thread
+// (workgroup_tiles.ts), or 32×32 or 64×64 per subgroup on matrix units (matrix_tiles.ts).
 
 import type { KernelTarget, Products } from "./capabilities.ts";
 import { type Command, call, defineKernel, type Kernel, LINEAR_INDEX, spread } from "./kernel.ts";
@@ -360,7 +361,8 @@ export function matmulScratch(dims: MatmulDims, target: KernelTarget): number {
 }
 
 /**
- * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), row-major. `scratch` [matmulScratch] f32 allows to split k.
+ * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), row-major; f32, or f16 where `halves` says so. `scratch`
+ * [matmulScratch] f32 allows to split k, without a mask.
  * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum), and with f16 or matrix products 2^-10 · Σ|ab| more,
  * but for operands that hold f16 already; there an operand beyond 65504 is not finite. Given `mask`, laid out as out, results
  * are 0 where it is not positive: the gradient of a ReLU whose output it is.

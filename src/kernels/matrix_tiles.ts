@@ -1,6 +1,6 @@
 // The inner loop of matrix products on a GPU's matrix units (WGSL subgroup matrices, 16×16×16, f16 · f16 summed in f32), as
-// text for `matmul` and `grouped_matmul`: what `workgroupTile` is for f32. Operands lie in memory as f16, or as f32 that is
-// rounded on its way into workgroup memory; sums are f32.
+// text for `matmul` and `grouped_matmul`: what `workgroupTile` is without them. An operand lies in memory as f16, or as f32
+// that is rounded on its way into workgroup memory; sums are f32.
 //
 // A workgroup computes m×n results, each of its subgroups `own`×`own` of them, which stay in its registers as 16×16 fragments.
 // Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is multiplied.

@@ -1,4 +1,4 @@
-// The hardware loop of matrix products in f32, as WGSL text for `matmul` and `grouped_matmul`: a workgroup computes m×n
+// The hardware loop of matrix products without matrix units, as WGSL text for `matmul` and `grouped_matmul`: a workgroup computes m×n
 // results, each of its threads 4×4 or 8×8 of them, from slabs of both operands that are staged in workgroup memory.
 //
 // What keeps a GPU at multiplying:
@@ -18,7 +18,7 @@
 
 import type { Layout, Store, TileProducts } from "./matmul_tiles.ts";
 
-/** An operand of {@link workgroupTile}, all texts WGSL in f32 elements. */
+/** An operand of {@link workgroupTile}, all texts WGSL; indices count elements, whatever they are stored as. */
 export interface WorkgroupOperand {
   readonly array: "a" | "b";
   readonly layout: Layout;
