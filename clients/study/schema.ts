@@ -7,12 +7,12 @@ import { flag, listOf, optional, type Place, type Read, real, record, required, 
 import type { CellSettings } from "./results.ts";
 import { type StudyRouting, studyRouting } from "./routing.ts";
 
-export const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
+const PRESETS = ["all", "non_moe", "moe", "attention", "ffn"] as const;
 /** Figures of an evaluation; `primary` is the first metric of the dataset's task. */
-export const METRICS = ["accuracy", "exact_match", "primary"] as const;
-export const OPTIMIZERS = ["adamw", "adafactor", "sgd"] as const;
-export const BATCHINGS = ["padded", "packed", "bucketed"] as const;
-export const PRECISIONS = ["f32", "mixed"] as const;
+const METRICS = ["accuracy", "exact_match", "primary"] as const;
+const OPTIMIZERS = ["adamw", "adafactor", "sgd"] as const;
+const BATCHINGS = ["padded", "packed", "bucketed"] as const;
+const PRECISIONS = ["f32", "mixed"] as const;
 
 /** What a cell starts from. Written short as its source alone; the name is then the source's last word. */
 export interface ModelSource {
@@ -85,6 +85,7 @@ export interface StudyFile {
   readonly warmupSteps: number;
   /** How examples of different lengths share batches; with `packed` a batch size counts rows, not examples. */
   readonly batching: (typeof BATCHINGS)[number];
+  /** Of every run: RunSpec's. */
   readonly precision: (typeof PRECISIONS)[number];
   readonly routing?: StudyRouting;
   readonly evaluation: StudyEvaluation;

@@ -15,7 +15,7 @@ import type { ChannelOptions, MethodDefinition, ServiceDefinition } from "@grpc/
 import "./text.ts";
 
 /** Largest message either side takes unless configured otherwise, in bytes. */
-export const DEFAULT_MAX_MESSAGE_BYTES = 16 * 2 ** 20;
+const DEFAULT_MAX_MESSAGE_BYTES = 16 * 2 ** 20;
 
 /** Options for a grpc-js server or channel. An 8 MiB HTTP/2 window nearly doubles the throughput of large messages. */
 export function channelOptions(maxMessageBytes: number = DEFAULT_MAX_MESSAGE_BYTES): ChannelOptions {

@@ -106,8 +106,8 @@ const OWNED_REGISTERS = 8;
 const UNROLLED = { software: 16, hardware: 32 } as const;
 
 /** WGSL type of one register of a head, and how many there are. */
-export const vectorType = (v: AttentionVariant): "vec4f" | "f32" => (v.headDim % 4 === 0 ? "vec4f" : "f32");
-export const vectorCount = (v: AttentionVariant): number => (v.headDim % 4 === 0 ? v.headDim / 4 : v.headDim);
+const vectorType = (v: AttentionVariant): "vec4f" | "f32" => (v.headDim % 4 === 0 ? "vec4f" : "f32");
+const vectorCount = (v: AttentionVariant): number => (v.headDim % 4 === 0 ? v.headDim / 4 : v.headDim);
 
 /** Rows that one thread owns, and threads of a workgroup. */
 export const ownedRows = (v: AttentionVariant): number =>

@@ -37,7 +37,7 @@ import { MAX_ROLLBACKS, trackRollbacks } from "./rollbacks.ts";
 import { hasEnded } from "./states.ts";
 
 /** Times a run is opened again without a new checkpoint in between. */
-export const MAX_TRIES = 3;
+const MAX_TRIES = 3;
 
 /** What a live run needs of the server. */
 export interface LiveParts {
@@ -89,7 +89,7 @@ export function changeState(runLog: RunLog, live: LiveRun, to: RunState, error?:
 }
 
 /** A report that says what trains, for when nothing was changed. */
-export const reportOf = (opened: Pick<RunOpened, "matched" | "cost" | "step">): TrainableReport =>
+const reportOf = (opened: Pick<RunOpened, "matched" | "cost" | "step">): TrainableReport =>
   create(TrainableReportSchema, {
     matched: opened.matched,
     before: opened.cost,

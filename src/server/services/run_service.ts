@@ -184,7 +184,7 @@ export function watch(core: Core, request: WatchRunRequest, signal: AbortSignal)
   return core.runLog.watch(id, request.afterRevision, progressMs, signal);
 }
 
-export function checkWatch(
+function checkWatch(
   problems: Problems,
   { name, afterRevision, progressInterval }: WatchRunRequest,
   prefix = "",

@@ -9,7 +9,7 @@ import { sizeDelimitedDecodeStream, sizeDelimitedEncode } from "@bufbuild/protob
 import "../../../proto/rpc/text.ts";
 
 /** Largest frame in bytes. Far above what a batch of routes needs; a garbled length is nearly always above it. */
-export const MAX_FRAME_BYTES = 64 * 1024 * 1024;
+const MAX_FRAME_BYTES = 64 * 1024 * 1024;
 
 /** The stream does not hold frames of the expected message; nothing after this point can be read. */
 export class FrameError extends Error {

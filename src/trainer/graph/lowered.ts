@@ -21,7 +21,7 @@ export interface LoweredGraph {
 export const isCall = <T>(command: Command<T>): command is KernelCall<T> => "kernel" in command;
 
 /** Tensors a call may write. */
-export function writtenBy(c: KernelCall<Tensor>): Tensor[] {
+function writtenBy(c: KernelCall<Tensor>): Tensor[] {
   return Object.entries(c.buffers).flatMap(([name, t]) =>
     c.kernel.buffers[name]?.access === "read_write" && t ? [t] : [],
   );

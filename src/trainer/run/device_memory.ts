@@ -23,7 +23,7 @@ export interface PlannedBytes {
 }
 
 /** Slot sizes that serve every program: entry i is the largest of their i-th largest slots. */
-export function sharedSlots(graphs: readonly LoweredGraph[]): number[] {
+function sharedSlots(graphs: readonly LoweredGraph[]): number[] {
   const slots: number[] = [];
   for (const { memory } of graphs)
     memory.slotBytes.forEach((bytes, i) => {
