@@ -167,7 +167,9 @@ async function runReference(twin: Reference, scale: Scale, python: string, secon
   return { ...base, ...ended, outcome, rows };
 }
 
-/** Hands on the lines of a process until it ends, or is ended, with its group where that is its own, when its time is over. */
+/**
+ * Hands on the lines of a process until it ends, or is ended, with its group where that is its own, when its time is over.
+ */
 async function whole(
   child: ChildProcess,
   lines: Readable,

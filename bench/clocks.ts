@@ -6,7 +6,9 @@ import { execFile } from "node:child_process";
 const EVERY_MS = 500;
 const QUERY = ["--query-gpu=clocks.sm", "--format=csv,noheader,nounits"];
 
-/** Asks every half second. The function returned ends it and gives the least and the most seen, MHz; nothing where none was. */
+/**
+ * Asks every half second. The function returned ends it and gives the least and the most seen, MHz; nothing where none was.
+ */
 export function watchClocks(): () => { readonly least: number; readonly most: number } | undefined {
   const seen: number[] = [];
   let asking = false;

@@ -1,6 +1,6 @@
-// npm run bench:load: how many calls a server answers and how soon, and what many streams cost it. The server is a process of
-// its own with everything but a GPU: steps compute nothing and take a set time, so that what is measured is the service and not
-// the training. Unary calls are h2load's (Debian: nghttp2-client), which is not ours; without it that part is left out.
+// npm run bench:load: how many calls a server answers and how soon, and what many streams cost it. The server is a process
+// of its own with everything but a GPU: steps compute nothing and take a set time, so that what is measured is the service
+// and not the training. Unary calls are made by h2load (Debian: nghttp2-client); without it that part is left out.
 //
 // Client and server share the machine, so the figures are a lower bound of what the server alone could do. Everything is on
 // 127.0.0.1, and bounded in time.

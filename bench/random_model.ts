@@ -99,8 +99,8 @@ export const tokensOf = ({ batch, input, target }: RunShape): number => batch * 
 const EXAMPLES = 512;
 
 /**
- * Examples without padding. Ids follow Zipf's law (the logarithm is uniform), and a target repeats the beginning of its input,
- * so that there is something to learn.
+ * Examples without padding. Ids follow Zipf's law (the logarithm is uniform), and a target repeats the beginning of its
+ * input, so that there is something to learn.
  */
 export function randomExamples({ input, target }: RunShape, vocabulary: number): EncodedExample[] {
   const id = (i: number): number => Math.floor(2 * ((vocabulary - 1) / 2) ** ((noiseAt({}, i) + 1) / 2));

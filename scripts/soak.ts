@@ -1,5 +1,5 @@
-// npm run soak -- --minutes 60: a server as users have it, with its GPU process (on the CPU where there is no GPU), under the
-// clients of soak/workload.ts, and what its processes hold meanwhile. Linux: memory and descriptors come from /proc.
+// npm run soak -- --minutes 60: a server as users have it, with its GPU process (on the CPU where there is no GPU), under
+// the clients of soak/workload.ts, and what its processes hold meanwhile. Linux: memory and descriptors come from /proc.
 //
 // The verdict is about growth: of each process's memory and descriptors over the time measured, after a first third in which
 // caches fill and code is compiled, and of what is left in the data directory when everything has been deleted.

@@ -26,7 +26,9 @@ const TIMEOUT_SECONDS = 300;
 /** The fault suite's files run many seeds each. */
 const FAULTS_TIMEOUT_SECONDS = 900;
 
-/** Tests that the fault suite runs beside its own: tokens on every method, limits, hostile texts, foreign and old clients. */
+/**
+ * Tests that the fault suite runs beside its own: tokens on every method, limits, hostile texts, foreign and old clients.
+ */
 const ALSO_FAULTS = ["access", "foreign_clients", "hostile", "limits", "recorded_requests", "resources", "tls"].map(
   (name) => `server/${name}.test.ts`,
 );

@@ -1,6 +1,6 @@
-// Many streams: watches and subscriptions of one run that steps, and watches that have nothing to tell. How far behind the run
-// its readers are, whether they got everything, what the run loses by them, what they hold of memory, and how soon others are
-// answered meanwhile.
+// Many streams: watches and subscriptions of one run that steps, and watches that have nothing to tell. How far behind the
+// run its readers are, whether they got everything, what the run loses by them, what they hold of memory, and how soon
+// others are answered meanwhile.
 
 import { spawn } from "node:child_process";
 import { setMaxListeners } from "node:events";

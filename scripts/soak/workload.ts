@@ -1,5 +1,6 @@
 // What clients do to a server all day: runs are created, steered, watched and deleted, readers come and go, most of them in
-// the middle, models and datasets arrive and leave, and some calls are wrong. Seeded, with pauses, and it never ends by itself.
+// the middle, models and datasets arrive and leave, and some calls are wrong. Seeded, with pauses, and it never ends by
+// itself.
 
 import { setTimeout as delay } from "node:timers/promises";
 import { status } from "@grpc/grpc-js";

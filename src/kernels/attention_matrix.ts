@@ -1,10 +1,10 @@
-// Attention's forward pass on matrix units, and which calls are for them. attention_matrix_wgsl.ts has the parts, and says how
-// they fit together.
+// Attention's forward pass on matrix units, and which calls are for them. attention_matrix_wgsl.ts has the parts, and says
+// how they fit together.
 //
-// One pass over the keys, with a running maximum as in attention.ts. But fragments cannot be rescaled where they are, only on a
-// way through memory; so a row's reference stays behind its maximum until that is 2^8 times above it, which is rare after the
-// first tile. Until then its probabilities are up to 2^8, as exact in f16 as below 1. Exponents are of 2, with its logarithm
-// in the factors.
+// One pass over the keys, with a running maximum as in attention.ts. But fragments cannot be rescaled where they are, only
+// on a way through memory; so a row's reference stays behind its maximum until that is 2^8 times above it, which is rare
+// after the first tile. Until then its probabilities are up to 2^8, as exact in f16 as below 1. Exponents are of 2, with its
+// logarithm in the factors.
 
 import { fullTile } from "./attention_matrix_seen.ts";
 import { entry, matrixKernel, tileLoads, walkTiles } from "./attention_matrix_walk.ts";

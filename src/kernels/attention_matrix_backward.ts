@@ -1,5 +1,6 @@
-// Attention's backward pass on matrix units: the kernels of attention_backward.ts from the parts in attention_matrix_wgsl.ts.
-// Scores and the gradients of probabilities have a patch each; p, and what becomes of it, replaces both.
+// Attention's backward pass on matrix units: the kernels of attention_backward.ts from the parts in
+// attention_matrix_wgsl.ts. Scores and the gradients of probabilities have a patch each; p, and what becomes of it, is left
+// in both.
 
 import { fullTile } from "./attention_matrix_seen.ts";
 import { entry, matrixKernel, type TileLoads, tileLoads, walkTiles } from "./attention_matrix_walk.ts";

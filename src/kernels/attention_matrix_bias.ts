@@ -1,6 +1,6 @@
-// The gradient of the relative position bias on matrix units: scores and their gradients as the query gradient has them, then
-// sums along the diagonals of every tile, since the bias of a pair depends on its distance alone. A second kernel sums what
-// blocks of queries found for a distance, and distances of a bucket, all in a fixed order.
+// The gradient of the relative position bias on matrix units: scores and their gradients as the query gradient has them,
+// then sums along the diagonals of every tile, since the bias of a pair depends on its distance alone. A second kernel sums
+// what blocks of queries found for a distance, and distances of a bucket, all in a fixed order.
 //
 // In a tile of 64 queries and 32 keys, a thread (y, k) has the pairs of distance y - 32k between their rows in the tile: in
 // column (i + y) % 32 for i = 0 … 31, so that threads read neighbouring words. The next tile's keys are 32 further, where

@@ -1,7 +1,7 @@
 // Dropout of probabilities in the attention kernels for matrix units: a bit for each of a lane's scores, the same that
 // `dropout_factor` decides (attention_wgsl.ts). Philox gives four numbers at a time, of consecutive keys, and takes some 300
-// instructions for them. A lane with keys of one query uses all four. One with queries of a key would use one; so where keys are
-// owned, the workgroup first makes the tile's bits together.
+// instructions for them. A lane with keys of one query uses all four. One with queries of a key would use one; so where keys
+// are owned, the workgroup first makes the tile's bits together.
 
 import { laneScores, type Ownership, THREADS, WALKED } from "./attention_matrix_wgsl.ts";
 

@@ -1,6 +1,6 @@
-// Which pairs see each other, in the attention kernels for matrix units. Three answers, from coarse to fine: the part of the other
-// side that any owned row sees, which is all that is walked; whether a tile is visible as a whole, which is asked of most tiles
-// and costs a few instructions; and a bit for each of a lane's scores, in the tiles at the edges.
+// Which pairs see each other, in the attention kernels for matrix units. Three answers, from coarse to fine: the part of the
+// other side that any owned row sees, which is all that is walked; whether a tile is visible as a whole, which is asked of
+// most tiles and costs a few instructions; and a bit for each of a lane's scores, in the tiles at the edges.
 
 import { laneScores, type Ownership, ownedSide, THREADS, WALKED, walkedSide } from "./attention_matrix_wgsl.ts";
 import type { AttentionVariant } from "./attention_wgsl.ts";
@@ -17,7 +17,9 @@ var<workgroup> count_seen: atomic<u32>;
 var<workgroup> seen: vec3u; //             begin, end, whether all between are seen by all
 `;
 
-/** The visible ones of a lane's scores, bit for bit; `begin` is the walked row of the first, `place` its place in the tile. */
+/**
+ * The visible ones of a lane's scores, bit for bit; `begin` is the walked row of the first, `place` its place in the tile.
+ */
 export const seenBits = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `
 fn low_bits(count: u32) -> u32 { return select((1u << (count & 31u)) - 1u, 0xffffffffu, count >= 32u); }
 fn rows_between(begin: u32, end: u32) -> u32 { return max(begin, end) - begin; }

@@ -1,5 +1,5 @@
-// The frame of an attention kernel for matrix units: its memory, what its threads own, and the walk over the tiles of the other
-// side. A tile's rows are fetched into registers while the one before is at work.
+// The frame of an attention kernel for matrix units: its memory, what its threads own, and the walk over the tiles of the
+// other side. A tile's rows are fetched into registers while the one before is at work.
 
 import { keptBits } from "./attention_matrix_dropout.ts";
 import { SEEN_MEMORY, seenBits, seenWalk } from "./attention_matrix_seen.ts";
@@ -51,8 +51,8 @@ ${stored.functions}${memory(v, o, patches)}${seenBits(v, o)}${v.dropout ? keptBi
 
 /**
  * Declares b, h (of the owned side's heads) and block, the workgroup's first row; of a thread its lane, its subgroup's first
- * row in the workgroup, the row that it has scores of, in the workgroup (`own`) and in all (`row`), the place of the first of
- * these scores in a tile, and the row's segment; and what {@link seenWalk} declares.
+ * row in the workgroup, the row that it has scores of, in the workgroup (`own`) and in all (`row`), the place of the first
+ * of these scores in a tile, and the row's segment; and what {@link seenWalk} declares.
  */
 export const entry = (v: AttentionVariant, o: Ownership): string => {
   const { length, segment } = ownedSide(o);
@@ -80,7 +80,9 @@ fn main(
   ${seenWalk(v, o)}`;
 };
 
-/** How the tiles of a walk come into workgroup memory: into registers by `fetch` a while before, and from there by `stage`. */
+/**
+ * How the tiles of a walk come into workgroup memory: into registers by `fetch` a while before, and from there by `stage`.
+ */
 export interface TileLoads {
   readonly declare: string;
   readonly fetch: (tile: string) => string;
@@ -154,8 +156,8 @@ export function tileLoads(v: AttentionVariant, o: Ownership, a: string, b: strin
 }
 
 /**
- * Walks the tiles from walk_begin to walk_end. `scores` multiplies what is staged, into patches; `middle` is what the lanes do
- * there, and ends in a barrier; `products` are those that read what the lanes left. Leaves no barrier pending.
+ * Walks the tiles from walk_begin to walk_end. `scores` multiplies what is staged, into patches; `middle` is what the lanes
+ * do there, and ends in a barrier; `products` are those that read what the lanes left. Leaves no barrier pending.
  */
 export const walkTiles = (
   loads: TileLoads,

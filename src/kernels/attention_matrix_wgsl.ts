@@ -1,16 +1,17 @@
-// The parts that the attention kernels for matrix units share (matrix_tiles.ts says what those are). Operands are rounded to f16
-// on their way into workgroup memory, sums are f32, and scores exist as one tile in workgroup memory.
+// The parts that the attention kernels for matrix units share (matrix_tiles.ts says what those are). Operands are f16, or
+// f32 that is rounded on its way into workgroup memory; sums are f32, and scores exist as one tile in workgroup memory.
 //
-// A workgroup's four subgroups own rows of one side (queries, or keys) and walk the other side in tiles of 32 rows. Fragments
-// are opaque, so what happens to single scores happens in memory: a product is stored to a patch, [owned rows, 32 walked rows]
-// of f32; each lane takes one row of its subgroup's 32, or half a row of 16, into registers, and leaves f16 where it read: 16
-// of them in the place of the first eight of 16 numbers. The next product reads those.
+// A workgroup's four subgroups own rows of one side (queries, or keys) and walk the other side in tiles of 32 rows.
+// Fragments are opaque, so what happens to single scores happens in memory: a product is stored to a patch, [owned rows, 32
+// walked rows] of f32; each lane takes one row of its subgroup's 32, or half a row of 16, into registers, and leaves f16
+// where it read: 16 of them in the place of the first eight of 16 numbers. The next product reads those.
 //
-// The walked rows are on the left of the products that give scores: their fragments are read as they lie. The owned rows, on the
-// right, are read transposed, but once.
+// The walked rows are on the left of the products that give scores: their fragments are read as they lie. The owned rows, on
+// the right, are read transposed, but once.
 //
-// What decides the speed is not the units but the instructions around them, for each score. So no score loads anything that its
-// row or its tile can, and which pairs are visible is a bit each, looked at only in tiles that are not visible as a whole.
+// What decides the speed is not the units but the instructions around them, for each score. So no score loads anything that
+// its row or its tile can, and which pairs are visible is a bit each, looked at only in tiles that are not visible as a
+// whole.
 
 import { type AttentionVariant, repeat } from "./attention_wgsl.ts";
 import { type BufferDeclaration, read } from "./kernel.ts";

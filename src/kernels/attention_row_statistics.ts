@@ -1,5 +1,5 @@
-// What the backward pass of attention needs of each query and head beside its inputs: the log-sum-exp of its scores, and delta,
-// the mean of the gradients of its probabilities, which is also out · dOut.
+// What the backward pass of attention needs of each query and head beside its inputs: the log-sum-exp of its scores, and
+// delta, the mean of the gradients of its probabilities, which is also out · dOut.
 
 import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
 import { floats, type Value, valuesOf } from "./storage.ts";
@@ -8,8 +8,8 @@ const WORKGROUP = 64;
 /** Partial sums of a row. */
 const SLOTS = 16;
 
-// Sixteen neighbouring threads read one row's vectors, then a thread sums up a row: neighbouring rows are neighbouring heads,
-// so a workgroup reads one stretch of memory.
+// Sixteen neighbouring threads read one row's vectors, then a thread sums up a row: neighbouring rows are neighbouring
+// heads, so a workgroup reads one stretch of memory.
 const rowStatisticsKernel = (type: Value, half: boolean) => {
   const { buffers, functions } = floats(type, { out: "read", d_out: "read" }, half ? ["out", "d_out"] : []);
   return defineKernel<string, string>({

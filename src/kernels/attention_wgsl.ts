@@ -246,9 +246,9 @@ var<workgroup> second_tile: array<${vectorType(v)}, TILE * VECTORS>;
 
 /**
  * The loop over the other side's rows `begin <= index < end`. In `body` the row's registers are `<first>_row` and
- * `<second>_row`, after their buffers ({@link headFloats}), and its segment is `segment`. `at` and `segment` are the WGSL expressions of the
- * row's first vector and of its segment; begin and end are the same for the whole workgroup. A row of none of the
- * segments of the rows that the thread owns, `segment0` …, is passed over.
+ * `<second>_row`, after their buffers ({@link headFloats}), and its segment is `segment`. `at` and `segment` are the WGSL
+ * expressions of the row's first vector and of its segment; begin and end are the same for the whole workgroup. A row of
+ * none of the segments of the rows that the thread owns, `segment0` …, is passed over.
  */
 export function walk(
   v: AttentionVariant,

@@ -415,8 +415,8 @@ export function groupedMatmul<T>(
 }
 
 /**
- * out[s, n, k] = Σ of dy[r, n] · x[source(r), k] over the real rows r of expert trainableExperts[s], in order; exactly
- * 0 for an expert without rows; out f32. dy [maxRows, n], f32 or f16; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
+ * out[s, n, k] = Σ of dy[r, n] · x[source(r), k] over the real rows r of expert trainableExperts[s], in order; exactly 0 for
+ * an expert without rows; out f32. dy [maxRows, n], f32 or f16; x and sourceOfRow as in {@link groupedMatmul}; expertOffset
  * [experts + 1], expertCount [experts], trainableExperts [slots], all u32.
  */
 export function groupedWeightGradient<T>(

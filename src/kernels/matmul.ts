@@ -1,6 +1,6 @@
 // Dense matrix product in every transpose: out = alpha · op(a) · op(b), optionally added to out, through ReLU, or masked by
 // where a ReLU was positive. Everything is row-major, each buffer f32 or f16 (storage.ts). Sums are f32 in any case, in
-// ascending order of k whatever the tile, but for stretches of a split k and for what matrix units do with 16 steps at a time.
+// ascending order of k whatever the tile, but for stretches of a split k and for matrix units, which take 16 steps at once.
 //
 // A weight gradient has few outputs and a long k: too few workgroups to fill a GPU. Given scratch, the hardware kernels
 // split k in stretches that are summed apart and then added up in order. (One H100, driver 580.159.04, 2026-11-24: without
@@ -362,10 +362,10 @@ export function matmulScratch(dims: MatmulDims, target: KernelTarget): number {
 
 /**
  * out[m,n] = alpha · op(a)[m,k] · op(b)[k,n] (+ out), row-major; f32, or f16 where `halves` says so. `scratch`
- * [matmulScratch] f32 allows to split k, without a mask.
- * Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32 sum), and with f16 or matrix products 2^-10 · Σ|ab| more,
- * but for operands that hold f16 already; there an operand beyond 65504 is not finite. Given `mask`, laid out as out, results
- * are 0 where it is not positive: the gradient of a ReLU whose output it is.
+ * [matmulScratch] f32 allows to split k, without a mask. Error of an element: at most k · 2^-24 · Σ|ab| (sequential f32
+ * sum), and with f16 or matrix products 2^-10 · Σ|ab| more, but for operands that hold f16 already; there an operand beyond
+ * 65504 is not finite. Given `mask`, laid out as out, results are 0 where it is not positive: the gradient of a ReLU whose
+ * output it is.
  */
 export function matmul<T>(
   buffers: Record<"a" | "b" | "out", T> & { scratch?: T; mask?: T },

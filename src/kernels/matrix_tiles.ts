@@ -2,11 +2,11 @@
 // text for `matmul` and `grouped_matmul`: what `workgroupTile` is without them. An operand lies in memory as f16, or as f32
 // that is rounded on its way into workgroup memory; sums are f32.
 //
-// A workgroup computes m×n results, each of its subgroups `own`×`own` of them, which stay in its registers as 16×16 fragments.
-// Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is multiplied.
-// What does not exist is read from the array's beginning and replaced by 0: a load behind a branch waits for the one before
-// it (one H100, driver 580.159.04, 2026-11-24: 85 TFLOP/s at 4096³ with branches, 168 without).
-// Fragments are opaque, so the end of a product goes through a patch of workgroup memory, where it is an f32 array again.
+// A workgroup computes m×n results, each of its subgroups `own`×`own` of them, which stay in its registers as 16×16
+// fragments. Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is
+// multiplied. What does not exist is read from the array's beginning and replaced by 0: a load behind a branch waits for the
+// one before it (one H100, driver 580.159.04, 2026-11-24: 85 TFLOP/s at 4096³ with branches, 168 without). Fragments are
+// opaque, so the end of a product goes through a patch of workgroup memory, where it is an f32 array again.
 //
 // An operand's contiguous axis must be a multiple of 8 elements, and begin at one: {@link matrixFits}.
 

@@ -1,5 +1,5 @@
-// The hardware loop of matrix products without matrix units, as WGSL text for `matmul` and `grouped_matmul`: a workgroup computes m×n
-// results, each of its threads 4×4 or 8×8 of them, from slabs of both operands that are staged in workgroup memory.
+// The hardware loop of matrix products without matrix units, as WGSL text for `matmul` and `grouped_matmul`: a workgroup
+// computes m×n results, each thread 4×4 or 8×8 of them, from slabs of both operands staged in workgroup memory as f32.
 //
 // What keeps a GPU at multiplying:
 // - 64 multiply-adds of a thread of 8×8 read 4 vec4f, whichever axis of an operand is contiguous: "outer" is staged
@@ -178,9 +178,9 @@ function multiply(a: Staged, b: Staged, q: number, perThread: number): string {
 
 /**
  * The hardware loop: sums k from `kBegin` to `kEnd` (both uniform over the workgroup) into `c{i}_{g}: vec4f`, the thread's
- * i-th row and g-th group of columns, in ascending order of k, one accumulator per result. Needs `lid`, the local
- * invocation index, and `load_a`, `load_b` (storage.ts), which give vec4f when `vector`: then the contiguous axis of each must begin at a
- * multiple of 4 elements and have a multiple of 4, and `kBegin` be one where that axis is k.
+ * i-th row and g-th group of columns, in ascending order of k, one accumulator per result. Needs `lid`, the local invocation
+ * index, and `load_a`, `load_b` (storage.ts), which give vec4f when `vector`: then the contiguous axis of each must begin at
+ * a multiple of 4 elements and have a multiple of 4, and `kBegin` be one where that axis is k.
  */
 export function workgroupTile(
   left: WorkgroupOperand,

@@ -256,7 +256,10 @@ export interface StepMetrics {
   /** Cross-entropy against the smoothed targets; absent without label smoothing. */
   readonly smoothedLoss?: number;
   readonly gradientNorm: number;
-  /** In mixed precision: what the gradient of the loss was multiplied with, and whether it overflowed, so that the step changed nothing. */
+  /**
+   * In mixed precision: what the gradient of the loss was multiplied with, and whether it overflowed, so that the step
+   * changed nothing.
+   */
   readonly lossScale?: { readonly scale: number; readonly overflowed: boolean };
   readonly learningRate: number;
   readonly tokens: number;
@@ -476,7 +479,8 @@ export interface TrainingRun {
   /**
    * Adds the gradients of a batch, of 1 to `batchSize` examples, to those added since the last step, and leaves everything
    * else as it is.
-   * @throws InputError naming every bad example, and every route that is not of its tokens; MemoryError when there is no room for gradients that add up
+   * @throws InputError naming every bad example, and every route that is not of its tokens; MemoryError when there is no
+   * room for gradients that add up
    */
   forwardBackward(examples: readonly DrivenExample[], options?: DrivenOptions): Promise<DrivenBatch>;
   /** Batches in the gradients; `setTrainable` and `endDriving` clear them too. */

@@ -1,5 +1,6 @@
-// A disk that fills up while a run writes its log and its checkpoints, for longer or shorter, and with a GPU process that dies
-// meanwhile: the server answers, the run waits or is paused and says why, and when there is room it goes on with nothing lost.
+// A disk that fills up while a run writes its log and its checkpoints, for longer or shorter, and with a GPU process that
+// dies meanwhile: the server answers, the run waits or is paused and says why, and when there is room it goes on with
+// nothing lost.
 
 import { readdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";

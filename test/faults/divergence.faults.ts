@@ -1,5 +1,5 @@
-// Losses that are no number, under each policy, while the server or its GPU process is killed in the moment in which one shows:
-// the run does what its policy says, and what it learns is what it learns without the kill.
+// Losses that are no number, under each policy, while the server or its GPU process is killed in the moment in which one
+// shows: the run does what its policy says, and what it learns is what it learns without the kill.
 
 import { suite } from "uvu";
 import * as assert from "uvu/assert";

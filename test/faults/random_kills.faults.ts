@@ -15,7 +15,9 @@ import { within } from "./support/within.ts";
 const KILLS = 20;
 /** Longest time between two kills: a process is up and steps well before. */
 const MOST_MS = 1500;
-/** Runs fail, rightly, when their process ends four times without a new checkpoint; so often in a row is never killed here. */
+/**
+ * Runs fail, rightly, when their process ends four times without a new checkpoint; so often in a row is never killed here.
+ */
 const MOST_WITHOUT_CHECKPOINT = 3;
 /** One server's life, or all four to their end, on a busy machine. */
 const PATIENCE_MS = 90_000;

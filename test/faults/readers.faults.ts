@@ -1,5 +1,6 @@
-// Clients that stop reading: one on every stream there is, and a whole client that is stopped. The server holds a bounded part
-// of what they do not take, the run goes on at its pace, others are served, and who reads again gets what the stream promises.
+// Clients that stop reading: one on every stream there is, and a whole client that is stopped. The server holds a bounded
+// part of what they do not take, the run goes on at its pace, others are served, and who reads again gets what the stream
+// promises.
 
 import { spawn } from "node:child_process";
 import { rm } from "node:fs/promises";
@@ -33,7 +34,9 @@ const SPEC = {
   steps: BigInt(STEPS),
   checkpoints: { everySteps: 0n },
 };
-/** What the server may hold for readers that take nothing: a message or two of each, and the answers to a few generations. */
+/**
+ * What the server may hold for readers that take nothing: a message or two of each, and the answers to a few generations.
+ */
 const MOST_MEGABYTES = 64;
 /** Readers of each stream, on connections of their own; each of the client's lets 8 MiB come by themselves. */
 const COPIES = 2;

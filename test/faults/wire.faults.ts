@@ -1,7 +1,7 @@
-// Peers that speak HTTP/2 and say nonsense in it: bodies that are no messages, to every method; streams that are reset as soon
-// as they are open, left in the middle, or never end. Every call of theirs ends, none of them is a fault of ours, and the room
-// they took is free again: the server takes few calls at a time here, so that one that stays shows. (Peers that speak no
-// HTTP/2, and a slow preface: test/server/foreign_clients.test.ts.)
+// Peers that speak HTTP/2 and say nonsense in it: bodies that are no messages, to every method; streams that are reset as
+// soon as they are open, left in the middle, or never end. Every call of theirs ends, none of them is a fault of ours, and
+// the room they took is free again: the server takes few calls at a time here, so that one that stays shows. (Peers that
+// speak no HTTP/2, and a slow preface: test/server/foreign_clients.test.ts.)
 
 import { Buffer } from "node:buffer";
 import { type ClientHttp2Session, type ClientHttp2Stream, connect as connectHttp2, constants } from "node:http2";
@@ -198,8 +198,8 @@ test("headers that never end", async () => {
     head.writeUInt32BE(stream, 5);
     return Buffer.concat([head, body]);
   };
-  // HEADERS without END_HEADERS, and then CONTINUATION (RFC 9113, section 6.10) for as long as they are taken: each holds one
-  // header `x: aaa…` that is not to be indexed.
+  // HEADERS without END_HEADERS, and then CONTINUATION (RFC 9113, section 6.10) for as long as they are taken: each holds
+  // one header `x: aaa…` that is not to be indexed.
   const field = Buffer.concat([Buffer.from([0x00, 1, 0x78, 0x7f, 0x81, 0x7d]), Buffer.alloc(16_000, 0x61)]);
   socket.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
   socket.write(frame(4, 0, 0, Buffer.alloc(0)));

@@ -276,8 +276,8 @@ for (const { target, products } of WAYS)
       const gradients = attentionGradientsReference(reference, forward, inputs.dOut, dims);
 
       // Rounding of a dot product of headDim terms: 4 · sqrt(headDim) · EPSILON · Σ|ab| (c = 4 covers the walk's luck).
-      // Rounding both operands of a product to f16, to nearest or towards zero, changes it by 2·2^-10 of itself and a little;
-      // numbers of f16 below its normal range, 2^-25.
+      // Rounding both operands of a product to f16, to nearest or towards zero, changes it by 2·2^-10 of itself and a
+      // little; numbers of f16 below its normal range, 2^-25.
       const rounding = matrix ? 2.1 * 2 ** -10 : 0;
       const subnormal = matrix ? 2 ** -25 : 0;
       const dot = (4 * Math.sqrt(headDim) + 4) * EPSILON + rounding;

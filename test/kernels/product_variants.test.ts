@@ -1,5 +1,6 @@
-// Variants of products, bit for bit against those without: f16 in memory gives what f32 gives, rounded; a mask leaves what is
-// where it is positive. That products of f32 are right is matrix_products.test.ts's business.
+// Variants of products, bit for bit against those without: f16 in memory gives what f32 gives, rounded; a mask keeps results
+// where it is positive, and the rest is 0. That products are right is the business of matmul, grouped_matmul and
+// matrix_products.test.ts.
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";

@@ -1,5 +1,5 @@
-// What a run does when its checkpoints are damaged and when the disk is full: it goes back, or waits, and says so; its losses
-// are those of a run that nothing happened to.
+// What a run does when its checkpoints are damaged and when the disk is full: it goes back, or waits, and says so; its
+// losses are those of a run that nothing happened to.
 
 import { readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";

@@ -1,5 +1,5 @@
-// What clients of earlier releases sent is answered as it was: the recorded bytes, played to this server; and everything that
-// the client of the release read in an answer is still in it.
+// What clients of earlier releases sent is answered as it was: the recorded bytes, played to this server; and everything
+// that the client of the release read in an answer is still in it.
 
 import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { Client, credentials } from "@grpc/grpc-js";

@@ -1,12 +1,14 @@
 // Kernels for matrix units on an adapter that has none: their text with WGSL's subgroup matrices replaced by arrays of the
-// subgroup's first lane. What the kernels do around the units (staging, edges, layouts, stores) is then tested anywhere; on an
-// adapter with units the kernels run as they are.
+// subgroup's first lane. What the kernels do around the units (staging, edges, layouts, stores) is then tested anywhere; on
+// an adapter with units the kernels run as they are.
 
 import { type Capabilities, mixedProducts } from "../../src/kernels/capabilities.ts";
 import type { Command, Kernel } from "../../src/kernels/kernel.ts";
 import { MATRIX_ENABLES } from "../../src/kernels/matrix_tiles.ts";
 
-/** A transfer between a fragment and workgroup memory, whose strides are in elements of that: f32, or vec4u of f32 or f16. */
+/**
+ * A transfer between a fragment and workgroup memory, whose strides are in elements of that: f32, or vec4u of f32 or f16.
+ */
 interface Access {
   readonly kind: "load" | "store";
   readonly order: string;

@@ -2,8 +2,8 @@
 // as plain JSON. What has to hold for every method is tested by walking it: repeated requests, hostile texts, the requests
 // of an older client.
 //
-// It is for a `serverForTour`. Stops of the tour that wait for something are streams: they are read until a reply holds a text,
-// or to their end.
+// It is for a `serverForTour`. Stops of the tour that wait for something are streams: they are read until a reply holds a
+// text, or to their end.
 
 import { mkdtemp, readFile, rename } from "node:fs/promises";
 import { tmpdir } from "node:os";

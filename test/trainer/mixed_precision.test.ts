@@ -46,7 +46,8 @@ for (const [name, modelDirectory] of Object.entries({ switch: model, "ST-MoE": s
     const [actual] = await train(mixed, 1);
     assert.is(expected.lossScale, undefined);
     assert.equal(actual.lossScale, { scale: FIRST_LOSS_SCALE, overflowed: false });
-    // A product is off by 2^-10 of its terms; a handful of layers of them, and a router whose choice may flip, by a few times that.
+    // A product is off by 2^-10 of its terms; a handful of layers of them, and a router whose choice may flip, by a few
+    // times that.
     for (const [key, share] of [
       ["loss", 0.01],
       ["gradientNorm", 0.05],

@@ -1,4 +1,5 @@
-// Where the gradient of a ReLU is made: in the product that writes it, and in a node of its own only where something else adds to it.
+// Where the gradient of a ReLU is made: in the product that writes it, and in a node of its own only where something else
+// adds to it.
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";

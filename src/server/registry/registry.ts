@@ -98,7 +98,9 @@ export interface Registry {
     answer?: (run: Run) => Answer,
   ): Promise<RunRecord | undefined>;
   deleteRun(id: string, etag: string, answer?: Answer): Promise<void>;
-  /** Events after a revision, ascending: at most `limit`, and no more than `bytes` encoded unless the first alone has more. */
+  /**
+   * Events after a revision, ascending: at most `limit`, and no more than `bytes` encoded unless the first alone has more.
+   */
   events(id: string, afterRevision: number, limit: number, bytes: number): Promise<RunEvent[]>;
   /** Events of one kind with `step` in an inclusive window, ascending by revision. */
   eventsOfKind(id: string, kind: "metrics" | "evaluation", firstStep: number, lastStep: number): Promise<RunEvent[]>;

@@ -1,5 +1,5 @@
-// Runs as resources with a life: every command on them. Which runs hold the GPU is the queue's to say, and a command on a run
-// waits for the one before it (queue.ts).
+// Runs as resources with a life: every command on them. Which runs hold the GPU is the queue's to say, and a command on a
+// run waits for the one before it (queue.ts).
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";

@@ -71,7 +71,9 @@ export function checkNewId(problems: Problems, id: string, field: string): void 
   if (id !== "" && !isId(id)) problems.add(field, ID_RULE);
 }
 
-/** Text that callers choose and others read: on a terminal, and from a registry whose driver ends a text at its first NUL. */
+/**
+ * Text that callers choose and others read: on a terminal, and from a registry whose driver ends a text at its first NUL.
+ */
 function checkText(problems: Problems, text: string, most: number, field: string): void {
   problems.require(text.length <= most, field, `longer than ${most} characters`);
   problems.require(!CONTROL.test(text), field, "holds control characters");

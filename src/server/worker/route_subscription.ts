@@ -1,5 +1,6 @@
 // The routes of a run on their way to the server. Lossy by design: while the pipe is backed up, slices are left out and
-// counted; subscribers are told of them with the next slice, and a warning on the run says how many once the pipe flows again.
+// counted; subscribers are told of them with the next slice, and a warning on the run says how many once the pipe flows
+// again.
 
 import type { AssignmentSlice } from "../../../proto/gen/thaw/v1/routing_pb.ts";
 import type { SubscribeRoutes } from "../../../proto/gen/thaw/worker/v1/worker_pb.ts";

@@ -101,7 +101,9 @@ function zeroGradient(graph: Graph, parameter: Tensor): Tensor {
   return out;
 }
 
-/** A tensor for the gradient of `of`, kept as it is; compact over the trainable experts where only some train, and f32 then. */
+/**
+ * A tensor for the gradient of `of`, kept as it is; compact over the trainable experts where only some train, and f32 then.
+ */
 export function gradientTensor(graph: Graph, of: Tensor): Tensor {
   const shape = of.slots ? [of.slots.length, ...of.shape.slice(1)] : of.shape;
   const dtype = of.role === "parameter" ? "f32" : of.dtype;

@@ -84,7 +84,9 @@ export interface Gradients {
    * `accumulate` is true, which is only asked of it when `canAccumulate`.
    */
   add(input: Tensor, canAccumulate: boolean, emit: (out: Tensor, accumulate: boolean) => void): void;
-  /** Adds to the gradient of `input` in a tensor of its own: `emit` writes there the contribution and what there was, `base`. */
+  /**
+   * Adds to the gradient of `input` in a tensor of its own: `emit` writes there the contribution and what there was, `base`.
+   */
   sum(input: Tensor, emit: (out: Tensor, base: Tensor | undefined) => void): void;
   /** Adds an existing tensor to the gradient of `input`; `owned` says nobody else reads it later. */
   addTensor(input: Tensor, gradient: Tensor, owned: boolean): void;

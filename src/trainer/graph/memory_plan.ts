@@ -1,10 +1,11 @@
 // Where every tensor of a graph lives, decided before anything is allocated.
 //
 // Activations, scratch and gradients share slots by lifetime: tensors are placed largest first, of equal ones the
-// longest-lived, each into the first slot in which no other tensor is alive at the same time. A slot is a buffer of its own rather than a range of one arena, because
-// Dawn tracks barriers per buffer and refuses a buffer bound read and read_write at once. Parameters, gradients
-// and optimizer state lie in arenas (arenas.ts); inputs and constants have buffers of their own. An arena of gradients lives
-// from the first of them to the end of the program, so it takes the place of activations that the backward pass is done with.
+// longest-lived, each into the first slot in which no other tensor is alive at the same time. A slot is a buffer of its own
+// rather than a range of one arena, because Dawn tracks barriers per buffer and refuses a buffer bound read and read_write
+// at once. Parameters, gradients and optimizer state lie in arenas (arenas.ts); inputs and constants have buffers of their
+// own. An arena of gradients lives from the first of them to the end of the program, so it takes the place of activations
+// that the backward pass is done with.
 
 import type { Graph, Tensor, TensorRole } from "./graph.ts";
 import { tensorBytes, whole } from "./graph.ts";

@@ -1,6 +1,6 @@
 // The buffers of a run. Parameters, sums of gradients, optimizer state and inputs belong to the run, all but the inputs in
-// arenas (graph/arenas.ts); slots of activations and gradients are shared by its programs, which run one after another: a program's largest slot is
-// the pool's largest, and so on down. Constants belong to the program that uses them.
+// arenas (graph/arenas.ts); slots of activations and gradients are shared by its programs, which run one after another: a
+// program's largest slot is the pool's largest, and so on down. Constants belong to the program that uses them.
 
 import type { Device } from "../../kernels/device/device.ts";
 import type { Command } from "../../kernels/kernel.ts";

@@ -1,6 +1,6 @@
-// Checksums of a checkpoint's small files: config, training state, tokenizer. They have no header of their own to keep one in,
-// so they stand in the metadata of optimizer.safetensors, which is written after them, as `file_sha256.NAME`. Tensors have
-// theirs where they are (formats/safetensors_writer.ts).
+// Checksums of a checkpoint's small files: config, training state, tokenizer. They have no header of their own to keep one
+// in, so they stand in the metadata of optimizer.safetensors, which is written after them, as `file_sha256.NAME`. Tensors
+// have theirs where they are (formats/safetensors_writer.ts).
 
 import { createHash } from "node:crypto";
 import { readdir, readFile } from "node:fs/promises";

@@ -1,5 +1,5 @@
-// Whether a checkpoint of a run is as it was written: every file there, and the bytes of every tensor and of every other file
-// those of its checksum. Asked before a run goes on from it, so that the run can go on from the one before it instead.
+// Whether a checkpoint of a run is as it was written: every file there, and the bytes of every tensor and of every other
+// file those of its checksum. Asked before a run goes on from it, so that the run can go on from the one before it instead.
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";

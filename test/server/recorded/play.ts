@@ -1,9 +1,9 @@
-// Requests as the client of a release sent them, byte for byte, and what it could read in the answers. `{version}.jsonl` has a
-// call a line, in the order of the tour (test/support/tour.ts); `{version}.binpb` is the contract of that release, with which
-// the answers are decoded, as that client does.
+// Requests as the client of a release sent them, byte for byte, and what it could read in the answers. `{version}.jsonl` has
+// a call a line, in the order of the tour (test/support/tour.ts); `{version}.binpb` is the contract of that release, with
+// which the answers are decoded, as that client does.
 //
-// What is remembered of an answer are its traits: which fields are filled, and the values of those that say what something is.
-// Numbers, times, bytes and texts for people may come out otherwise on another server; their fields may not be empty.
+// What is remembered of an answer are its traits: which fields are filled, and the values of those that say what something
+// is. Numbers, times, bytes and texts for people may come out otherwise on another server; their fields may not be empty.
 
 import { Buffer } from "node:buffer";
 import { readFileSync } from "node:fs";

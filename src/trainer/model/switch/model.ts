@@ -1,8 +1,9 @@
 // The encoder-decoder of Switch and ST-MoE as graph operations: T5 with sparse feed-forward layers.
 //
-// Sources: Fedus et al. 2021 (arXiv 2101.03961); Zoph et al. 2022 (arXiv 2202.08906), flaxformer; Hugging Face `modeling_switch_transformers.py` for the layout.
-// Pre-norm blocks, RMSNorm without mean or bias, no biases anywhere, attention scores not scaled by 1/sqrt(headDim), a
-// relative position bias held by the first block of each stack and added in every self-attention of that stack.
+// Sources: Fedus et al. 2021 (arXiv 2101.03961); Zoph et al. 2022 (arXiv 2202.08906), flaxformer; Hugging Face
+// `modeling_switch_transformers.py` for the layout. Pre-norm blocks, RMSNorm without mean or bias, no biases anywhere,
+// attention scores not scaled by 1/sqrt(headDim), a relative position bias held by the first block of each stack and added
+// in every self-attention of that stack.
 
 import { relativeBuckets } from "../../../kernels/attention.ts";
 import type { KernelTarget } from "../../../kernels/capabilities.ts";
