@@ -90,7 +90,8 @@ function queryKernel(v: AttentionVariant, sums: "query" | "bias") {
     buffers: {
       ...heads.buffers,
       ...otherDeclarations(v),
-      ...(sums === "query" ? {} : { bucket_of_distance: read("u32"), scratch: write("f32") }), // scratch: [batch, heads, owners, buckets]
+      // scratch: [batch, heads, owners, buckets]
+      ...(sums === "query" ? {} : { bucket_of_distance: read("u32"), scratch: write("f32") }),
     },
     wgsl: /* wgsl */ `${common(v)}${heads.functions}${stagedTiles(v)}
 ${entry("heads", "query_length")}

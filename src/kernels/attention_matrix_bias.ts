@@ -111,7 +111,8 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
     if (bucket_of_distance[distance] != bucket) { continue; }
     for (var x = lid / ${LANES}u; x < params.batch * params.blocks; x += ${PARTS}u) {
       let block = x % params.blocks;
-      let at = distance + (block + 1u) * ${OWNED.rows}u + 1u - params.query_length; // of the block's stretch; wraps around before
+      // Of the block's stretch; wraps around before.
+      let at = distance + (block + 1u) * ${OWNED.rows}u + 1u - params.query_length;
       let exists = at < params.stretch;
       let stretch = (x / params.blocks * params.heads + h) * params.blocks + block;
       sum += select(0.0, scratch[stretch * params.stretch + select(0u, at, exists)], exists);
