@@ -73,8 +73,8 @@ export type StreamAssignmentsResponse = Message<"thaw.v1.StreamAssignmentsRespon
   sequence: bigint;
 
   /**
-   * Slices dropped on this subscription so far. Those that the GPU process left out, because the server was too busy, count on
-   * every subscription of the run, whatever its filter.
+   * Slices dropped on this subscription so far. Those that the GPU process left out, because the server was too busy, count
+   * on every subscription of the run, whatever its filter.
    *
    * @generated from field: int64 dropped = 2;
    */
@@ -194,8 +194,8 @@ export const SummarizeRoutingResponseSchema: GenMessage<SummarizeRoutingResponse
  */
 export const RoutingService: GenService<{
   /**
-   * What every token's router decided, from now on, until the run has ended. Lossy: each subscriber has a bounded buffer, and
-   * what does not fit is counted in `dropped`. Costs the run nothing without subscribers.
+   * What every token's router decided, from now on, until the run has ended. Lossy: each subscriber has a bounded buffer,
+   * and what does not fit is counted in `dropped`. Costs the run nothing without subscribers.
    *
    * @generated from rpc thaw.v1.RoutingService.StreamAssignments
    */

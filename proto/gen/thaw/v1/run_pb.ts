@@ -359,16 +359,16 @@ export type EvaluationPolicy = Message<"thaw.v1.EvaluationPolicy"> & {
   everySteps: bigint;
 
   /**
-   * At most so many examples of each split, from its beginning, a group of them not cut in two where a task has groups; 0 means
-   * all. Default: 256.
+   * At most so many examples of each split, from its beginning, a group of them not cut in two where a task has groups; 0
+   * means all. Default: 256.
    *
    * @generated from field: optional int64 max_examples = 2;
    */
   maxExamples?: bigint | undefined;
 
   /**
-   * Splits of the dataset, and of each dataset of a mixture that has them. Default: `validation` where the dataset has it, else
-   * none.
+   * Splits of the dataset, and of each dataset of a mixture that has them. Default: `validation` where the dataset has it,
+   * else none.
    *
    * @generated from field: repeated string splits = 3;
    */
@@ -425,15 +425,16 @@ export const CheckpointPolicySchema: GenMessage<CheckpointPolicy> = /*@__PURE__*
   messageDesc(file_thaw_v1_run, 8);
 
 /**
- * Datasets that are trained on together, each in proportion to its examples: examples-proportional mixing (Raffel et al. 2020,
- * section 3.5.2). The order follows from the seed and the step alone, and no example comes again before its dataset has been
- * gone through.
+ * Datasets that are trained on together, each in proportion to its examples: examples-proportional mixing (Raffel et al.
+ * 2020, section 3.5.2). The order follows from the seed and the step alone, and no example comes again before its dataset
+ * has been gone through.
  *
  * @generated from message thaw.v1.Mixture
  */
 export type Mixture = Message<"thaw.v1.Mixture"> & {
   /**
-   * Further datasets, `datasets/{dataset}`, whose `train` splits are trained on beside the run's `dataset`; 1 to 31, each once.
+   * Further datasets, `datasets/{dataset}`, whose `train` splits are trained on beside the run's `dataset`; 1 to 31, each
+   * once.
    *
    * @generated from field: repeated string datasets = 1;
    */
@@ -483,7 +484,8 @@ export type RunSpec = Message<"thaw.v1.RunSpec"> & {
   steps: bigint;
 
   /**
-   * Rows of a batch: examples, unless they are packed. A step trains on one batch, or on `accumulation_steps` of them. Default: 16.
+   * Rows of a batch: examples, unless they are packed. A step trains on one batch, or on `accumulation_steps` of them.
+   * Default: 16.
    *
    * @generated from field: int64 batch_size = 4;
    */
@@ -717,8 +719,8 @@ export type Run = Message<"thaw.v1.Run"> & {
   revision: bigint;
 
   /**
-   * Runs ahead of this one: those of a higher priority, and earlier ones of the same; 0 unless QUEUED. Among runs of the same
-   * priority, one whose owner has used the GPU less goes first all the same.
+   * Runs ahead of this one: those of a higher priority, and earlier ones of the same; 0 unless QUEUED. Among runs of the
+   * same priority, one whose owner has used the GPU less goes first all the same.
    *
    * @generated from field: int64 queue_position = 14;
    */
@@ -1023,8 +1025,8 @@ export const EvaluationMetricSchema: GenEnum<EvaluationMetric> = /*@__PURE__*/
   enumDesc(file_thaw_v1_run, 3);
 
 /**
- * What a run does when the loss or the gradient of a step is not a number, or infinite. Such a step changes no parameter and no
- * optimizer state under any policy.
+ * What a run does when the loss or the gradient of a step is not a number, or infinite. Such a step changes no parameter and
+ * no optimizer state under any policy.
  *
  * @generated from enum thaw.v1.NonFinitePolicy
  */
@@ -1052,8 +1054,8 @@ export const NonFinitePolicy = {
 
   /**
    * The run goes back to its newest checkpoint, or to its start, and trains on from there with the batches that come after
-   * those it has seen (PaLM, section 5.1), with a warning NON_FINITE_ROLLED_BACK. When it would go back to the same place for
-   * the fourth time, it fails.
+   * those it has seen (PaLM, section 5.1), with a warning NON_FINITE_ROLLED_BACK. When it would go back to the same place
+   * for the fourth time, it fails.
    *
    * @generated from enum value: NON_FINITE_POLICY_ROLLBACK = 3;
    */
@@ -1061,8 +1063,8 @@ export const NonFinitePolicy = {
 } as const;
 
 /**
- * What a run does when the loss or the gradient of a step is not a number, or infinite. Such a step changes no parameter and no
- * optimizer state under any policy.
+ * What a run does when the loss or the gradient of a step is not a number, or infinite. Such a step changes no parameter and
+ * no optimizer state under any policy.
  *
  * @generated from enum thaw.v1.NonFinitePolicy
  */
@@ -1147,8 +1149,8 @@ export const Precision = {
   F32: 1,
 
   /**
-   * Linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where the adapter has some,
-   * and there the products inside attention do too. What products read is kept as f16 where the model's widths are
+   * Linear and expert products take their operands rounded to f16 and sum in f32, on matrix units where the adapter has
+   * some, and there the products inside attention do too. What products read is kept as f16 where the model's widths are
    * multiples of 8; trained parameters, the residual stream, routing, losses and all sums stay f32. The loss is scaled so
    * that small gradients do not vanish: a step whose gradient overflows changes nothing and halves the scale, which is no
    * matter of `non_finite` until the scale is 1.
@@ -1172,8 +1174,8 @@ export const PrecisionSchema: GenEnum<Precision> = /*@__PURE__*/
   enumDesc(file_thaw_v1_run, 6);
 
 /**
- * What goes before what. A run waits until those of a higher priority have started; one that does not fit beside what is on the
- * GPU takes the place of runs of a lower priority, which go back into the queue with a checkpoint.
+ * What goes before what. A run waits until those of a higher priority have started; one that does not fit beside what is on
+ * the GPU takes the place of runs of a lower priority, which go back into the queue with a checkpoint.
  *
  * @generated from enum thaw.v1.Priority
  */
@@ -1208,8 +1210,8 @@ export const Priority = {
 } as const;
 
 /**
- * What goes before what. A run waits until those of a higher priority have started; one that does not fit beside what is on the
- * GPU takes the place of runs of a lower priority, which go back into the queue with a checkpoint.
+ * What goes before what. A run waits until those of a higher priority have started; one that does not fit beside what is on
+ * the GPU takes the place of runs of a lower priority, which go back into the queue with a checkpoint.
  *
  * @generated from enum thaw.v1.Priority
  */

@@ -818,8 +818,8 @@ export type ResumeRunRequest = Message<"thaw.v1.ResumeRunRequest"> & {
   stayPaused: boolean;
 
   /**
-   * Pauses the run again, by itself, when it has completed so many optimizer steps and what its policies want after that step
-   * is done: the way to change what trains at one step exactly. Above the run's step, below its `steps`, and not beside
+   * Pauses the run again, by itself, when it has completed so many optimizer steps and what its policies want after that
+   * step is done: the way to change what trains at one step exactly. Above the run's step, below its `steps`, and not beside
    * `stay_paused`; 0 means not. Default: 0.
    *
    * @generated from field: int64 pause_at_step = 4;
@@ -1021,8 +1021,8 @@ export const RunService: GenService<{
     output: typeof SteerRunResponseSchema;
   },
   /**
-   * Creates a run. It is queued at once and starts when a GPU has room for it. RESOURCE_EXHAUSTED when the queue is full, and,
-   * with the figures, when the run needs more memory than there is.
+   * Creates a run. It is queued at once and starts when a GPU has room for it. RESOURCE_EXHAUSTED when the queue is full,
+   * and, with the figures, when the run needs more memory than there is.
    *
    * @generated from rpc thaw.v1.RunService.CreateRun
    */
@@ -1083,8 +1083,8 @@ export const RunService: GenService<{
     output: typeof DeleteRunResponseSchema;
   },
   /**
-   * Pauses a queued, starting or running run between two steps. Answers when the command is accepted; WatchRun tells when the
-   * run is PAUSED. A paused run keeps its GPU memory.
+   * Pauses a queued, starting or running run between two steps. Answers when the command is accepted; WatchRun tells when
+   * the run is PAUSED. A paused run keeps its GPU memory.
    *
    * @generated from rpc thaw.v1.RunService.PauseRun
    */
