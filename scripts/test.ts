@@ -4,7 +4,7 @@
 //   npm test -- matmul server            files whose path contains one of the words
 //   npm test -- --runtime deno-dawn      kernels, trainer and clients under Deno, on Dawn
 //   npm test -- --runtime deno           the same on Deno's own WebGPU; --runtime may be repeated
-//   npm run test:faults                  the fault suite: test/faults/*.faults.ts, and the tests of who gets in
+//   npm run test:faults                  the fault suite: test/faults/*.faults.ts, and some of test/server beside it
 //   npm run test:faults -- --seeds 14    with fewer seeds than 50; --first-seed 7 begins with another
 //
 // A process each, because Dawn is one per process and may abort it. A file that does not load, crashes, hangs or reports

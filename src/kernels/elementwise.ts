@@ -1,5 +1,5 @@
-// Maps over flat arrays of floats: the residual add, sums in place, and the gradient of ReLU (whose forward is fused into
-// the matmuls).
+// Maps over flat arrays of floats: the residual add, sums in place, and the gradient of ReLU where it is no matmul's to mask
+// (the forward pass is always fused into one).
 //
 // Each is one WGSL expression over the inputs at one index. Where the count allows, a thread maps a vec4f, else an f32.
 // An output is never also declared as an input: a buffer cannot be bound for reading and for writing in one dispatch.

@@ -1,4 +1,4 @@
-// The run that holds the GPU, from the opening to its end: opened from its newest checkpoint, told the freeze plan in force,
+// A run that holds the GPU, from the opening to its end: opened from its newest checkpoint, told the freeze plan in force,
 // stepped or left paused as its owner wants, opened again when the GPU process dies or the run diverges and its policy is to
 // go back, a bounded number of times.
 //

@@ -67,8 +67,7 @@ export function positionBias(
 }
 
 /**
- * q [batch·queryLength, heads·headDim], k and v [batch·keyLength, kvHeads·headDim], all kept alike; returns a tensor like
- * q.
+ * q [batch·queryLength, heads·headDim], k and v [batch·keyLength, kvHeads·headDim], all f32 or all f16; returns one like q.
  */
 export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tensor, o: AttentionOptions): Tensor {
   const { batch, heads, queryLength, keyLength, headDim } = o;

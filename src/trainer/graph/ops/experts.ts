@@ -9,8 +9,7 @@ import type { Routing } from "./routing.ts";
 
 /**
  * One linear map per expert over sorted rows: weight [experts, n, k]. `gather` reads x [tokens, k] through the routing;
- * otherwise x is [maxRows, k]. Returns [maxRows, n], after ReLU when `relu`; kept as f32 in any
- * precision when `precise`.
+ * otherwise x is [maxRows, k]. Returns [maxRows, n], after ReLU when `relu`; kept as f32 in any precision when `precise`.
  */
 export function expertLinear(
   g: Graph,

@@ -29,8 +29,8 @@ export interface LossRows {
 }
 
 /**
- * Cross-entropy of softmax(alpha · hidden · weightᵀ) against `labels`, hidden [rows, width], weight [vocabulary, width],
- * labels [rows] i32 (-100 = ignored). `train` false computes no gradients. Label smoothing and the
+ * Cross-entropy of softmax(alpha · hidden · weightᵀ) against `labels`, hidden [rows, width] and weight [vocabulary, width]
+ * f32, labels [rows] i32 (-100 = ignored). `train` false computes no gradients. Label smoothing and the
  * vocabulary's z-loss (moe-spec section 2, t5x) enter the gradient and `rowTerms`, never `rowLoss`.
  */
 export function linearCrossEntropy(
