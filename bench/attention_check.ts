@@ -7,7 +7,10 @@ import { squares } from "./moe_layer.ts";
 import { type Noise, noiseAt } from "./noise.ts";
 import type { RecordedLayer } from "./recorded_graph.ts";
 
-/** ‖actual - exact‖ / ‖exact‖ of the last head's output and gradients in the first row; `bucketOfDistance` where it is biased. */
+/**
+ * ‖actual - exact‖ / ‖exact‖ of the last head's output and gradients in the first row; `bucketOfDistance` where it is
+ * biased.
+ */
 export async function attentionError(
   layer: RecordedLayer,
   output: Tensor,

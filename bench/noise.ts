@@ -1,5 +1,5 @@
-// Values for benchmarks: large buffers are filled on the device with a repeated stretch of noise, so that any element is known
-// on the host without a copy of the whole.
+// Values for benchmarks: large buffers are filled on the device with a repeated stretch of noise, so that any element is
+// known on the host without a copy of the whole.
 
 import type { Device } from "../src/kernels/device/device.ts";
 

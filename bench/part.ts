@@ -1,5 +1,5 @@
-// What a part of the bench is. It runs in a process of its own (part_process.ts), which may crash or run out of time: what it
-// has reported by then is kept.
+// What a part of the bench is. It runs in a process of its own (part_process.ts), which may crash or run out of time: what
+// it has reported by then is kept.
 
 import type { Device } from "../src/kernels/device/device.ts";
 import type { Row } from "./rows.ts";
@@ -44,8 +44,8 @@ export const shareOf = (value: number, ceiling: number | undefined): Record<stri
   ceiling === undefined ? {} : { "of ceiling, %": (100 * value) / ceiling };
 
 /**
- * What bounds an operation, and its share of that: as long as its work takes at the rate of products, or its bytes at that of
- * a copy, whichever is longer. (Roofline: Williams et al. 2009.)
+ * What bounds an operation, and its share of that: as long as its work takes at the rate of products, or its bytes at that
+ * of a copy, whichever is longer. (Roofline: Williams et al. 2009.)
  */
 export function roofline(
   { scale, ceilings }: Pick<Bench, "scale" | "ceilings">,

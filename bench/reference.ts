@@ -1,5 +1,5 @@
-// The PyTorch twins of parts (bench/reference/*.py). Their sizes are handed to them, and their rows bear the names of ours, so
-// that the two sides can be joined.
+// The PyTorch twins of parts (bench/reference/*.py). Their sizes are handed to them, and their rows bear the names of ours,
+// so that the two sides can be joined.
 
 import { moeName } from "./moe_layer.ts";
 import { type Scale, UNIT } from "./part.ts";

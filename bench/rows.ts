@@ -5,7 +5,9 @@ export interface Row {
   readonly name: string;
   /** Column → figure; a column's name says its unit. */
   readonly figures: Readonly<Record<string, number | string>>;
-  /** The column by which the row is summed up, and compared with PyTorch's row of the same part and name: higher is better. */
+  /**
+   * The column by which the row is summed up, and compared with PyTorch's row of the same part and name: higher is better.
+   */
   readonly rate?: string;
   /** Set where a result was off by more than its arithmetic allows. */
   readonly wrong?: boolean;

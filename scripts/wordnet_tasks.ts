@@ -16,7 +16,9 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { randomPermutation } from "../src/trainer/data/random.ts";
 
-/** Categories by the number that data files give, from lexnames(5WN). `Tops` is left out: it holds the other nouns' roots. */
+/**
+ * Categories by the number that data files give, from lexnames(5WN). `Tops` is left out: it holds the other nouns' roots.
+ */
 const CATEGORIES: Readonly<Record<string, string>> = Object.fromEntries(
   (
     "04 act 05 animal 06 artifact 07 attribute 08 body 09 cognition 10 communication 11 event 12 feeling 13 food 14 group " +

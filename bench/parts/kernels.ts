@@ -1,5 +1,6 @@
 // The operations of a training step that are neither dense products nor experts, each in a graph of its own: time by
-// timestamps, held against what bounds it. (Dense products: matmul.ts; router, dispatch and experts: moe.ts and the profile.)
+// timestamps, held against what bounds it. (Dense products: matmul.ts; router, dispatch and experts: moe.ts and the
+// profile.)
 
 import { relativeBuckets } from "../../src/kernels/attention.ts";
 import { mixedProducts } from "../../src/kernels/capabilities.ts";

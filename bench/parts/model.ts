@@ -1,5 +1,5 @@
-// Fine-tuning by group: tokens per second of a whole step under each freeze strategy, the time to the first step, and the bytes
-// that were planned beside those that were allocated. Weights and tokens are random; nothing is dropped.
+// Fine-tuning by group: tokens per second of a whole step under each freeze strategy, the time to the first step, and the
+// bytes that were planned beside those that were allocated. Weights and tokens are random; nothing is dropped.
 
 import { PRESET_KINDS } from "../../src/trainer/groups.ts";
 import type { Preset } from "../../src/trainer/types.ts";

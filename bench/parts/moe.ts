@@ -1,5 +1,5 @@
-// Sparse layers forward and backward, router and permutation included. SwiGLU of the models that these shapes are from is not
-// in thaw: GEGLU has the same products and differs in one function of each hidden element.
+// Sparse layers forward and backward, router and permutation included. SwiGLU of the models that these shapes are from is
+// not in thaw: GEGLU has the same products and differs in one function of each hidden element.
 
 import { mixedProducts } from "../../src/kernels/capabilities.ts";
 import { imbalance, type MoeShape, moeError, moeFlops, moeLayer, moeName } from "../moe_layer.ts";
@@ -20,8 +20,9 @@ export const SHAPES: Readonly<Record<Scale, readonly MoeShape[]>> = {
 };
 
 /**
- * The forward pass goes through two products behind another and an activation, the gradient through three. In f32 each is off
- * by some 2^-24·sqrt(terms); with operands rounded to f16, nothing else matters: some 2^-11 for each of six rounded operands.
+ * The forward pass goes through two products behind another and an activation, the gradient through three. In f32 each is
+ * off by some 2^-24·sqrt(terms); with operands rounded to f16, nothing else matters: some 2^-11 for each of six rounded
+ * operands.
  */
 const BOUND = { f32: 1e-4, mixed: 6 * 2 ** -11 } as const;
 

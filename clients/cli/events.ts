@@ -113,8 +113,8 @@ export function dataText({
 }
 
 /**
- * `validation of cb: loss 0.51  accuracy 71.2 %  exact match 70.1 %  (256 examples, 3.1 s)`; of data with a task its metrics,
- * the primary one first, in place of the two.
+ * `validation of cb: loss 0.51  accuracy 71.2 %  exact match 70.1 %  (256 examples, 3.1 s)`; of data with a task its
+ * metrics, the primary one first, in place of the two.
  */
 export function evaluationText(result: EvaluationResult): string {
   const { primaryMetric: primary, metrics } = result;

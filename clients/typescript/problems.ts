@@ -27,7 +27,9 @@ export interface Problems {
   readonly reason: string;
   /** Figures behind the reason, for instance `{ state: "PAUSED", allowed: "RUNNING" }`. */
   readonly figures: Readonly<Record<string, string>>;
-  /** Every bad field of the request; the server sends a bounded number and says how many there were in `figures.problems`. */
+  /**
+   * Every bad field of the request; the server sends a bounded number and says how many there were in `figures.problems`.
+   */
   readonly fields: readonly FieldProblem[];
   /** How long to wait before the same call may succeed, in milliseconds; undefined when waiting does not help. */
   readonly retryAfterMs?: number;

@@ -1,7 +1,7 @@
-// Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2; the constants of torch.amp.GradScaler): with
-// products in f16, the gradient of the loss is multiplied by a scale that keeps small gradients from vanishing. A step whose
-// gradient is not finite changes no parameter and halves the scale; so many good ones in a row double it. The scale lives on the
-// device, so the next step, which may be submitted before this one's results are back, already has it.
+// Dynamic loss scaling (Micikevicius et al. 2018, arXiv 1710.03740, section 3.2; the constants of torch.amp.GradScaler):
+// with products in f16, the gradient of the loss is multiplied by a scale that keeps small gradients from vanishing. A step
+// whose gradient is not finite changes no parameter and halves the scale; so many good ones in a row double it. The scale
+// lives on the device, so the next step, which may be submitted before this one's results are back, already has it.
 
 import { type Command, call, defineKernel, read, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";

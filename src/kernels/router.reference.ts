@@ -9,7 +9,10 @@ export interface RouterForward {
   logSumExp: Float64Array; //     [tokens]
 }
 
-/** Softmax over experts, then the topK largest logits per routable token (of probability + bias, where there is one), ties to the lower id. */
+/**
+ * Softmax over experts, then the topK largest logits per routable token (of probability + bias, where there is one), ties to
+ * the lower id.
+ */
 export function routerForwardReference(
   logits: ArrayLike<number>, // [tokens, experts]
   mask: ArrayLike<number>, //   [tokens]

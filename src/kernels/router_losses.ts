@@ -133,12 +133,11 @@ export const routerStatisticsScratch = (dims: TokenGroups & { experts: number })
   groupCount(dims) * Math.ceil(dims.tokensPerGroup / CHUNK) * (2 * dims.experts + 2);
 
 /**
- * What the losses need, per group of tokens.
- * Writes load [groups, experts] = choices of e (first choices only, all k when `countAll`) / denominator;
- * meanProbability [groups, experts] = Σ over routable tokens of p / denominator; zSum [groups] = Σ logSumExp² /
- * denominator; groupTokens [groups] f32 = the denominator. It is the number of routable tokens (`"routable"`, default;
- * a group without any has all statistics 0), or all tokens of the group (`"all"`: flaxformer, where a masked token also enters
- * z with logits of zero, log(experts)²).
+ * What the losses need, per group of tokens. Writes load [groups, experts] = choices of e (first choices only, all k when
+ * `countAll`) / denominator; meanProbability [groups, experts] = Σ over routable tokens of p / denominator; zSum [groups] =
+ * Σ logSumExp² / denominator; groupTokens [groups] f32 = the denominator. It is the number of routable tokens (`"routable"`,
+ * default; a group without any has all statistics 0), or all tokens of the group (`"all"`: flaxformer, where a masked token
+ * also enters z with logits of zero, log(experts)²).
  */
 export function routerStatistics<T>(
   buffers: {

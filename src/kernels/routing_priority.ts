@@ -97,9 +97,9 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 });
 
 /**
- * Each expert takes the most probable routable tokens of each group, as many as it has slots. Written as a choice of all experts by
- * every token, choice e being expert e: expertIds [tokens, experts] u32 is e where taken and `experts` where not, gates
- * [tokens, experts] f32 the probability or 0. probabilities [tokens, experts] f32, mask [tokens] u32.
+ * Each expert takes the most probable routable tokens of each group, as many as it has slots. Written as a choice of all
+ * experts by every token, choice e being expert e: expertIds [tokens, experts] u32 is e where taken and `experts` where not,
+ * gates [tokens, experts] f32 the probability or 0. probabilities [tokens, experts] f32, mask [tokens] u32.
  */
 export function expertChoice<T>(
   buffers: { probabilities: T; mask: T; expertIds: T; gates: T },

@@ -10,7 +10,9 @@ import { Run } from "./run/run.ts";
 import type { Engine, RunConfig } from "./types.ts";
 
 export interface EngineOptions {
-  /** Device memory that what is open may use together, bytes; unset: half the machine's on a CPU adapter, no limit on a GPU. */
+  /**
+   * Device memory that what is open may use together, bytes; unset: half the machine's on a CPU adapter, no limit on a GPU.
+   */
   readonly memoryLimitBytes?: number;
 }
 

@@ -16,7 +16,10 @@ const tokenizer = (await loadTokenizer(MODEL))!;
 const EOS = 1;
 const sentinels = new Set(sentinelIdsOf(tokenizer));
 
-/** The text behind a corrupted example: its ids without sentinels and end, sorted, since the spans' places do not matter here. */
+/**
+ * The text behind a corrupted example: its ids without sentinels and end, sorted, since the spans' places do not matter
+ * here.
+ */
 const contentOf = ({ inputIds, labels }: EncodedExample): string =>
   [...inputIds, ...labels]
     .filter((id) => !sentinels.has(id) && id !== EOS)

@@ -1,5 +1,5 @@
-// A GPU process whose device is lost, or has no room: it says which, in the words of the protocol, and ends when nothing more
-// can be done. On a real trainer, by failpoints.
+// A GPU process whose device is lost, or has no room: it says which, in the words of the protocol, and ends when nothing
+// more can be done. On a real trainer, by failpoints.
 
 import { spawn } from "node:child_process";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";

@@ -1,5 +1,6 @@
-// A whole server for tests: registry, services and gRPC on a free port, with the real worker loop on a trainer that
-// computes nothing (or on a real one, where a test brings it), inside the test's process. Its worker can be killed and its server restarted over the same data.
+// A whole server for tests: registry, services and gRPC on a free port, with the real worker loop on a trainer that computes
+// nothing (or on a real one, where a test brings it), inside the test's process. Its worker can be killed and its server
+// restarted over the same data.
 
 import { cpSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";

@@ -1,7 +1,8 @@
 // The client half of the gRPC bridge: a typed client over a grpc-js channel, from a protobuf-es descriptor. Unary calls are
-// promises, streams are async iterables that begin when they are first read; a failed call throws RpcError (proto/rpc/status.ts) with its details decoded.
-// Leaving a `for await` early, or aborting the signal, cancels the call. A stream that ends well gives every message; the
-// status of one that fails may overtake messages not yet read (grpc-js hands it on at once), so resume from the last one seen.
+// promises, streams are async iterables that begin when they are first read; a failed call throws RpcError
+// (proto/rpc/status.ts) with its details decoded. Leaving a `for await` early, or aborting the signal, cancels the call. A
+// stream that ends well gives every message; the status of one that fails may overtake messages not yet read (grpc-js hands
+// it on at once), so resume from the last one seen.
 
 import {
   create,

@@ -10,7 +10,9 @@ export interface TlsFiles {
   readonly certificate: string;
   /** Its private key, PEM, not encrypted. */
   readonly key: string;
-  /** Certificates of the authorities that sign clients', PEM: no client gets in without one. Undefined: none is asked for. */
+  /**
+   * Certificates of the authorities that sign clients', PEM: no client gets in without one. Undefined: none is asked for.
+   */
   readonly clientAuthority: string | undefined;
 }
 

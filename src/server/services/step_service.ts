@@ -1,5 +1,5 @@
-// StepService: a run on the GPU that does not step by itself, driven batch by batch. What a batch may hold is checked here as
-// far as it takes no tokenizer.
+// StepService: a run on the GPU that does not step by itself, driven batch by batch. What a batch may hold is checked here
+// as far as it takes no tokenizer.
 
 import { create } from "@bufbuild/protobuf";
 import type { RouteReference } from "../../../proto/gen/thaw/v1/routing_pb.ts";

@@ -1,5 +1,6 @@
 // Whose turn it is among the runs that can go on: each has its share of the turns, by weight, however long its turns take.
-// Stride scheduling (Waldspurger and Weihl 1995): a turn moves a run ahead by 1 / weight, and the one furthest behind is next.
+// Stride scheduling (Waldspurger and Weihl 1995): a turn moves a run ahead by 1 / weight, and the one furthest behind is
+// next.
 //
 // Turns change when a run steps, never what it computes: runs share nothing but the device.
 

@@ -1,6 +1,6 @@
-// A step in parts, for a loop of somebody else's: gradients of batch after batch are added up, and the optimizer runs when it
-// is told to. The programs are those of a run that accumulates, at the longest lengths that the run allows, in which tokens can
-// be given the experts that they took in another pass.
+// A step in parts, for a loop of somebody else's: gradients of batch after batch are added up, and the optimizer runs when
+// it is told to. The programs are those of a run that accumulates, at the longest lengths that the run allows, in which
+// tokens can be given the experts that they took in another pass.
 
 import { CHOOSES_FREELY } from "../../kernels/router.ts";
 import { type Batch, collate } from "../data/batches.ts";

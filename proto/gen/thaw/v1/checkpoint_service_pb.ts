@@ -240,8 +240,8 @@ export const DownloadCheckpointResponseSchema: GenMessage<DownloadCheckpointResp
  */
 export type ExportModelRequest = Message<"thaw.v1.ExportModelRequest"> & {
   /**
-   * `runs/{run}`, its present parameters, in any state after STARTING while it is loaded, else those of its newest checkpoint;
-   * or `runs/{run}/checkpoints/{checkpoint}`.
+   * `runs/{run}`, its present parameters, in any state after STARTING while it is loaded, else those of its newest
+   * checkpoint; or `runs/{run}/checkpoints/{checkpoint}`.
    *
    * @generated from field: string source = 1;
    */

@@ -354,17 +354,18 @@ export const DatasetFormat = {
   JSONL: 1,
 
   /**
-   * Parquet, uncompressed or Snappy, gzip or Brotli: rows of the same fields as JSONL, a null being a field that is not there.
+   * Parquet, uncompressed or Snappy, gzip or Brotli: rows of the same fields as JSONL, a null being a field that is not
+   * there.
    *
    * @generated from enum value: DATASET_FORMAT_PARQUET = 2;
    */
   PARQUET: 2,
 
   /**
-   * UTF-8 text, for pre-training by span corruption (Raffel et al. 2020, section 3.1.4: 15 % of the tokens, three at a time). A
-   * document ends at a blank line. A run cuts documents into windows that fit `max_input_tokens` and `max_target_tokens`, and
-   * corrupts each of them anew in up to eight epochs, after which corruptions come again; evaluations are always of the same
-   * corruption. Not with a task.
+   * UTF-8 text, for pre-training by span corruption (Raffel et al. 2020, section 3.1.4: 15 % of the tokens, three at a
+   * time). A document ends at a blank line. A run cuts documents into windows that fit `max_input_tokens` and
+   * `max_target_tokens`, and corrupts each of them anew in up to eight epochs, after which corruptions come again;
+   * evaluations are always of the same corruption. Not with a task.
    *
    * @generated from enum value: DATASET_FORMAT_PLAIN_TEXT = 3;
    */

@@ -464,8 +464,8 @@ export const DeleteDatasetResponseSchema: GenMessage<DeleteDatasetResponse> = /*
  */
 export const DatasetService: GenService<{
   /**
-   * Uploads a dataset. Everything wrong with it is listed at once, by split, line and field; nothing is left of an upload that
-   * fails.
+   * Uploads a dataset. Everything wrong with it is listed at once, by split, line and field; nothing is left of an upload
+   * that fails.
    *
    * @generated from rpc thaw.v1.DatasetService.UploadDataset
    */

@@ -88,9 +88,9 @@ export type EvaluationResult = Message<"thaw.v1.EvaluationResult"> & {
   duration?: Duration | undefined;
 
   /**
-   * Scores of the generated texts by name. Of a dataset with a task, the task's metrics. Of any other, `exact_match` always; `accuracy`, `f1_macro` and, with two labels, `matthews` where
-   * targets are class labels (at most 32 distinct ones, some occurring twice); `f1_token` otherwise. Empty for examples given as
-   * token ids.
+   * Scores of the generated texts by name. Of a dataset with a task, the task's metrics. Of any other, `exact_match` always;
+   * `accuracy`, `f1_macro` and, with two labels, `matthews` where targets are class labels (at most 32 distinct ones, some
+   * occurring twice); `f1_token` otherwise. Empty for examples given as token ids.
    *
    * @generated from field: map<string, double> metrics = 10;
    */

@@ -43,8 +43,8 @@ export const FileHeaderSchema: GenMessage<FileHeader> = /*@__PURE__*/
   messageDesc(file_thaw_v1_file, 0);
 
 /**
- * Ends an upload. Without it an upload is not complete and leaves nothing: the end of the stream alone says too little, since
- * some clients half-close a stream that they cancel.
+ * Ends an upload. Without it an upload is not complete and leaves nothing: the end of the stream alone says too little,
+ * since some clients half-close a stream that they cancel.
  *
  * @generated from message thaw.v1.UploadEnd
  */

@@ -513,8 +513,8 @@ export const GenerateResponseSchema: GenMessage<GenerateResponse> = /*@__PURE__*
  */
 export type EvaluateRequest = Message<"thaw.v1.EvaluateRequest"> & {
   /**
-   * `models/{model}`, or `runs/{run}` for the present parameters of a running or paused run, between two steps. An evaluation
-   * of a run asked for here is also an event in its watch log.
+   * `models/{model}`, or `runs/{run}` for the present parameters of a running or paused run, between two steps. An
+   * evaluation of a run asked for here is also an event in its watch log.
    *
    * @generated from field: string name = 1;
    */

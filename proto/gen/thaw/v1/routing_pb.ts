@@ -127,10 +127,11 @@ export const CapacityRuleSchema: GenMessage<CapacityRule> = /*@__PURE__*/
   messageDesc(file_thaw_v1_routing, 3);
 
 /**
- * Balances loads without a loss (Wang et al. 2024): tokens choose their experts by probability plus a bias of the expert, and
- * weigh them by the probability alone. After each step, expert e's bias grows or shrinks by `update_rate` as its load, counted
- * over all batches of the step before drops, is below or above the mean load. A layer's biases begin at 0, and rest while its
- * router is frozen. Evaluation and generation choose by them too. The balance loss stays what `losses` says; 0 is usual.
+ * Balances loads without a loss (Wang et al. 2024): tokens choose their experts by probability plus a bias of the expert,
+ * and weigh them by the probability alone. After each step, expert e's bias grows or shrinks by `update_rate` as its load,
+ * counted over all batches of the step before drops, is below or above the mean load. A layer's biases begin at 0, and rest
+ * while its router is frozen. Evaluation and generation choose by them too. The balance loss stays what `losses` says; 0 is
+ * usual.
  *
  * Checkpoints and exported models carry the biases as tensors `….router.selection_bias`. transformers does not know them: it
  * says so when it loads such a model, and routes without.
@@ -447,8 +448,8 @@ export type AssignmentSlice = Message<"thaw.v1.AssignmentSlice"> & {
   tokenCount: bigint;
 
   /**
-   * Index of each token's example in its split: [n] u32. In the training of a mixture, counted through the `train` splits of its
-   * datasets one after another.
+   * Index of each token's example in its split: [n] u32. In the training of a mixture, counted through the `train` splits of
+   * its datasets one after another.
    *
    * @generated from field: bytes example_ids = 8;
    */
@@ -507,8 +508,8 @@ export const AssignmentSliceSchema: GenMessage<AssignmentSlice> = /*@__PURE__*/
   messageDesc(file_thaw_v1_routing, 8);
 
 /**
- * Routes of one example that the server keeps while its run is on the GPU, for ForwardBackward to replay: each token takes the
- * experts that it took when they were recorded, with the gates that its router gives them now. A token without a record
+ * Routes of one example that the server keeps while its run is on the GPU, for ForwardBackward to replay: each token takes
+ * the experts that it took when they were recorded, with the gates that its router gives them now. A token without a record
  * chooses; capacity holds, and the random second expert policy draws, as ever.
  *
  * @generated from message thaw.v1.RouteReference
@@ -592,8 +593,8 @@ export type RoutingLayerSummary = Message<"thaw.v1.RoutingLayerSummary"> & {
   loadImbalance: number;
 
   /**
-   * Tokens that chose both experts, kept or dropped: [experts, experts] row-major, symmetric; its diagonal is the tokens that
-   * chose the expert. Empty where a token has one expert, and in layers of more than 64.
+   * Tokens that chose both experts, kept or dropped: [experts, experts] row-major, symmetric; its diagonal is the tokens
+   * that chose the expert. Empty where a token has one expert, and in layers of more than 64.
    *
    * @generated from field: repeated double co_activation = 8;
    */
@@ -808,9 +809,9 @@ export const RoutingChoice = {
   TOKENS: 1,
 
   /**
-   * Each expert takes as many tokens of a group as it has slots, those most probable to choose it (Zhou et al. 2022). A token
-   * may have any number of experts, or none; its gates are its probabilities, and top_k, gate normalization, second expert
-   * policy and priority say nothing. Loads are equal, so there is no load-balancing loss: it is reported as 0.
+   * Each expert takes as many tokens of a group as it has slots, those most probable to choose it (Zhou et al. 2022). A
+   * token may have any number of experts, or none; its gates are its probabilities, and top_k, gate normalization, second
+   * expert policy and priority say nothing. Loads are equal, so there is no load-balancing loss: it is reported as 0.
    *
    * @generated from enum value: ROUTING_CHOICE_EXPERTS = 2;
    */

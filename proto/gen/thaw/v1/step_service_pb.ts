@@ -19,8 +19,8 @@ export const file_thaw_v1_step_service: GenFile = /*@__PURE__*/
   fileDesc("Chp0aGF3L3YxL3N0ZXBfc2VydmljZS5wcm90bxIHdGhhdy52MSKAAQoPVHJhaW5pbmdFeGFtcGxlEg0KBWlucHV0GAEgASgJEg4KBnRhcmdldBgCIAEoCRIRCglpbnB1dF9pZHMYAyADKA0SEgoKdGFyZ2V0X2lkcxgEIAMoDRInCgZyZXBsYXkYBSABKAsyFy50aGF3LnYxLlJvdXRlUmVmZXJlbmNlIq8BChZGb3J3YXJkQmFja3dhcmRSZXF1ZXN0EgsKA3J1bhgBIAEoCRIqCghleGFtcGxlcxgCIAMoCzIYLnRoYXcudjEuVHJhaW5pbmdFeGFtcGxlEhUKDXRhcmdldF90b2tlbnMYAyABKAMSEQoEc3RlcBgEIAEoA0gAiAEBEhIKCnJlcXVlc3RfaWQYBSABKAkSFQoNcmVjb3JkX3JvdXRlcxgGIAEoCEIHCgVfc3RlcCIdCgtUb2tlbkxvc3NlcxIOCgZsb3NzZXMYASADKAIi/gEKF0ZvcndhcmRCYWNrd2FyZFJlc3BvbnNlEgwKBHN0ZXAYASABKAMSDwoHYmF0Y2hlcxgCIAEoAxIMCgRsb3NzGAMgASgBEhUKDXRhcmdldF90b2tlbnMYBCABKAMSKgoMdG9rZW5fbG9zc2VzGAUgAygLMhQudGhhdy52MS5Ub2tlbkxvc3NlcxIYChB0cnVuY2F0ZWRfaW5wdXRzGAYgASgDEhkKEXRydW5jYXRlZF90YXJnZXRzGAcgASgDEisKBmxheWVycxgIIAMoCzIbLnRoYXcudjEuUm91dGVyTGF5ZXJNZXRyaWNzEhEKCXJlY29yZGluZxgJIAEoCSKOAQoQT3B0aW1TdGVwUmVxdWVzdBILCgNydW4YASABKAkSGgoNbGVhcm5pbmdfcmF0ZRgCIAEoAUgAiAEBEhEKBHN0ZXAYAyABKANIAYgBARIPCgdiYXRjaGVzGAQgASgDEhIKCnJlcXVlc3RfaWQYBSABKAlCEAoOX2xlYXJuaW5nX3JhdGVCBwoFX3N0ZXAiOgoRT3B0aW1TdGVwUmVzcG9uc2USJQoHbWV0cmljcxgBIAEoCzIULnRoYXcudjEuU3RlcE1ldHJpY3MypwEKC1N0ZXBTZXJ2aWNlElQKD0ZvcndhcmRCYWNrd2FyZBIfLnRoYXcudjEuRm9yd2FyZEJhY2t3YXJkUmVxdWVzdBogLnRoYXcudjEuRm9yd2FyZEJhY2t3YXJkUmVzcG9uc2USQgoJT3B0aW1TdGVwEhkudGhhdy52MS5PcHRpbVN0ZXBSZXF1ZXN0GhoudGhhdy52MS5PcHRpbVN0ZXBSZXNwb25zZWIGcHJvdG8z", [file_thaw_v1_event, file_thaw_v1_routing]);
 
 /**
- * An example to train on, as text or as token ids. End of sequence is added where it is missing, and what is longer than the run
- * allows is cut.
+ * An example to train on, as text or as token ids. End of sequence is added where it is missing, and what is longer than the
+ * run allows is cut.
  *
  * @generated from message thaw.v1.TrainingExample
  */
@@ -295,13 +295,15 @@ export const OptimStepResponseSchema: GenMessage<OptimStepResponse> = /*@__PURE_
 /**
  * Drives a run that is PAUSED on the GPU, for instance one created with `start_paused`, batch by batch.
  *
- * Gradients add up: each ForwardBackward adds those of its batch to what there is, and OptimStep updates what is trainable with
- * the sum and clears it. SetTrainable, ResumeRun and whatever takes the run off the GPU clear it too; checkpoints do not hold it.
- * A call that is refused leaves gradients and parameters as they were; one that fails in the middle fails the run.
+ * Gradients add up: each ForwardBackward adds those of its batch to what there is, and OptimStep updates what is trainable
+ * with the sum and clears it. SetTrainable, ResumeRun and whatever takes the run off the GPU clear it too; checkpoints do
+ * not hold it. A call that is refused leaves gradients and parameters as they were; one that fails in the middle fails the
+ * run.
  *
- * A ForwardBackward adds the gradient of what the run minimises: the cross-entropy of the batch, summed over its target tokens and
- * divided by `target_tokens`, and the router losses of the batch, divided by the run's `accumulation_steps`. So as many calls as
- * the run accumulates, on the batches of one of its steps and each with the target tokens of all of them, make that step.
+ * A ForwardBackward adds the gradient of what the run minimises: the cross-entropy of the batch, summed over its target
+ * tokens and divided by `target_tokens`, and the router losses of the batch, divided by the run's `accumulation_steps`. So
+ * as many calls as the run accumulates, on the batches of one of its steps and each with the target tokens of all of them,
+ * make that step.
  *
  * A batch can replay the routing of an earlier pass, for instance that of a generation which is now trained on: see
  * RouteReference.
@@ -320,9 +322,9 @@ export const StepService: GenService<{
     output: typeof ForwardBackwardResponseSchema;
   },
   /**
-   * Takes one optimizer step: clips the gradients, updates parameters and optimizer state, clears the gradients. A gradient that
-   * is not finite changes nothing but the step. The run's log gets the step's metrics; its checkpoint and evaluation policies
-   * wait until it is resumed, and its own data is passed over by a step.
+   * Takes one optimizer step: clips the gradients, updates parameters and optimizer state, clears the gradients. A gradient
+   * that is not finite changes nothing but the step. The run's log gets the step's metrics; its checkpoint and evaluation
+   * policies wait until it is resumed, and its own data is passed over by a step.
    *
    * @generated from rpc thaw.v1.StepService.OptimStep
    */

@@ -8,7 +8,10 @@ import { tensorToProto } from "./report.ts";
 import { routesToProto } from "./routes.ts";
 import { count } from "./scalars.ts";
 
-/** Groups come without resource names: the server knows what the model is called. All of a model's parameters count as trainable. */
+/**
+ * Groups come without resource names: the server knows what the model is called. All of a model's parameters count as
+ * trainable.
+ */
 export function descriptionToProto(d: ModelDescription): proto.ModelDescription {
   return create(proto.ModelDescriptionSchema, {
     modelType: d.modelType,

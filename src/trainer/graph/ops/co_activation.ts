@@ -7,7 +7,10 @@ import type { Routing } from "./routing.ts";
 /** The log keeps the counts of every step for ever; beyond so many experts, what is read back would outweigh the rest. */
 const MOST_EXPERTS = 64;
 
-/** Counts [pairs] u32 of a batch, chosen whether used or not; undefined where no token has two experts, or pairs are too many. */
+/**
+ * Counts [pairs] u32 of a batch, chosen whether used or not; undefined where no token has two experts, or pairs are too
+ * many.
+ */
 export function countCoActivation(g: Graph, { chosenIds, topK, experts }: Routing): Tensor | undefined {
   if (topK === 1 || experts > MOST_EXPERTS) return undefined;
   const [tokens] = chosenIds.shape;

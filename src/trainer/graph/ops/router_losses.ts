@@ -34,7 +34,9 @@ interface Routed {
   readonly mask: Tensor;
 }
 
-/** Declares a layer's statistics, so that the router's gradient can name them before {@link countRouterLosses} fills them. */
+/**
+ * Declares a layer's statistics, so that the router's gradient can name them before {@link countRouterLosses} fills them.
+ */
 export function declareStatistics(g: Graph, name: string, groups: number, experts: number): RouterStatistics {
   return {
     groups,

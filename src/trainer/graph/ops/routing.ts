@@ -66,7 +66,10 @@ export interface Routing extends Dispatched {
   readonly choose: RouterOptions["choose"];
   /** Assignments to expect, for counting work: of every token, or of every slot where experts choose. */
   readonly assignments: number;
-  /** [T, k] u32; E where a choice is not used: padding, a later expert that the random policy left out, one that did not choose. */
+  /**
+   * [T, k] u32; E where a choice is not used: padding, a later expert that the random policy left out, one that did not
+   * choose.
+   */
   readonly expertIds: Tensor;
   /** [T, k] u32: what was chosen, used or not. */
   readonly chosenIds: Tensor;

@@ -16,7 +16,10 @@ interface Distribution {
   readonly cut: number;
 }
 
-/** How a parameter starts; undefined for norms and the experts' biases, which are ones. Matrices are [out, in], so fan_in is the last axis. */
+/**
+ * How a parameter starts; undefined for norms and the experts' biases, which are ones. Matrices are [out, in], so fan_in is
+ * the last axis.
+ */
 function distributionOf(p: ParameterSpec): Distribution | undefined {
   if (p.kind === "norm" || (p.kind === "expert" && p.shape.length === 2)) return undefined;
   if (p.kind === "embedding") return { std: 1, cut: Number.POSITIVE_INFINITY };
