@@ -158,11 +158,12 @@ export class Graph {
 
   /**
    * An activation that products read, or that they write for one of these: f16 in mixed precision, to which products would
-   * round it anyway. Like {@link activation} else.
+   * round it anyway. Like {@link activation} else, and when `precise`.
    */
-  operand(name: string, shape: readonly number[], from: readonly (Tensor | undefined)[] = []): Tensor {
+  operand(name: string, shape: readonly number[], from: readonly (Tensor | undefined)[] = [], precise = false): Tensor {
     const requiresGradient = from.some((t) => t?.requiresGradient);
-    return this.tensor({ name, shape, role: "activation", dtype: this.operands, requiresGradient });
+    const dtype = precise ? "f32" : this.operands;
+    return this.tensor({ name, shape, role: "activation", dtype, requiresGradient });
   }
 
   /** A u32 activation (indices, counts); never differentiable. */

@@ -26,8 +26,7 @@ export function linear(
 ): Tensor {
   const [m, k] = x.shape;
   const n = weight.shape[0];
-  const y =
-    options.into ?? (options.precise ? g.activation(name, [m, n], [x, weight]) : g.operand(name, [m, n], [x, weight]));
+  const y = options.into ?? g.operand(name, [m, n], [x, weight], options.precise);
   const flops = 2 * m * n * k;
   const { products } = g;
   const relu = options.relu ?? false;
@@ -157,11 +156,9 @@ export function rmsNorm(
   { into, precise = false }: { into?: Tensor; precise?: boolean } = {},
 ): Tensor {
   const [rows, columns] = x.shape;
-  const made = (of: string, from: readonly Tensor[] = []) =>
-    precise ? g.activation(of, x.shape, from) : g.operand(of, x.shape, from);
-  const out = into ?? made(name, [x, weight]);
+  const out = into ?? g.operand(name, x.shape, [x, weight], precise);
   const inverseRms = g.activation(`${name}_inverse_rms`, [rows]);
-  const normalized = out.requiresGradient ? made(`${name}_normalized`) : undefined;
+  const normalized = out.requiresGradient ? g.operand(`${name}_normalized`, x.shape, [], precise) : undefined;
   g.add({
     name: "rms_norm",
     reads: [x, weight],

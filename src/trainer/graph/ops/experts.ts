@@ -24,8 +24,7 @@ export function expertLinear(
   const tokens = r.expertIds.shape[0];
   const gatherTopK = options.gather ? topK : undefined;
   const sourceOfRow = options.gather ? r.sourceOfRow : undefined;
-  const from = [x, weight];
-  const out = options.precise ? g.activation(name, [maxRows, n], from) : g.operand(name, [maxRows, n], from);
+  const out = g.operand(name, [maxRows, n], [x, weight], options.precise);
   if (options.relu) out.rectified = true;
   const flops = 2 * r.assignments * n * k;
   const { products } = g;
