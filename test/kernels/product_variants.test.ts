@@ -7,6 +7,7 @@ import * as assert from "uvu/assert";
 import { groupedMatmul, groupedWeightGradient } from "../../src/kernels/grouped_matmul.ts";
 import { type MatmulDims, matmul, matmulScratch } from "../../src/kernels/matmul.ts";
 import { testDevice } from "../support/gpu.ts";
+import { asHalves } from "../support/halves.ts";
 import { onMatrixUnits } from "../support/matrix_units.ts";
 import { layOut } from "./grouped_rows.ts";
 import { held, sameInHalves } from "./in_halves.ts";
@@ -80,6 +81,16 @@ for (const [target, products] of [["software", "f32"], ["hardware", "f32"], ...W
       });
       checkMask(got.out, got.without, mask);
     }
+  });
+
+for (const [target, products] of WAYS)
+  test(`${target} ${products}: a mask of f16 is one`, async () => {
+    const [m, n, k] = SIZES[0];
+    const floats = { a: held(m * k, 1), b: held(k * n, 2), mask: held(m * n, 3), out: held(m * n, 4) };
+    const dims = { m, n, k, transposeA: false, transposeB: false, products };
+    await sameInHalves(floats, {}, Object.keys(floats), { out: m * n }, (bound, halves) =>
+      matmul(bound, { ...dims, halves }, target),
+    );
   });
 
 test("stretches of a long sum end in f16 too", async () => {
@@ -157,6 +168,11 @@ for (const [target, products] of [["software", "f32"], ["hardware", "f32"], ...W
     });
     const used = rows.usedRows * N;
     checkMask(got.out.slice(0, used), got.without.slice(0, used), mask.slice(0, used));
+    if (products === "f32") return;
+    const floats = { x: asHalves(x), weight: asHalves(weight), mask: asHalves(mask), out: held(size, 4) };
+    await sameInHalves(floats, { expertOfBlock }, Object.keys(floats), { out: used }, (bound, halves) =>
+      groupedMatmul(bound, { ...dims, halves }, target),
+    );
   });
 
 test.run();
