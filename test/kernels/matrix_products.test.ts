@@ -13,14 +13,10 @@ import { type MatmulDims, matmul, matmulReference, matmulScratch } from "../../s
 import { compareWithTolerance, testDevice } from "../support/gpu.ts";
 import { onMatrixUnits } from "../support/matrix_units.ts";
 import { layOut } from "./grouped_rows.ts";
+import { testTransposes, WAYS } from "./product_cases.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
 
 const { capabilities } = await testDevice();
-const WAYS = [
-  ["software", "f16"],
-  ["hardware", "f16"],
-  ["hardware", "matrix"],
-] as const;
 
 /**
  * Rounding both operands to f16, to nearest or towards zero, changes a product by at most 2·2^-10 of itself and a little;
@@ -39,38 +35,36 @@ const SIZES = [
   [21, 10, 17],
 ] as const;
 
-for (const [target, products] of WAYS)
-  for (const transposeA of [false, true])
-    for (const transposeB of [false, true])
-      test(`${target} ${products}: a ${transposeA ? "transposed" : "as is"}, b ${transposeB ? "transposed" : "as is"}`, async () => {
-        for (const [index, [m, n, k]] of SIZES.entries()) {
-          const offsets = index === 1 ? { aOffset: 8, bOffset: 16, outOffset: 4, accumulate: true, alpha: -0.5 } : {};
-          const dims: MatmulDims = { m, n, k, transposeA, transposeB, products, relu: index === 0, ...offsets };
-          const a = randomValues(m * k + (dims.aOffset ?? 0), 1);
-          const b = randomValues(k * n + (dims.bOffset ?? 0), 2);
-          const out = unwritten(m * n + (dims.outOffset ?? 0));
-          if (dims.accumulate) out.set(randomValues(m * n, 3), dims.outOffset);
-          const got = await runTwice({
-            buffers: { a, b, out },
-            commands: (names) => {
-              const commands = matmul(names, dims, target);
-              if (products === "matrix") assert.match(kernelNames(commands)[0], index < 2 ? /matrix/ : /rounded/);
-              return onMatrixUnits(capabilities, commands);
-            },
-          });
-          const magnitude = matmulReference(a.map(Math.abs), b.map(Math.abs), out.map(Math.abs), {
-            ...dims,
-            alpha: Math.abs(dims.alpha ?? 1),
-            relu: false,
-          });
-          compareWithTolerance(
-            got.out,
-            matmulReference(a, b, out, dims),
-            (i) => tolerance(k, magnitude[i]),
-            `${m}×${n}×${k}`,
-          );
-        }
-      });
+testTransposes(test, async (target, given) => {
+  const { products } = given;
+  for (const [index, [m, n, k]] of SIZES.entries()) {
+    const offsets = index === 1 ? { aOffset: 8, bOffset: 16, outOffset: 4, accumulate: true, alpha: -0.5 } : {};
+    const dims: MatmulDims = { m, n, k, ...given, relu: index === 0, ...offsets };
+    const a = randomValues(m * k + (dims.aOffset ?? 0), 1);
+    const b = randomValues(k * n + (dims.bOffset ?? 0), 2);
+    const out = unwritten(m * n + (dims.outOffset ?? 0));
+    if (dims.accumulate) out.set(randomValues(m * n, 3), dims.outOffset);
+    const got = await runTwice({
+      buffers: { a, b, out },
+      commands: (names) => {
+        const commands = matmul(names, dims, target);
+        if (products === "matrix") assert.match(kernelNames(commands)[0], index < 2 ? /matrix/ : /rounded/);
+        return onMatrixUnits(capabilities, commands);
+      },
+    });
+    const magnitude = matmulReference(a.map(Math.abs), b.map(Math.abs), out.map(Math.abs), {
+      ...dims,
+      alpha: Math.abs(dims.alpha ?? 1),
+      relu: false,
+    });
+    compareWithTolerance(
+      got.out,
+      matmulReference(a, b, out, dims),
+      (i) => tolerance(k, magnitude[i]),
+      `${m}×${n}×${k}`,
+    );
+  }
+});
 
 test("an operand is rounded to f16 exactly once", async () => {
   // 1 + 2^-12 becomes 1; its square in f32 would be 1 + 2^-11.

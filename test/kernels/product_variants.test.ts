@@ -11,15 +11,10 @@ import { asHalves } from "../support/halves.ts";
 import { onMatrixUnits } from "../support/matrix_units.ts";
 import { layOut } from "./grouped_rows.ts";
 import { held, sameInHalves } from "./in_halves.ts";
+import { testTransposes, WAYS } from "./product_cases.ts";
 import { randomValues, runTwice, unwritten } from "./run_twice.ts";
 
 const device = await testDevice();
-
-const WAYS = [
-  ["software", "f16"],
-  ["hardware", "f16"],
-  ["hardware", "matrix"],
-] as const;
 
 // [m, n, k]: a part of a tile; several tiles with edges; a sum whose length is no multiple of 4, as a router's.
 const SIZES = [
@@ -28,27 +23,25 @@ const SIZES = [
   [24, 16, 6],
 ] as const;
 
-for (const [target, products] of WAYS)
-  for (const transposeA of [false, true])
-    for (const transposeB of [false, true])
-      test(`${target} ${products}: a ${transposeA ? "transposed" : "as is"}, b ${transposeB ? "transposed" : "as is"}`, async () => {
-        for (const [index, [m, n, k]] of SIZES.entries()) {
-          const offsets = index === 1 ? { aOffset: 8, bOffset: 16, outOffset: 8, accumulate: true, alpha: -0.5 } : {};
-          const dims: MatmulDims = { m, n, k, transposeA, transposeB, products, relu: index === 0, ...offsets };
-          const { aOffset = 0, bOffset = 0, outOffset = 0 } = dims;
-          const floats = {
-            a: held(m * k + aOffset, 1),
-            b: held(k * n + bOffset, 2),
-            out: held(m * n + outOffset + 8, 3),
-          };
-          // What a graph keeps as f16 has rows of whole eights.
-          const rows = { a: transposeA ? m : k, b: transposeB ? k : n, out: n };
-          const halves = Object.entries(rows).flatMap(([name, width]) => (width % 8 === 0 ? [name] : []));
-          await sameInHalves(floats, {}, halves, { out: m * n + outOffset }, ({ a, b, out }, halves) =>
-            matmul({ a, b, out }, { ...dims, halves }, target),
-          );
-        }
-      });
+testTransposes(test, async (target, given) => {
+  const { transposeA, transposeB } = given;
+  for (const [index, [m, n, k]] of SIZES.entries()) {
+    const offsets = index === 1 ? { aOffset: 8, bOffset: 16, outOffset: 8, accumulate: true, alpha: -0.5 } : {};
+    const dims: MatmulDims = { m, n, k, ...given, relu: index === 0, ...offsets };
+    const { aOffset = 0, bOffset = 0, outOffset = 0 } = dims;
+    const floats = {
+      a: held(m * k + aOffset, 1),
+      b: held(k * n + bOffset, 2),
+      out: held(m * n + outOffset + 8, 3),
+    };
+    // What a graph keeps as f16 has rows of whole eights.
+    const rows = { a: transposeA ? m : k, b: transposeB ? k : n, out: n };
+    const halves = Object.entries(rows).flatMap(([name, width]) => (width % 8 === 0 ? [name] : []));
+    await sameInHalves(floats, {}, halves, { out: m * n + outOffset }, ({ a, b, out }, halves) =>
+      matmul({ a, b, out }, { ...dims, halves }, target),
+    );
+  }
+});
 
 /** Where the mask is not positive, results are 0, else what they are without it. */
 function checkMask(masked: Float32Array, without: Float32Array, mask: Float32Array): void {
