@@ -22,6 +22,7 @@ import {
   defineKernel,
   type Kernel,
   LINEAR_INDEX,
+  prefetched,
   read,
   spread,
 } from "./kernel.ts";
@@ -77,7 +78,8 @@ const nameOf = (v: Variant): string =>
   `${v.target}_${v.tile.m}x${v.tile.n}${v.vector ? "_vec4" : ""}${v.gather ? "_gather" : ""}${v.masked ? "_masked" : ""}${v.products === "f32" ? "" : `_${v.products}`}`;
 
 /** The binding of the row index, in kernels that gather. */
-const rowIndex = (gather: boolean): Record<string, BufferDeclaration> => (gather ? { sourceOfRow: read("u32") } : {});
+const rowIndex = ({ gather, products }: Variant): Record<string, BufferDeclaration> =>
+  gather ? { sourceOfRow: (products === "matrix" ? prefetched : read)("u32") } : {};
 
 /** WGSL: the row of x that a sorted row reads, PADDING for none, of any row; `readable` is one that exists in any case. */
 const sourceOf = (gather: boolean): string => /* wgsl */ `
@@ -172,7 +174,7 @@ function forwardKernel(name: string, v: Variant, transposeWeight: boolean): Kern
             array: "a",
             layout: "inner",
             inside: (i) => `source_of(row + ${i}) != PADDING`,
-            element: (i, k) => `source_of(row + ${i}) * params.k + ${k}`,
+            element: (i, k) => `readable(source_of(row + ${i})) * params.k + ${k}`,
           },
           {
             array: "b",
@@ -213,7 +215,7 @@ function forwardKernel(name: string, v: Variant, transposeWeight: boolean): Kern
   return defineKernel<string, string>({
     name,
     params: FORWARD_PARAMS,
-    buffers: { ...buffers, expertOfBlock: read("u32"), ...rowIndex(v.gather) },
+    buffers: { ...buffers, expertOfBlock: read("u32"), ...rowIndex(v) },
     enables: enablesOf(v),
     wgsl: /* wgsl */ `${memoryOf(v, ["inner", layout])}${functions}${LINEAR_INDEX}${sourceOf(v.gather)}
 fn store(row: u32, column: u32, sum: ${written}) {
@@ -259,7 +261,7 @@ function gradientKernel(name: string, v: Variant): Kernel {
             array: "b",
             layout: "outer",
             inside: (j) => `column + ${j} < params.k`,
-            element: (j, r) => `source_of(${r}) * params.k + column + ${j}`,
+            element: (j, r) => `readable(source_of(${r})) * params.k + column + ${j}`,
           },
           "begin",
           "end",
@@ -295,7 +297,7 @@ function gradientKernel(name: string, v: Variant): Kernel {
       expertOffset: read("u32"),
       expertCount: read("u32"),
       trainableExperts: read("u32"),
-      ...rowIndex(v.gather),
+      ...rowIndex(v),
     },
     enables: enablesOf(v),
     wgsl: /* wgsl */ `${memoryOf(v, ["outer", "outer"])}${functions}${LINEAR_INDEX}${sourceOf(v.gather)}

@@ -23,10 +23,23 @@ export type ParamType = "u32" | "i32" | "f32";
 export interface BufferDeclaration {
   readonly access: "read" | "read_write";
   readonly type: string;
+  /** Bound for writing although it is only read: see {@link prefetched}. */
+  readonly prefetched?: boolean;
 }
 
 /** A storage buffer the kernel only reads; `element` is an element type (`f32`) or a vector (`vec4f`) or a struct. */
 export const read = (element: string): BufferDeclaration => ({ access: "read", type: `array<${element}>` });
+
+/**
+ * A storage buffer the kernel only reads, but well before it needs the values. Compilers move a load of what nobody can
+ * write down to its first use, past barriers and all the work that should have hidden its latency (seen in what NVIDIA's
+ * driver 580.159.04 makes of a prefetch), so the binding says that it can be written. A call must not bind the buffer twice.
+ */
+export const prefetched = (element: string): BufferDeclaration => ({ ...read(element), prefetched: true });
+
+/** How a buffer is bound. */
+export const boundAccess = (b: BufferDeclaration): BufferDeclaration["access"] =>
+  b.prefetched ? "read_write" : b.access;
 
 /** A storage buffer the kernel writes (and may read). */
 export const write = (element: string): BufferDeclaration => ({ access: "read_write", type: `array<${element}>` });
@@ -72,7 +85,7 @@ export function defineKernel<P extends string, B extends string>(declaration: {
   const { name, params, buffers, enables = "", wgsl } = declaration;
   const fields = Object.entries<ParamType>(params).map(([field, type]) => `  ${field}: ${type},\n`);
   const bindings = Object.entries<BufferDeclaration>(buffers).map(
-    ([field, b], i) => `@group(0) @binding(${i + 1}) var<storage, ${b.access}> ${field}: ${b.type};\n`,
+    ([field, b], i) => `@group(0) @binding(${i + 1}) var<storage, ${boundAccess(b)}> ${field}: ${b.type};\n`,
   );
   const head = fields.length
     ? `struct Params {\n${fields.join("")}}\n@group(0) @binding(0) var<uniform> params: Params;\n`

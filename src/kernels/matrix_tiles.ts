@@ -4,13 +4,18 @@
 //
 // A workgroup computes m×n results, each of its subgroups `own`×`own` of them, which stay in its registers as 16×16
 // fragments. Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is
-// multiplied. What does not exist is read from the array's beginning and replaced by 0: a load behind a branch waits for the
-// one before it (one H100, driver 580.159.04, 2026-11-24: 85 TFLOP/s at 4096³ with branches, 168 without). Fragments are
-// opaque, so the end of a product goes through a patch of workgroup memory, where it is an f32 array again.
+// multiplied. Fragments are opaque, so the end of a product goes through a patch of workgroup memory, where it is an f32
+// array again.
+//
+// All depends on loads that are issued before the products of a slab and first looked at behind them: a branch, a select or
+// a rounding right behind a load waits for it (one H100, driver 580.159.04, 2026-11-24, 4096³: 46 to 124 TFLOP/s instead of
+// 240), and a load from a read-only binding is moved down to the next slab's beginning (240 instead of 290; see `prefetched`).
+// So what lies outside a matrix is read from inside, where every address is computed without a branch: rows and columns too
+// many give results that nobody stores, and steps of k too many are made 0 in one operand when it is staged.
 //
 // An operand's contiguous axis must be a multiple of 8 elements, and begin at one: {@link matrixFits}.
 
-import { type BufferDeclaration, read } from "./kernel.ts";
+import { type BufferDeclaration, prefetched } from "./kernel.ts";
 import type { Layout, Store } from "./matmul_tiles.ts";
 import type { Halves } from "./storage.ts";
 
@@ -20,7 +25,7 @@ export interface MatrixOperand {
   readonly layout: Layout;
   /** Is entry i of the tile inside the matrix? Asked for the first of eight where i is the contiguous axis. */
   readonly inside: (i: string) => string;
-  /** Index of the element at tile entry i and summation index k. */
+  /** Index of the element at tile entry i and summation index k; may be evaluated where i is outside. */
   readonly element: (i: string, k: string) => string;
 }
 
@@ -65,14 +70,23 @@ fn packed(low: vec4f, high: vec4f) -> vec4u {
 `;
 
 /**
- * The operands of a kernel, those in `halves` as f16. `functions` is WGSL of module scope: `eight_a(at)` and `eight_b(at)`
- * give the eight elements from `at` on as f16, `at` a multiple of 8. It needs {@link MATRIX_TYPES}.
+ * The operands of a kernel, those in `halves` as f16. `functions` is WGSL of module scope: `eight_a(at)` gives the eight
+ * elements from `at` on, a multiple of 8, as they are stored, an `Eight_a`; `packed_a` makes them f16; and the same for b.
+ * It needs {@link MATRIX_TYPES}.
  */
 export function matrixOperands(halves: Halves): { buffers: Record<"a" | "b", BufferDeclaration>; functions: string } {
-  const each = (name: "a" | "b") =>
-    halves.includes(name) ? `return ${name}[at / 8];` : `return packed(${name}[at / 4], ${name}[at / 4 + 1]);`;
-  const type = (name: "a" | "b") => read(halves.includes(name) ? "vec4u" : "vec4f");
-  const functions = (["a", "b"] as const).map((name) => `fn eight_${name}(at: u32) -> vec4u { ${each(name)} }\n`);
+  const type = (name: "a" | "b") => prefetched(halves.includes(name) ? "vec4u" : "vec4f");
+  const functions = (["a", "b"] as const).map((x) =>
+    halves.includes(x)
+      ? /* wgsl */ `alias Eight_${x} = vec4u;
+fn eight_${x}(at: u32) -> Eight_${x} { return ${x}[at / 8]; }
+fn packed_${x}(eight: Eight_${x}) -> vec4u { return eight; }
+`
+      : /* wgsl */ `struct Eight_${x} { low: vec4f, high: vec4f }
+fn eight_${x}(at: u32) -> Eight_${x} { return Eight_${x}(${x}[at / 4], ${x}[at / 4 + 1]); }
+fn packed_${x}(eight: Eight_${x}) -> vec4u { return packed(eight.low, eight.high); }
+`,
+  );
   return { buffers: { a: type("a"), b: type("b") }, functions: functions.join("") };
 }
 
@@ -91,7 +105,8 @@ const lines = (count: number, text: (i: number) => string): string =>
 
 /**
  * Sums k from `kBegin` to `kEnd`, both uniform over the workgroup and multiples of 8 where an operand is "inner", into
- * fragments `c{i}_{j}`. Needs `lid`, the local invocation index, `subgroup`, the subgroup's, and {@link matrixOperands}.
+ * fragments `c{i}_{j}`. Needs `lid`, the local invocation index, `subgroup`, the subgroup's, and {@link matrixOperands}, none
+ * of them empty.
  */
 export function matrixTile(
   a: MatrixOperand,
@@ -108,28 +123,39 @@ export function matrixTile(
     const packs = (o.tile * s.slab) / PACK / threads;
     const perRow = rowOf(o.layout, o.tile, s) - 1;
     const place = (p: number) => `(lid + ${p * threads}u)`;
-    const [i, k] =
-      o.layout === "inner"
-        ? [(p: number) => `${place(p)} / ${perRow}u`, (p: number) => `${place(p)} % ${perRow}u * ${PACK}u`]
-        : [(p: number) => `${place(p)} % ${perRow}u * ${PACK}u`, (p: number) => `${place(p)} / ${perRow}u`];
     const x = o.array;
+    const inner = o.layout === "inner";
+    const [along, across] = [
+      (p: number) => `${place(p)} / ${perRow}u`,
+      (p: number) => `${place(p)} % ${perRow}u * ${PACK}u`,
+    ];
+    const step = inner ? across : along;
+    /** The k to read for step p of a slab, which exists where there is any. */
+    const readable = (slab: string, p: number) => `min(${slab} + ${step(p)}, last_${x})`;
+    const start = (p: number, k: string) => `select(0u, ${o.element(`entry_${x}${p}`, k)}, inside_${x}${p})`;
     return {
-      declare: lines(packs, (p) => `var next_${x}${p}: vec4u;`),
-      fetch: (slab: string) =>
-        lines(
-          packs,
-          (p) => `{
-      let i = ${i(p)};
-      let k = ${slab} + ${k(p)};
-      let exists = k < ${kEnd} && ${o.inside("i")};
-      let eight = eight_${x}(select(0u, ${o.element("i", "k")}, exists));
-      next_${x}${p} = select(vec4u(), eight, vec4<bool>(exists));
-    }`,
-        ),
-      stage: lines(
+      declare: lines(
         packs,
-        (p) => `staged_${x}[${place(p)} / ${perRow}u * ${perRow + 1}u + ${place(p)} % ${perRow}u] = next_${x}${p};`,
+        (p) => `let entry_${x}${p} = ${inner ? along(p) : across(p)};
+    let inside_${x}${p} = ${o.inside(`entry_${x}${p}`)};
+    var start_${x}${p} = ${inner ? start(p, "0u") : start(p, readable(kBegin, p))};
+    var next_${x}${p}: Eight_${x};`,
       ),
+      /** The last k that can be read; none exists where kBegin is kEnd, and something is read all the same. */
+      last: `let last_${x} = max(${kEnd}, ${inner ? PACK : 1}u) - ${inner ? PACK : 1}u;`,
+      // The row of an "outer" operand may itself be looked up: that of the slab after is looked up now.
+      fetch: (slab: string) =>
+        lines(packs, (p) =>
+          inner
+            ? `next_${x}${p} = eight_${x}(start_${x}${p} + ${readable(slab, p)});`
+            : `next_${x}${p} = eight_${x}(start_${x}${p});
+    start_${x}${p} = ${start(p, readable(`${slab} + ${s.slab}u`, p))};`,
+        ),
+      stage: lines(packs, (p) => {
+        const eight = `packed_${x}(next_${x}${p})`;
+        const value = x === "a" ? `select(vec4u(), ${eight}, vec4<bool>(slab + ${step(p)} < ${kEnd}))` : eight;
+        return `staged_${x}[${place(p)} / ${perRow}u * ${perRow + 1}u + ${place(p)} % ${perRow}u] = ${value};`;
+      }),
       /** The fragment whose entries begin at tile entry `first`, at step `step` of the slab. */
       fragment: (type: string, natural: Layout, first: string, step: number) => {
         const row = perRow + 1;
@@ -157,7 +183,7 @@ export function matrixTile(
   return `let own_row = subgroup / ${s.n / s.own}u * ${s.own}u;
   let own_column = subgroup % ${s.n / s.own}u * ${s.own}u;
   ${lines(fragments * fragments, (x) => `var c${Math.floor(x / fragments)}_${x % fragments} = Sums();`)}
-  ${operands.map((o) => o.declare).join("\n  ")}
+  ${operands.map((o) => `${o.last}\n  ${o.declare}`).join("\n  ")}
   ${operands.map((o) => o.fetch(kBegin)).join("\n    ")}
   for (var slab = ${kBegin}; slab < ${kEnd}; slab += ${s.slab}u) {
     ${operands.map((o) => o.stage).join("\n    ")}

@@ -6,7 +6,7 @@
 
 import { failpoint } from "../../failpoints.ts";
 import { type Capabilities, type KernelTarget, kernelTarget } from "../capabilities.ts";
-import type { Kernel } from "../kernel.ts";
+import { boundAccess, type Kernel } from "../kernel.ts";
 import { DeviceLostError, KernelError, OutOfMemoryError } from "./errors.ts";
 
 /** The values of `GPUBufferUsage`, which Dawn does not make global. */
@@ -160,7 +160,7 @@ export function wrapDevice(gpu: GPUDevice, capabilities: Capabilities): Device {
 
   function layout(kernel: Kernel): GPUBindGroupLayout {
     const hasParams = Object.keys(kernel.params).length > 0;
-    const accesses = Object.values(kernel.buffers).map((b) => b.access);
+    const accesses = Object.values(kernel.buffers).map(boundAccess);
     const key = `${hasParams} ${accesses.join(" ")}`;
     let found = layouts.get(key);
     if (!found) {
