@@ -31,7 +31,7 @@ import {
   repeat,
   workgroupCount,
 } from "./attention_wgsl.ts";
-import { type Command, call, type Kernel, spread, write } from "./kernel.ts";
+import { type Command, call, type Kernel, prefetched, spread, write } from "./kernel.ts";
 
 /** Whether a call is for these kernels: asked for, and heads of a size that they take. */
 export const onMatrixUnits = ({ headDim, products }: AttentionDims, { target }: AttentionVariant): boolean =>
@@ -113,7 +113,7 @@ export function matrixForwardKernel(v: AttentionVariant): Kernel<keyof typeof PA
     v,
     o,
     PARAMS,
-    { ...eights(v, ["q", "k", "v"]), ...optionalDeclarations(v), log_sum_exp: write("f32") },
+    { ...eights(v, ["q", "k", "v"]), ...optionalDeclarations(v, prefetched), log_sum_exp: write("f32") },
     ["out"],
     ["scores_patch"],
     /* wgsl */ `

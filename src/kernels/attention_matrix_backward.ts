@@ -19,7 +19,7 @@ import {
   WALKED,
 } from "./attention_matrix_wgsl.ts";
 import { type AttentionVariant, optionalDeclarations, PARAMS, repeat } from "./attention_wgsl.ts";
-import { type Kernel, read } from "./kernel.ts";
+import { type Kernel, prefetched, read } from "./kernel.ts";
 
 export const QUERY_GRADIENT_OWNED: Ownership = { side: "query", rows: 64 };
 export const KEY_VALUE_GRADIENT_OWNED: Ownership = { side: "key", rows: 64 };
@@ -31,7 +31,7 @@ const PATCHES = ["scores_patch", "gradients_patch"];
 export const gradientInputs = (v: AttentionVariant) => ({
   ...eights(v, ["q", "k", "v", "d_out"]),
   row_statistics: read("vec2f"),
-  ...optionalDeclarations(v),
+  ...optionalDeclarations(v, prefetched),
 });
 
 /**

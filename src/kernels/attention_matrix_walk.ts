@@ -109,9 +109,9 @@ export function tileLoads(v: AttentionVariant, o: Ownership, a: string, b: strin
     `${place(turn)} / ${packsOf(v)}u * ${stagedRow(v)}u + ${place(turn)} % ${packsOf(v)}u`;
   return {
     declare: [
-      repeat(turns, (t) => `var next_a${t}: vec4u; var next_b${t}: vec4u;`, "\n  "),
-      repeat(biasTurns, (t) => `var next_bias${t}: f32;`, "\n  "),
-      v.segments ? "var next_segment: u32;" : "",
+      repeat(turns, (t) => `var next_a${t}: vec4u; var next_b${t}: vec4u; var next_exists${t}: bool;`, "\n  "),
+      repeat(biasTurns, (t) => `var next_bias${t}: f32; var next_biased${t}: bool;`, "\n  "),
+      v.segments ? "var next_segment: u32; var next_segmented: bool;" : "",
     ].join("\n  "),
     fetch: (tile) =>
       [
@@ -119,10 +119,10 @@ export function tileLoads(v: AttentionVariant, o: Ownership, a: string, b: strin
           turns,
           (t) => /* wgsl */ `{
       let r = ${tile} + ${place(t)} / ${packsOf(v)}u;
-      let exists = r < ${length};
-      let at = select(0u, ${at("r")} + ${place(t)} % ${packsOf(v)}u * 2u, exists);
-      next_a${t} = select(vec4u(), ${eight(v, a, "at")}, vec4<bool>(exists));
-      next_b${t} = select(vec4u(), ${eight(v, b, "at")}, vec4<bool>(exists));
+      next_exists${t} = r < ${length};
+      let at = select(0u, ${at("r")} + ${place(t)} % ${packsOf(v)}u * 2u, next_exists${t});
+      next_a${t} = ${eight(v, a, "at")};
+      next_b${t} = ${eight(v, b, "at")};
     }`,
           "\n    ",
         ),
@@ -130,27 +130,35 @@ export function tileLoads(v: AttentionVariant, o: Ownership, a: string, b: strin
           biasTurns,
           (t) => /* wgsl */ `{
       let distance = ${place(t)} + ${origin(tile)};
-      let exists = distance < params.query_length + params.key_length - 1u;
-      next_bias${t} = select(0.0, distance_bias[select(0u, distance, exists) * params.heads + query_h] * LOG2_E, exists);
+      next_biased${t} = distance < params.query_length + params.key_length - 1u;
+      next_bias${t} = distance_bias[select(0u, distance, next_biased${t}) * params.heads + query_h];
     }`,
           "\n    ",
         ),
         v.segments
           ? /* wgsl */ `{
       let r = ${tile} + lid % ${WALKED}u;
-      let exists = r < ${length};
-      next_segment = select(0u, ${segment("select(0u, r, exists)")}, exists);
+      next_segmented = r < ${length};
+      next_segment = ${segment("select(0u, r, next_segmented)")};
     }`
           : "",
       ].join("\n    "),
     stage: [
       repeat(
         turns,
-        (t) => `${within(t, packs)}{ staged_a[${staged(t)}] = next_a${t}; staged_b[${staged(t)}] = next_b${t}; }`,
+        (t) => /* wgsl */ `${within(t, packs)}{
+      staged_a[${staged(t)}] = select(vec4u(), next_a${t}, vec4<bool>(next_exists${t}));
+      staged_b[${staged(t)}] = select(vec4u(), next_b${t}, vec4<bool>(next_exists${t}));
+    }`,
         "\n    ",
       ),
-      repeat(biasTurns, (t) => `${within(t, distances)}{ bias_tile[${place(t)}] = next_bias${t}; }`, "\n    "),
-      v.segments ? `if (lid < ${WALKED}u) { segment_tile[lid] = next_segment; }` : "",
+      repeat(
+        biasTurns,
+        (t) =>
+          `${within(t, distances)}{ bias_tile[${place(t)}] = select(0.0, next_bias${t} * LOG2_E, next_biased${t}); }`,
+        "\n    ",
+      ),
+      v.segments ? `if (lid < ${WALKED}u) { segment_tile[lid] = select(0u, next_segment, next_segmented); }` : "",
     ].join("\n    "),
   };
 }
@@ -168,11 +176,11 @@ export const walkTiles = (
   ${loads.stage}
   workgroupBarrier();
   for (var tile = walk_begin; tile < walk_end; tile += ${WALKED}u) {
+    let next_tile = tile + ${WALKED}u;
+    ${loads.fetch("next_tile")}
     ${body.scores}
     workgroupBarrier();
     ${body.middle}
-    let next_tile = tile + ${WALKED}u;
-    ${loads.fetch("next_tile")}
     ${body.products}
     workgroupBarrier();
     ${loads.stage}

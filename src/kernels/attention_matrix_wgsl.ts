@@ -14,7 +14,7 @@
 // whole.
 
 import { type AttentionVariant, repeat } from "./attention_wgsl.ts";
-import { type BufferDeclaration, read } from "./kernel.ts";
+import { type BufferDeclaration, prefetched } from "./kernel.ts";
 
 /** Threads of a workgroup: four subgroups. */
 export const THREADS = 128;
@@ -64,7 +64,7 @@ export const eight = (v: AttentionVariant, array: string, at: string): string =>
 
 /** Declares arrays whose numbers a kernel reads by {@link eight}. */
 export const eights = <B extends string>(v: AttentionVariant, arrays: readonly B[]) => {
-  const declarations = arrays.map((array) => [array, read(v.half ? "vec4u" : "vec4f")]);
+  const declarations = arrays.map((array) => [array, prefetched(v.half ? "vec4u" : "vec4f")]);
   return Object.fromEntries(declarations) as Record<B, BufferDeclaration>;
 };
 /**

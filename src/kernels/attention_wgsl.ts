@@ -142,10 +142,10 @@ export const paramsOf = (dims: AttentionDims): Record<keyof typeof PARAMS, numbe
 export const headFloats = <B extends string>(v: AttentionVariant, access: Readonly<Record<B, "read" | "write">>) =>
   floats(vectorType(v), access, v.half ? Object.keys(access) : []);
 
-/** Declarations of the optional buffers that a variant binds. */
-export const optionalDeclarations = (v: AttentionVariant): Record<string, BufferDeclaration> => ({
-  ...(v.segments ? { segments: read("u32") } : {}),
-  ...(v.biased ? { distance_bias: read("f32") } : {}),
+/** Declarations of the optional buffers that a variant binds; those it reads for each tile as `loaded` says. */
+export const optionalDeclarations = (v: AttentionVariant, loaded = read): Record<string, BufferDeclaration> => ({
+  ...(v.segments ? { segments: loaded("u32") } : {}),
+  ...(v.biased ? { distance_bias: loaded("f32") } : {}),
   ...(v.dropout ? { step: { access: "read", type: "StepScalars" } } : {}),
 });
 
