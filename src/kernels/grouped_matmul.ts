@@ -146,10 +146,10 @@ const workgroupLoop = (v: Variant, a: WorkgroupOperand, b: WorkgroupOperand, kBe
     ? matrixTile(a, b, matrixShape(v), kBegin, kEnd)
     : workgroupTile(a, b, sharedShape(v), v.vector, kBegin, kEnd, v.products);
 
-const storesOf = (v: Variant, store: Store): string => {
+const storesOf = (v: Variant, layoutA: Layout, store: Store): string => {
   if (v.target === "software") return registerStores(v.tile, v.vector, store);
   return v.products === "matrix"
-    ? matrixStores(matrixShape(v), store)
+    ? matrixStores(layoutA, matrixShape(v), store)
     : workgroupStores(sharedShape(v), v.vector, store);
 };
 
@@ -235,7 +235,7 @@ ${mainOf(v)}
   let weight_base = expertOfBlock[row / params.row_tile] * ${weight};
   if (weight_base >= ${weights}) { return; }
   ${loop}
-  ${storesOf(v, (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
+  ${storesOf(v, "inner", (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
 }`,
   });
 }
@@ -316,7 +316,7 @@ ${mainOf(v)}
   let begin = expertOffset[expert];
   let end = begin + expertCount[expert];
   ${loop}
-  ${storesOf(v, (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
+  ${storesOf(v, "outer", (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
 }`,
   });
 }

@@ -90,14 +90,16 @@ fn packed_${x}(eight: Eight_${x}) -> vec4u { return packed(eight.low, eight.high
   return { buffers: { a: type("a"), b: type("b") }, functions: functions.join("") };
 }
 
-/** WGSL module scope: types, the staged slabs and the patches. */
+const stagedSize = (layout: Layout, tile: number, s: MatrixTileShape): number =>
+  stagedRows(layout, tile, s) * rowOf(layout, tile, s);
+
+/** WGSL module scope: types and the staged slabs. */
 export const matrixTileMemory = (
   layouts: readonly [Layout, Layout],
   s: MatrixTileShape,
 ): string => /* wgsl */ `${MATRIX_TYPES}
-var<workgroup> staged_a: array<vec4u, ${stagedRows(layouts[0], s.m, s) * rowOf(layouts[0], s.m, s)}>;
-var<workgroup> staged_b: array<vec4u, ${stagedRows(layouts[1], s.n, s) * rowOf(layouts[1], s.n, s)}>;
-var<workgroup> sums_patch: array<f32, ${subgroupsOf(s) * FRAGMENT * s.own}>; // [subgroups, 16, own]
+var<workgroup> staged_a: array<vec4u, ${stagedSize(layouts[0], s.m, s)}>;
+var<workgroup> staged_b: array<vec4u, ${stagedSize(layouts[1], s.n, s)}>;
 `;
 
 const lines = (count: number, text: (i: number) => string): string =>
@@ -195,25 +197,30 @@ export function matrixTile(
   }`;
 }
 
-/** Stores what {@link matrixTile} summed, a vec4f at a time, through the subgroup's patch. */
-export function matrixStores(s: MatrixTileShape, store: Store): string {
+/**
+ * Stores what {@link matrixTile} summed, a vec4f at a time, by way of the memory of a's slab: a part of it for each subgroup,
+ * for as many fragments of a row as fit.
+ */
+export function matrixStores(layoutA: Layout, s: MatrixTileShape, store: Store): string {
   const fragments = s.own / FRAGMENT;
-  const size = FRAGMENT * s.own;
-  return `let patch_start = subgroup * ${size}u;
-  let lane = lid % ${SUBGROUP}u;
-  ${lines(
-    fragments,
-    (i) => `${lines(
-      fragments,
-      (j) => `subgroupMatrixStore<row_major>(&sums_patch, patch_start + ${j * FRAGMENT}u, c${i}_${j}, ${s.own}u);`,
+  const [room, fragment] = [Math.floor(stagedSize(layoutA, s.m, s) / subgroupsOf(s)), FRAGMENT ** 2 / 4];
+  const width = Math.min(fragments, 2 ** Math.floor(Math.log2(room / fragment)));
+  const row = (width * FRAGMENT) / 4;
+  const turns = Array.from({ length: (fragments * fragments) / width }, (_, t) => {
+    const [i, first] = [Math.floor((t * width) / fragments), (t * width) % fragments];
+    return `${lines(
+      width,
+      (j) => `subgroupMatrixStore<row_major>(&staged_a, patch_start + ${j * 4}u, c${i}_${first + j}, ${row}u);`,
     )}
   workgroupBarrier();
-  for (var e = lane * 4; e < ${size}u; e += ${4 * SUBGROUP}u) {
-    let i = own_row + ${i * FRAGMENT}u + e / ${s.own}u;
-    let j = own_column + e % ${s.own}u;
-    let at = patch_start + e;
-    ${store("i", "j", "vec4f(sums_patch[at], sums_patch[at + 1], sums_patch[at + 2], sums_patch[at + 3])")}
+  for (var e = lane; e < ${FRAGMENT * row}u; e += ${SUBGROUP}u) {
+    let i = own_row + ${i * FRAGMENT}u + e / ${row}u;
+    let j = own_column + ${first * FRAGMENT}u + e % ${row}u * 4;
+    ${store("i", "j", "bitcast<vec4f>(staged_a[patch_start + e])")}
   }
-  workgroupBarrier();`,
-  )}`;
+  workgroupBarrier();`;
+  });
+  return `let patch_start = subgroup * ${room}u;
+  let lane = lid % ${SUBGROUP}u;
+  ${turns.join("\n  ")}`;
 }
