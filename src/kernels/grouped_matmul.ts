@@ -11,8 +11,9 @@
 // must itself be 0, which is what these kernels and the combine gradient write there. Rows of unused blocks keep what
 // they held. The weight gradient reads real rows only, and is parallel over its outputs: a row is summed in order.
 //
-// Hardware: up to 64×64 results per workgroup; where there are enough of them for a GPU, 64×128 (forward, f32) and 128×128
-// (weight gradient), of which a thread has 8×8, and so reads half as much of workgroup memory for a multiplication.
+// Hardware: up to 64×64 results per workgroup. Where there are enough of them for a GPU, 64×128 (forward, f32) and 128×128
+// (weight gradient), of which a thread has 8×8 and reads half as much of workgroup memory for a multiplication; on matrix
+// units 64×256 and 128×128, of which a subgroup has 64×64.
 
 import type { KernelTarget, Products } from "./capabilities.ts";
 import {
@@ -92,7 +93,11 @@ fn readable(source: u32) -> u32 { return select(source, 0, source == PADDING); }
 
 const sharedShape = (v: Variant): WorkgroupShape =>
   v.tile.n === 128 ? { ...v.tile, slab: 8, perThread: 8 } : { ...v.tile, slab: 16, perThread: 4 };
-const matrixShape = (v: Variant): MatrixTileShape => ({ ...v.tile, slab: 32, own: v.tile.m / 2 });
+const matrixShape = ({ tile }: Variant): MatrixTileShape => ({
+  ...tile,
+  slab: 32,
+  own: tile.m === tile.n ? tile.m / 2 : tile.m,
+});
 const roundedTo = (v: Variant): TileProducts => (v.products === "f32" ? "f32" : "f16");
 
 const threadsOfVariant = (v: Variant): number => {
@@ -396,10 +401,10 @@ export function groupedMatmul<T>(
   const matrix = products === "matrix" && target === "hardware" && rowTile % 64 === 0 && matrixFits(n, k);
   const tile =
     target === "hardware"
-      ? { m: tileHeight(rowTile, matrix ? [128, 64] : [64, 32, 16, 8, 4]), n: 64 }
+      ? { m: tileHeight(rowTile, [64, 32, 16, 8, 4]), n: 64 }
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
-  if (matrix) tile.n = tile.m;
-  else if (tile.m === 64 && n > 64 && (maxRows / 64) * Math.ceil(n / 128) >= LARGE_FROM_TILES) tile.n = 128;
+  const wide = matrix ? 256 : 128;
+  if (tile.m === 64 && n > wide / 2 && (maxRows / 64) * Math.ceil(n / wide) >= LARGE_FROM_TILES) tile.n = wide;
   const variant = variantOf(
     target,
     tile,

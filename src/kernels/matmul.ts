@@ -198,7 +198,7 @@ function sharedLoop(layouts: Layouts, shape: WorkgroupShape, access: Access, pro
   return {
     tile: shape,
     threads: threadsOf(shape),
-    operands: floats(access.operands, { a: "read", b: "read" }, access.halves),
+    operands: floats(access.operands, { a: "prefetch", b: "prefetch" }, access.halves),
     memory: workgroupTileMemory(shape),
     sum: workgroupTile(a, b, shape, access.operands === "vec4f", "k_begin", "k_end", products),
     stores: workgroupStores(shape, access.results === "vec4f", storeAt),

@@ -8,7 +8,7 @@
 // f16 rounds to nearest: an element is off by 2^-11 of itself, or by 2^-25 below 2^-14. Beyond 65504 it is
 // not finite.
 
-import { type BufferDeclaration, type Kernel, kernelCache, read, write } from "./kernel.ts";
+import { type BufferDeclaration, type Kernel, kernelCache, prefetched, read, write } from "./kernel.ts";
 
 /** What one access of a kernel reads or writes. */
 export type Value = "vec4f" | "f32";
@@ -28,6 +28,7 @@ export const kernelFor = (name: string, halves: Halves, make: (name: string) => 
 };
 
 const HALF_TYPE: Readonly<Record<Value, string>> = { vec4f: "vec2u", f32: "u32" };
+const DECLARATIONS = { read, prefetch: prefetched, write } as const;
 const HALF_LOAD: Readonly<Record<Value, (array: string) => string>> = {
   vec4f: (array) => `let pairs = ${array}[at]; return vec4f(unpack2x16float(pairs.x), unpack2x16float(pairs.y));`,
   f32: (array) => `return unpack2x16float(${array}[at / 2])[at % 2];`,
@@ -40,19 +41,19 @@ const HALF_LOAD: Readonly<Record<Value, (array: string) => string>> = {
  */
 export function floats<B extends string>(
   value: Value,
-  access: Readonly<Record<B, "read" | "write">>,
+  access: Readonly<Record<B, "read" | "prefetch" | "write">>,
   halves: Halves,
 ): { buffers: Record<B, BufferDeclaration>; functions: string } {
   const names = Object.keys(access) as B[];
   const declarations = names.map((name): [B, BufferDeclaration] => [
     name,
-    (access[name] === "read" ? read : write)(halves.includes(name) ? HALF_TYPE[value] : value),
+    DECLARATIONS[access[name]](halves.includes(name) ? HALF_TYPE[value] : value),
   ]);
   const functions = names.map((name) => {
     const half = halves.includes(name);
     const load = half ? HALF_LOAD[value](name) : `return ${name}[at];`;
     const loads = `fn load_${name}(at: u32) -> ${value} { ${load} }\n`;
-    if (access[name] === "read") return loads;
+    if (access[name] !== "write") return loads;
     if (half && value === "f32") throw new TypeError(`${name} is written one f16 at a time`);
     const stored = half ? "vec2u(pack2x16float(value.xy), pack2x16float(value.zw))" : "value";
     return `${loads}fn store_${name}(at: u32, value: ${value}) { ${name}[at] = ${stored}; }\n`;

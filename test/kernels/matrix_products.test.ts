@@ -8,7 +8,7 @@ import {
   groupedWeightGradient,
   groupedWeightGradientReference,
 } from "../../src/kernels/grouped_matmul.ts";
-import type { Command } from "../../src/kernels/kernel.ts";
+import type { Command, KernelCall } from "../../src/kernels/kernel.ts";
 import { type MatmulDims, matmul, matmulReference, matmulScratch } from "../../src/kernels/matmul.ts";
 import { compareWithTolerance, testDevice } from "../support/gpu.ts";
 import { onMatrixUnits } from "../support/matrix_units.ts";
@@ -142,5 +142,28 @@ for (const [target, products] of WAYS)
       );
     });
   }
+
+for (const transposeWeight of [true, false])
+  test(`hardware matrix: many columns of experts take tiles of 64×256, weight ${transposeWeight ? "transposed" : "as is"}`, async () => {
+    const [n, k, counts] = [520, 40, [70, 3]];
+    const rows = layOut({ counts, rowTile: 64, topK: 1 }, 50);
+    const { maxRows, expertOfBlock, sourceOfRow } = rows;
+    const x = randomValues(rows.tokens * k, 5);
+    const weight = randomValues(counts.length * n * k, 6);
+    const options = { n, k, transposeWeight, gatherTopK: 1, products: "matrix" } as const;
+    const got = await runTwice({
+      buffers: { x, weight, expertOfBlock, sourceOfRow, out: unwritten(maxRows * n) },
+      commands: (names) => {
+        const commands = groupedMatmul(names, { ...options, maxRows, rowTile: 64 }, "hardware");
+        assert.match((commands[0] as KernelCall<string>).kernel.name, /64x256/);
+        return onMatrixUnits(capabilities, commands);
+      },
+    });
+    const expected = groupedMatmulReference(x, weight, rows, options);
+    const magnitude = groupedMatmulReference(x.map(Math.abs), weight.map(Math.abs), rows, options);
+    const used = rows.usedRows * n;
+    compareWithTolerance(got.out.slice(0, used), expected, (i) => tolerance(k, magnitude[i]));
+    assert.equal([...got.out.slice(used)], [...unwritten((maxRows - rows.usedRows) * n)], "unused blocks are left");
+  });
 
 test.run();
