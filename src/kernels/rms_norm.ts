@@ -135,12 +135,6 @@ const inputGradientKernel = (target: KernelTarget, value: Value, based: boolean,
 const CHUNK_ROWS = 32;
 const COLUMN_THREADS = 64;
 
-const COLUMN_MAIN = /* wgsl */ `${LINEAR_INDEX}
-@compute @workgroup_size(${COLUMN_THREADS})
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
-  let at = linear_index(wid, num) * ${COLUMN_THREADS} + lid;
-`;
-
 const chunkKernel = (value: Value, halves: Halves): Kernel =>
   kernelFor(`rms_norm_weight_gradient_chunks_${value}`, halves, (name) => {
     const { buffers, functions } = floats(value, { normalized: "read", dOut: "read", scratch: "write" }, halves);
@@ -148,7 +142,10 @@ const chunkKernel = (value: Value, halves: Halves): Kernel =>
       name,
       params: { rows: "u32", columns: "u32", chunks: "u32" },
       buffers,
-      wgsl: /* wgsl */ `${functions}${COLUMN_MAIN}
+      wgsl: /* wgsl */ `${functions}${LINEAR_INDEX}
+@compute @workgroup_size(${COLUMN_THREADS})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let at = linear_index(wid, num) * ${COLUMN_THREADS} + lid;
   let chunk = at / params.columns;
   let column = at % params.columns;
   if (chunk >= params.chunks) { return; }
@@ -162,16 +159,32 @@ const chunkKernel = (value: Value, halves: Halves): Kernel =>
     });
   });
 
+/** Columns of a workgroup that adds chunks up, and threads of each: as many sums at a time, then one of them in order. */
+const TOTAL_COLUMNS = 16;
+const TOTAL_THREADS = 16;
+
 const totalKernel = (value: Value) =>
   defineKernel({
     name: `rms_norm_weight_gradient_total_${value}`,
     params: { columns: "u32", chunks: "u32" },
     buffers: { scratch: read(value), dWeight: write(value) },
-    wgsl: /* wgsl */ `${COLUMN_MAIN}
-  if (at >= params.columns) { return; }
+    wgsl: /* wgsl */ `${LINEAR_INDEX}
+var<workgroup> sums: array<${value}, ${TOTAL_COLUMNS * TOTAL_THREADS}>;
+@compute @workgroup_size(${TOTAL_COLUMNS * TOTAL_THREADS})
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let column = linear_index(wid, num) * ${TOTAL_COLUMNS} + lid % ${TOTAL_COLUMNS};
+  let lane = lid / ${TOTAL_COLUMNS};
   var sum = ${value}();
-  for (var chunk = 0u; chunk < params.chunks; chunk++) { sum += scratch[chunk * params.columns + at]; }
-  dWeight[at] = sum;
+  if (column < params.columns) {
+    for (var chunk = lane; chunk < params.chunks; chunk += ${TOTAL_THREADS}) {
+      sum += scratch[chunk * params.columns + column];
+    }
+  }
+  sums[lid] = sum;
+  workgroupBarrier();
+  if (lane > 0 || column >= params.columns) { return; }
+  for (var other = 1u; other < ${TOTAL_THREADS}; other++) { sum += sums[other * ${TOTAL_COLUMNS} + lid]; }
+  dWeight[column] = sum;
 }`,
   });
 
@@ -247,11 +260,11 @@ export function rmsNormWeightGradient<T>(
 ): Command<T>[] {
   const [value, columns] = target === "software" ? valuesOf(width) : (["f32", width] as const);
   const chunks = Math.ceil(rows / CHUNK_ROWS);
-  const groups = (threads: number): [number, number] => spread(Math.ceil(threads / COLUMN_THREADS));
   const sums = chunkKernel(value, halves);
+  const [each, all] = [Math.ceil((chunks * columns) / COLUMN_THREADS), Math.ceil(columns / TOTAL_COLUMNS)];
   return [
-    call(sums, { rows, columns, chunks }, { normalized, dOut, scratch }, groups(chunks * columns)),
-    call(chunkTotals[value], { columns, chunks }, { scratch, dWeight }, groups(columns)),
+    call(sums, { rows, columns, chunks }, { normalized, dOut, scratch }, spread(each)),
+    call(chunkTotals[value], { columns, chunks }, { scratch, dWeight }, spread(all)),
   ];
 }
 
