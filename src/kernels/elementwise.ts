@@ -53,6 +53,9 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 /** out = a + b; all [count]. */
 export const add = elementwise("add", ["a", "b"], "load_a(at) + load_b(at)");
 
+/** out = x; both [count]: where only out is among `halves`, x rounded to f16. */
+export const rounded = elementwise("rounded", ["x"], "load_x(at)");
+
 /** out += x; both [count]. */
 export const addInto = elementwise("add_into", ["x"], "load_out(at) + load_x(at)");
 

@@ -13,6 +13,7 @@ import {
   withGuard,
 } from "../support/arrays.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
+import { asHalves, fromHalves } from "../support/halves.ts";
 import { runTwice } from "./run_twice.ts";
 
 const test = suite("cross_entropy");
@@ -31,6 +32,7 @@ const cases = [
   { what: "odd vocabulary", rows: 5, vocabulary: 901, rowOffset: 4 },
   { what: "every row ignored", rows: 3, vocabulary: 65, rowOffset: 0, ignored: 1 },
   { what: "large logits", rows: 4, vocabulary: 130, rowOffset: 1, range: 80 },
+  { what: "four at a time", rows: 3, vocabulary: 1028, rowOffset: 1 },
 ];
 
 for (const { what, rows, vocabulary, rowOffset, ignored = 0.3, range = 6 } of cases)
@@ -170,6 +172,27 @@ for (const { labelSmoothing, vocabularyZ } of terms)
         "logits",
       );
     });
+
+for (const labelSmoothing of [0, 0.1])
+  test(`the gradient in a buffer of its own is the one in the logits' place, rounded to f16, smoothing ${labelSmoothing}`, async () => {
+    const [rows, vocabulary] = [3, 1028];
+    const logits = uniform(rows * vocabulary, 6, randomNumbers(1));
+    const labels = Int32Array.of(5, IGNORED_LABEL, 1027);
+    const d_logits = new Uint32Array((rows * vocabulary) / 2 + 1).fill(INTEGER_SENTINEL);
+    const buffers = { labels, step, rowLoss: floatOutput(rows), rowCorrect: integerOutput(rows) };
+    const own = await runTwice({
+      buffers: { ...buffers, logits, dLogits: d_logits, rowTerms: floatOutput(2 * rows) },
+      commands: (b) => crossEntropy(b, { rows, vocabulary, rowOffset: 0, gradient: true, labelSmoothing }),
+    });
+    const inPlace = await runTwice({
+      buffers: { ...buffers, logits, rowTerms: floatOutput(2 * rows) },
+      commands: (b) => crossEntropy(b, { rows, vocabulary, rowOffset: 0, gradient: true, labelSmoothing }),
+    });
+    assert.equal(own.logits, logits, "logits are left");
+    assert.equal(own.rowLoss, inPlace.rowLoss);
+    assert.equal(fromHalves(own.dLogits.slice(0, -1)), asHalves(inPlace.logits));
+    assert.is(own.dLogits.at(-1), INTEGER_SENTINEL, "nothing is written behind");
+  });
 
 test("the lowest index wins among equal logits, within a lane and across lanes", async () => {
   const vocabulary = 200;

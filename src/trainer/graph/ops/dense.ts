@@ -12,20 +12,22 @@ import {
   rmsNormWeightGradientScratch,
 } from "../../../kernels/rms_norm.ts";
 import { elements, type Graph, halvesOf, type Tensor } from "../graph.ts";
+import { weightOperand } from "./weights.ts";
 
 /**
  * x [tokens, k] · weightᵀ, weight [n, k] as Hugging Face stores it; returns [tokens, n], after ReLU when `relu`. Written
- * into `into` when given; kept as f32 in any precision when `precise`.
+ * into `into` when given; kept as f32 in any precision when `precise`, and multiplied in f32 when `exact`.
  */
 export function linear(
   g: Graph,
   name: string,
   x: Tensor,
   weight: Tensor,
-  options: { relu?: boolean; into?: Tensor; precise?: boolean } = {},
+  options: { relu?: boolean; into?: Tensor; precise?: boolean; exact?: boolean } = {},
 ): Tensor {
   const [m, k] = x.shape;
   const n = weight.shape[0];
+  const multiplied = options.exact ? weight : weightOperand(g, weight, m);
   const y = options.into ?? g.operand(name, [m, n], [x, weight], options.precise);
   const flops = 2 * m * n * k;
   const { products } = g;
@@ -33,13 +35,13 @@ export function linear(
   if (relu) y.rectified = true;
   g.add({
     name: "linear",
-    reads: [x, weight],
+    reads: [x, multiplied],
     writes: [y],
     flops,
     lower: (target) => {
-      const bound = { a: x, b: weight, out: y };
-      const dims = { m, n, k, transposeA: false, transposeB: true, relu, products, halves: halvesOf(bound) };
-      return matmul(bound, dims, target);
+      const bound = { a: x, b: multiplied, out: y };
+      const dims = { m, n, k, transposeA: false, transposeB: true, relu, halves: halvesOf(bound) };
+      return matmul(bound, { ...dims, products: options.exact ? "f32" : products }, target);
     },
     backward: (gradients) => {
       let dy = gradients.of(y)!;
@@ -48,11 +50,11 @@ export function linear(
         const mask = reluMask(x, out);
         g.add({
           name: "linear_input_gradient",
-          reads: [dy, weight, mask, accumulate ? out : undefined],
+          reads: [dy, multiplied, mask, accumulate ? out : undefined],
           writes: [out],
           flops,
           lower: (target) => {
-            const bound = { a: dy, b: weight, out, mask };
+            const bound = { a: dy, b: multiplied, out, mask };
             const dims = { m, n: k, k: n, transposeA: false, transposeB: false, accumulate, products };
             return matmul(bound, { ...dims, halves: halvesOf(bound) }, target);
           },

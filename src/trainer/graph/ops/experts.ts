@@ -6,6 +6,7 @@ import { moeCombine, moeCombineGatesGradient, moeCombineRowsGradient } from "../
 import { type Graph, halvesOf, type Tensor, trainableSlots } from "../graph.ts";
 import { reluBackward, reluMask } from "./dense.ts";
 import type { Routing } from "./routing.ts";
+import { weightOperand } from "./weights.ts";
 
 /**
  * One linear map per expert over sorted rows: weight [experts, n, k]. `gather` reads x [tokens, k] through the routing;
@@ -28,13 +29,14 @@ export function expertLinear(
   if (options.relu) out.rectified = true;
   const flops = 2 * r.assignments * n * k;
   const { products } = g;
+  const multiplied = weightOperand(g, weight, maxRows / r.experts);
   g.add({
     name: "expert_linear",
-    reads: [x, weight, expertOfBlock, sourceOfRow],
+    reads: [x, multiplied, expertOfBlock, sourceOfRow],
     writes: [out],
     flops,
     lower: (target) => {
-      const bound = { x, weight, out, expertOfBlock, sourceOfRow };
+      const bound = { x, weight: multiplied, out, expertOfBlock, sourceOfRow };
       const dims = { maxRows, rowTile, n, k, transposeWeight: true, gatherTopK, relu: options.relu, products };
       return groupedMatmul(bound, { ...dims, halves: halvesOf(bound) }, target);
     },
@@ -46,11 +48,11 @@ export function expertLinear(
         const mask = options.gather ? undefined : reluMask(x, rows);
         g.add({
           name: "expert_input_gradient",
-          reads: [dy, weight, expertOfBlock, mask],
+          reads: [dy, multiplied, expertOfBlock, mask],
           writes: [rows],
           flops,
           lower: (target) => {
-            const bound = { x: dy, weight, out: rows, expertOfBlock, mask };
+            const bound = { x: dy, weight: multiplied, out: rows, expertOfBlock, mask };
             const dims = { maxRows, rowTile, n: k, k: n, transposeWeight: false, products };
             return groupedMatmul(bound, { ...dims, halves: halvesOf(bound) }, target);
           },

@@ -7,7 +7,8 @@ import { crossEntropy, type LossTerms, regularizes } from "../../../kernels/cros
 import type { Command } from "../../../kernels/kernel.ts";
 import { type MatmulDims, matmul, matmulScratch } from "../../../kernels/matmul.ts";
 import { gradientTensor } from "../autodiff.ts";
-import type { Graph, Tensor } from "../graph.ts";
+import { type Graph, halvesOf, type Tensor } from "../graph.ts";
+import { weightOperand } from "./weights.ts";
 
 /** The most bytes of logits held at a time. */
 const LOGITS_CHUNK_BYTES = 64 * 2 ** 20;
@@ -54,6 +55,14 @@ export function linearCrossEntropy(
   const gradient = dHidden !== undefined || dWeight !== undefined;
   const product = 2 * rows * vocabulary * width;
   const { products } = g;
+  const multiplied = weightOperand(g, weight, rows);
+  // What products read of the gradient; the logits' place otherwise.
+  const halves = g.operands === "f16" && vocabulary % 8 === 0;
+  const dLogits =
+    gradient && halves
+      ? g.tensor({ name: "d_logits_chunk", shape: logits.shape, role: "activation", dtype: "f16" })
+      : undefined;
+  const taken = dLogits ?? logits;
   const hiddenGradient = (start: number, count: number): MatmulDims => ({
     m: count,
     n: width,
@@ -63,6 +72,7 @@ export function linearCrossEntropy(
     alpha,
     outOffset: start * width,
     products,
+    halves: halvesOf({ a: taken, b: multiplied }),
   });
   // A chunk's gradient has few rows and a sum over the whole vocabulary.
   const chunkSizes = [chunkRows, rows % chunkRows];
@@ -71,9 +81,9 @@ export function linearCrossEntropy(
 
   g.add({
     name: "linear_cross_entropy",
-    reads: [hidden, weight, labels, step],
+    reads: [hidden, multiplied, labels, step],
     writes: [rowLoss, rowCorrect, rowTerms, dHidden, dWeight],
-    scratch: scratch ? [logits, scratch] : [logits],
+    scratch: [logits, dLogits, scratch].filter((t) => t !== undefined),
     flops: product * (1 + (dHidden ? 1 : 0) + (dWeight ? 1 : 0)),
     startsGradient: gradient,
     lower: (target) => {
@@ -82,7 +92,7 @@ export function linearCrossEntropy(
         const count = Math.min(chunkRows, rows - start);
         commands.push(
           ...matmul(
-            { a: hidden, b: weight, out: logits },
+            { a: hidden, b: multiplied, out: logits },
             {
               m: count,
               n: vocabulary,
@@ -92,22 +102,23 @@ export function linearCrossEntropy(
               alpha,
               aOffset: start * width,
               products,
+              halves: halvesOf({ a: hidden, b: multiplied }),
             },
             target,
           ),
           ...crossEntropy(
-            { logits, labels, rowLoss, rowCorrect, step, rowTerms },
+            { logits, labels, rowLoss, rowCorrect, step, rowTerms, dLogits },
             { rows: count, vocabulary, rowOffset: start, gradient, labelSmoothing, vocabularyZ },
           ),
         );
         if (dHidden)
           commands.push(
-            ...matmul({ a: logits, b: weight, out: dHidden, scratch }, hiddenGradient(start, count), target),
+            ...matmul({ a: taken, b: multiplied, out: dHidden, scratch }, hiddenGradient(start, count), target),
           );
         if (dWeight)
           commands.push(
             ...matmul(
-              { a: logits, b: hidden, out: dWeight },
+              { a: taken, b: hidden, out: dWeight },
               {
                 m: vocabulary,
                 n: width,
@@ -118,6 +129,7 @@ export function linearCrossEntropy(
                 bOffset: start * width,
                 accumulate: start > 0,
                 products,
+                halves: halvesOf({ a: taken, b: hidden }),
               },
               target,
             ),

@@ -218,7 +218,7 @@ function sparse(b: SwitchBuild, x: Tensor, mlp: string, stack: Stack, layer: num
   // The jittered copy goes to the router only, never to the experts (moe-spec section 6, trap 6).
   const routerInput = jitter(g, x, o.train ? o.routing.jitter : 0, b.step);
   const router = parameter(b, `${mlp}.router.classifier.weight`);
-  const logits = linear(g, `${mlp}.router_logits`, routerInput, router, { precise: true });
+  const logits = linear(g, `${mlp}.router_logits`, routerInput, router, { precise: true, exact: true });
   const routing = route(g, `${mlp}.router`, logits, routed, routerOptions(b, { stack, mlp, tokens: x.shape[0] }));
   let hidden = activation(b, `${mlp}.expert_hidden`, (name, matrix, relu) =>
     expertLinear(g, name, x, parameter(b, `${mlp}.experts.${matrix}.weight`), routing, { gather: true, relu }),
