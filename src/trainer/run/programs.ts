@@ -1,6 +1,8 @@
 // A run's programs on the device: recorded for the plan in force, recorded anew when it changes.
 
+import type { Device } from "../../kernels/device/device.ts";
 import type { Batch } from "../data/batches.ts";
+import { isCall } from "../graph/lowered.ts";
 import type { InferenceGraph, TrainingGraph } from "../model/family.ts";
 import type { DeviceMemory, RecordedGraph } from "./device_memory.ts";
 import type { Planned, RunPlan } from "./plan.ts";
@@ -11,6 +13,15 @@ export interface Ready<G extends InferenceGraph> {
   readonly planned: Planned<G>;
   readonly recorded: RecordedGraph;
   readonly readback: Readback;
+}
+
+/**
+ * Begins to compile what a plan's programs need, so that a model's values are uploaded meanwhile; whoever records the programs
+ * waits for that, and is told of faults.
+ */
+export function beginCompiling(device: Device, { training, encoder, decoder }: RunPlan): void {
+  for (const { lowered } of [...training, encoder, decoder])
+    for (const { kernel } of lowered.commands.filter(isCall)) device.pipeline(kernel).catch(() => undefined);
 }
 
 export class Programs {

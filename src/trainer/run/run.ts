@@ -42,7 +42,7 @@ import { OptimizerState, planStateChange } from "./optimizer_state.ts";
 import type { OpenOptions, RunSettings, TrainingInput } from "./options.ts";
 import { longest, planDecoderWithin, planWithin, type RunPlan } from "./plan.ts";
 import type { OperationTime } from "./profile.ts";
-import { Programs, type Ready } from "./programs.ts";
+import { beginCompiling, Programs, type Ready } from "./programs.ts";
 import type { Results } from "./readback.ts";
 import { routeBatch } from "./telemetry.ts";
 import { TrainingSteps } from "./training_steps.ts";
@@ -113,6 +113,7 @@ export class Run implements TrainingRun {
       this.#step = resumed.step;
       for (const [name, state] of resumed.state) this.#optimizer.kept.set(name, state);
     }
+    beginCompiling(this.device, plan);
     try {
       await loadParameters(source, plan.encoder.built.graph.parameters, this.#memory);
       await this.#install(plan, "keep");
