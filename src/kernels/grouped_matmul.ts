@@ -151,10 +151,10 @@ const workgroupLoop = (v: Variant, a: WorkgroupOperand, b: WorkgroupOperand, kBe
     ? matrixTile(a, b, matrixShape(v), kBegin, kEnd)
     : workgroupTile(a, b, sharedShape(v), v.vector, kBegin, kEnd, v.products);
 
-const storesOf = (v: Variant, layoutA: Layout, store: Store): string => {
+const storesOf = (v: Variant, layouts: readonly [Layout, Layout], store: Store): string => {
   if (v.target === "software") return registerStores(v.tile, v.vector, store);
   return v.products === "matrix"
-    ? matrixStores(layoutA, matrixShape(v), store)
+    ? matrixStores(layouts, matrixShape(v), store)
     : workgroupStores(sharedShape(v), v.vector, store);
 };
 
@@ -240,7 +240,7 @@ ${mainOf(v)}
   let weight_base = expertOfBlock[row / params.row_tile] * ${weight};
   if (weight_base >= ${weights}) { return; }
   ${loop}
-  ${storesOf(v, "inner", (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
+  ${storesOf(v, ["inner", layout], (i, j, value) => `store(row + ${i}, column + ${j}, ${value});`)}
 }`,
   });
 }
@@ -321,7 +321,7 @@ ${mainOf(v)}
   let begin = expertOffset[expert];
   let end = begin + expertCount[expert];
   ${loop}
-  ${storesOf(v, "outer", (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
+  ${storesOf(v, ["outer", "outer"], (i, j, value) => `store(slot, row + ${i}, column + ${j}, ${value});`)}
 }`,
   });
 }

@@ -214,7 +214,7 @@ function matrixLoop(layouts: Layouts, shape: MatrixTileShape, halves: Halves): W
     enables: MATRIX_ENABLES,
     memory: matrixTileMemory(layouts, shape),
     sum: matrixTile(a, b, shape, "k_begin", "k_end"),
-    stores: matrixStores(layouts[0], shape, storeAt),
+    stores: matrixStores(layouts, shape, storeAt),
   };
 }
 

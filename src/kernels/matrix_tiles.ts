@@ -93,13 +93,18 @@ fn packed_${x}(eight: Eight_${x}) -> vec4u { return packed(eight.low, eight.high
 const stagedSize = (layout: Layout, tile: number, s: MatrixTileShape): number =>
   stagedRows(layout, tile, s) * rowOf(layout, tile, s);
 
+/** vec4u of a's slab, behind which b's lies, and of both. */
+const stagedSizes = ([a, b]: readonly [Layout, Layout], s: MatrixTileShape): readonly [a: number, both: number] => {
+  const size = stagedSize(a, s.m, s);
+  return [size, size + stagedSize(b, s.n, s)];
+};
+
 /** WGSL module scope: types and the staged slabs. */
 export const matrixTileMemory = (
   layouts: readonly [Layout, Layout],
   s: MatrixTileShape,
 ): string => /* wgsl */ `${MATRIX_TYPES}
-var<workgroup> staged_a: array<vec4u, ${stagedSize(layouts[0], s.m, s)}>;
-var<workgroup> staged_b: array<vec4u, ${stagedSize(layouts[1], s.n, s)}>;
+var<workgroup> staged: array<vec4u, ${stagedSizes(layouts, s)[1]}>;
 `;
 
 const lines = (count: number, text: (i: number) => string): string =>
@@ -119,8 +124,8 @@ export function matrixTile(
 ): string {
   const threads = matrixThreads(s);
   const operands = [
-    { ...a, tile: s.m },
-    { ...b, tile: s.n },
+    { ...a, tile: s.m, from: 0 },
+    { ...b, tile: s.n, from: stagedSizes([a.layout, b.layout], s)[0] },
   ].map((o) => {
     const packs = (o.tile * s.slab) / PACK / threads;
     const perRow = rowOf(o.layout, o.tile, s) - 1;
@@ -156,14 +161,16 @@ export function matrixTile(
       stage: lines(packs, (p) => {
         const eight = `packed_${x}(next_${x}${p})`;
         const value = x === "a" ? `select(vec4u(), ${eight}, vec4<bool>(slab + ${step(p)} < ${kEnd}))` : eight;
-        return `staged_${x}[${place(p)} / ${perRow}u * ${perRow + 1}u + ${place(p)} % ${perRow}u] = ${value};`;
+        return `staged[${o.from}u + ${place(p)} / ${perRow}u * ${perRow + 1}u + ${place(p)} % ${perRow}u] = ${value};`;
       }),
       /** The fragment whose entries begin at tile entry `first`, at step `step` of the slab. */
       fragment: (type: string, natural: Layout, first: string, step: number) => {
         const row = perRow + 1;
         const at =
-          o.layout === "inner" ? `(${first}) * ${row}u + ${step / PACK}u` : `${step * row}u + (${first}) / ${PACK}u`;
-        return `subgroupMatrixLoad<${type}, ${o.layout === natural ? "row_major" : "col_major"}>(&staged_${x}, ${at}, ${row}u)`;
+          o.layout === "inner"
+            ? `${o.from + step / PACK}u + (${first}) * ${row}u`
+            : `${o.from + step * row}u + (${first}) / ${PACK}u`;
+        return `subgroupMatrixLoad<${type}, ${o.layout === natural ? "row_major" : "col_major"}>(&staged, ${at}, ${row}u)`;
       },
     };
   });
@@ -198,25 +205,28 @@ export function matrixTile(
 }
 
 /**
- * Stores what {@link matrixTile} summed, a vec4f at a time, by way of the memory of a's slab: a part of it for each subgroup,
- * for as many fragments of a row as fit.
+ * Stores what {@link matrixTile} summed, a vec4f at a time, by way of the memory of the slabs: a part of it for each subgroup,
+ * for as many fragments of a row as fit. Rows are a vec4u apart, as a store of a fragment is to eight of them at once.
  */
-export function matrixStores(layoutA: Layout, s: MatrixTileShape, store: Store): string {
+export function matrixStores(layouts: readonly [Layout, Layout], s: MatrixTileShape, store: Store): string {
   const fragments = s.own / FRAGMENT;
-  const [room, fragment] = [Math.floor(stagedSize(layoutA, s.m, s) / subgroupsOf(s)), FRAGMENT ** 2 / 4];
-  const width = Math.min(fragments, 2 ** Math.floor(Math.log2(room / fragment)));
-  const row = (width * FRAGMENT) / 4;
+  const room = Math.floor(stagedSizes(layouts, s)[1] / subgroupsOf(s));
+  const vectors = (width: number) => (width * FRAGMENT) / 4;
+  const fits = (width: number) => FRAGMENT * (vectors(width) + 1) <= room;
+  const width = [fragments, fragments / 2].find((w) => fits(w)) ?? 1;
+  const row = vectors(width) + 1;
   const turns = Array.from({ length: (fragments * fragments) / width }, (_, t) => {
     const [i, first] = [Math.floor((t * width) / fragments), (t * width) % fragments];
     return `${lines(
       width,
-      (j) => `subgroupMatrixStore<row_major>(&staged_a, patch_start + ${j * 4}u, c${i}_${first + j}, ${row}u);`,
+      (j) => `subgroupMatrixStore<row_major>(&staged, patch_start + ${j * 4}u, c${i}_${first + j}, ${row}u);`,
     )}
   workgroupBarrier();
-  for (var e = lane; e < ${FRAGMENT * row}u; e += ${SUBGROUP}u) {
-    let i = own_row + ${i * FRAGMENT}u + e / ${row}u;
-    let j = own_column + ${first * FRAGMENT}u + e % ${row}u * 4;
-    ${store("i", "j", "bitcast<vec4f>(staged_a[patch_start + e])")}
+  for (var e = lane; e < ${FRAGMENT * vectors(width)}u; e += ${SUBGROUP}u) {
+    let i = own_row + ${i * FRAGMENT}u + e / ${vectors(width)}u;
+    let j = own_column + ${first * FRAGMENT}u + e % ${vectors(width)}u * 4;
+    let at = patch_start + e / ${vectors(width)}u * ${row}u + e % ${vectors(width)}u;
+    ${store("i", "j", "bitcast<vec4f>(staged[at])")}
   }
   workgroupBarrier();`;
   });
