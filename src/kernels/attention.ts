@@ -33,10 +33,9 @@ import type { KernelTarget } from "./capabilities.ts";
 import { type Command, defineKernel, write } from "./kernel.ts";
 
 export {
-  attentionBiasGradient,
   attentionBiasGradientScratch,
   attentionKeyValueGradient,
-  attentionQueryGradient,
+  attentionQueryBiasGradient,
 } from "./attention_backward.ts";
 export { distanceBias, type RelativeBucketOptions, relativeBuckets } from "./attention_relative.ts";
 export { attentionRowStatistics } from "./attention_row_statistics.ts";

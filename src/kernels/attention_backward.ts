@@ -4,17 +4,12 @@
 //   dScore = p · (dropout factor · dOut_i·v_j − delta_i),   delta_i = Σ_d out_i·dOut_i = Σ_j p dp
 //   dQ_i = scale · Σ_j dScore k_j    dK_j = scale · Σ_i dScore q_i    dV_j = Σ_i w dOut_i    dBias[bucket] = Σ dScore
 // Queries and keys each own their sums (FlashAttention's two kernels), so nothing is added atomically; the scores are
-// computed twice, and a third time for the bias where it is trained. A key/value head of grouped-query attention
-// walks the queries of all its heads.
+// computed twice, and a third time for the bias where it is trained, but for matrix units, where queries sum it by the way.
+// A key/value head of grouped-query attention walks the queries of all its heads.
 
 import { attentionCall, onMatrixUnits } from "./attention_matrix.ts";
-import {
-  KEY_VALUE_GRADIENT_OWNED,
-  matrixKeyValueGradientKernel,
-  matrixQueryGradientKernel,
-  QUERY_GRADIENT_OWNED,
-} from "./attention_matrix_backward.ts";
-import { matrixBiasGradient, matrixBiasScratch } from "./attention_matrix_bias.ts";
+import { KEY_VALUE_GRADIENT_OWNED, matrixKeyValueGradientKernel } from "./attention_matrix_backward.ts";
+import { type BiasGradientBuffers, matrixBiasScratch, matrixQueryBiasGradient } from "./attention_matrix_bias.ts";
 import {
   type AttentionDims,
   type AttentionOptionalBuffers,
@@ -129,17 +124,69 @@ ${forQuery(
   });
 }
 
-/** dQ, shaped like q. dims as in the forward call. */
-export function attentionQueryGradient<T>(
-  buffers: AttentionGradientInputs<T> & { dQ: T },
+// Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.
+const biasSumKernel = defineKernel({
+  name: "attention_bias_gradient_sum",
+  params: { batch: "u32", heads: "u32", owners: "u32", buckets: "u32" },
+  buffers: { scratch: read("f32"), d_bias: write("f32") },
+  wgsl: /* wgsl */ `${LINEAR_INDEX}
+const WORKGROUP = ${WORKGROUP}u;
+var<workgroup> partial: array<f32, WORKGROUP>;
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
+  let index = linear_index(wid, num);
+  if (index >= params.buckets * params.heads) { return; }
+  let bucket = index / params.heads;
+  let h = index % params.heads;
+  var sum = 0.0;
+  for (var x = lane; x < params.batch * params.owners; x += WORKGROUP) {
+    let b = x / params.owners;
+    sum += scratch[((b * params.heads + h) * params.owners + x % params.owners) * params.buckets + bucket];
+  }
+  partial[lane] = sum;
+  workgroupBarrier();
+  if (lane == 0u) {
+    for (var i = 1u; i < WORKGROUP; i++) { sum += partial[i]; }
+    d_bias[index] = sum;
+  }
+}
+`,
+});
+
+/** Elements (f32) of the scratch buffer of {@link BiasGradientBuffers}, enough for every target. */
+export const attentionBiasGradientScratch = (dims: AttentionDims): number =>
+  Math.max(dims.batch * dims.heads * dims.queryLength * dims.buckets, matrixBiasScratch(dims));
+
+/**
+ * dQ, shaped like q, and what `bias` asks for where dims.buckets > 0, dBias [buckets, heads]: the sum of dScore over every
+ * visible pair of each bucket. Only what is given is computed; both together, on matrix units, cost little more than
+ * either. dims as in the forward call.
+ */
+export function attentionQueryBiasGradient<T>(
+  buffers: AttentionGradientInputs<T> & { dQ?: T; bias?: BiasGradientBuffers<T> },
   dims: AttentionDims,
   target: KernelTarget,
 ): Command<T>[] {
+  const { dQ, bias } = buffers;
+  const { batch, heads, queryLength, buckets } = dims;
+  if (dQ === undefined && !bias) return [];
   const v = variantOf(buffers, dims, target);
-  const bound = { ...inputBuffers(v, buffers), d_q: buffers.dQ };
-  const plain = (v: AttentionVariant) => queryKernel(v, "query");
-  const kernels = { owned: QUERY_GRADIENT_OWNED, matrix: matrixQueryGradientKernel, plain };
-  return [attentionCall(v, dims, kernels, bound)];
+  const inputs = inputBuffers(v, buffers);
+  if (onMatrixUnits(dims, v)) return matrixQueryBiasGradient(v, inputs, { dQ, bias }, dims);
+  const workgroups = spread(workgroupCount(v, batch * heads, queryLength));
+  const commands: Command<T>[] = [];
+  if (dQ !== undefined)
+    commands.push(call(queryKernel(v, "query"), paramsOf(dims), { ...inputs, d_q: dQ }, workgroups));
+  if (bias) {
+    const { bucketOfDistance, scratch, dBias } = bias;
+    const bound = { ...inputs, bucket_of_distance: bucketOfDistance, scratch };
+    const owners = Math.ceil(queryLength / ownedRows(v));
+    commands.push(
+      call(queryKernel(v, "bias"), { ...paramsOf(dims), buckets }, bound, workgroups),
+      call(biasSumKernel, { batch, heads, owners, buckets }, { scratch, d_bias: dBias }, spread(buckets * heads)),
+    );
+  }
+  return commands;
 }
 
 function keyValueKernel(v: AttentionVariant) {
@@ -220,66 +267,4 @@ export function attentionKeyValueGradient<T>(
   const bound = { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV };
   const kernels = { owned: KEY_VALUE_GRADIENT_OWNED, matrix: matrixKeyValueGradientKernel, plain: keyValueKernel };
   return [attentionCall(v, dims, kernels, bound)];
-}
-
-// Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.
-const biasSumKernel = defineKernel({
-  name: "attention_bias_gradient_sum",
-  params: { batch: "u32", heads: "u32", owners: "u32", buckets: "u32" },
-  buffers: { scratch: read("f32"), d_bias: write("f32") },
-  wgsl: /* wgsl */ `${LINEAR_INDEX}
-const WORKGROUP = ${WORKGROUP}u;
-var<workgroup> partial: array<f32, WORKGROUP>;
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let index = linear_index(wid, num);
-  if (index >= params.buckets * params.heads) { return; }
-  let bucket = index / params.heads;
-  let h = index % params.heads;
-  var sum = 0.0;
-  for (var x = lane; x < params.batch * params.owners; x += WORKGROUP) {
-    let b = x / params.owners;
-    sum += scratch[((b * params.heads + h) * params.owners + x % params.owners) * params.buckets + bucket];
-  }
-  partial[lane] = sum;
-  workgroupBarrier();
-  if (lane == 0u) {
-    for (var i = 1u; i < WORKGROUP; i++) { sum += partial[i]; }
-    d_bias[index] = sum;
-  }
-}
-`,
-});
-
-/** Elements (f32) of the scratch buffer of {@link attentionBiasGradient}, enough for every target. */
-export const attentionBiasGradientScratch = (dims: AttentionDims): number =>
-  Math.max(dims.batch * dims.heads * dims.queryLength * dims.buckets, matrixBiasScratch(dims));
-
-/**
- * dBias [buckets, heads]: the sum of dScore over every visible pair of each bucket. dims.buckets > 0;
- * bucketOfDistance [queryLength + keyLength - 1] u32 comes from `relativeBuckets`.
- */
-export function attentionBiasGradient<T>(
-  buffers: AttentionGradientInputs<T> & { bucketOfDistance: T; scratch: T; dBias: T },
-  dims: AttentionDims,
-  target: KernelTarget,
-): Command<T>[] {
-  const { bucketOfDistance, scratch, dBias } = buffers;
-  const { batch, heads, buckets } = dims;
-  const v = variantOf(buffers, dims, target);
-  if (onMatrixUnits(dims, v)) return matrixBiasGradient(v, inputBuffers(v, buffers), buffers, dims);
-  return [
-    call(
-      queryKernel(v, "bias"),
-      { ...paramsOf(dims), buckets },
-      { ...inputBuffers(v, buffers), bucket_of_distance: bucketOfDistance, scratch },
-      spread(workgroupCount(v, batch * heads, dims.queryLength)),
-    ),
-    call(
-      biasSumKernel,
-      { batch, heads, owners: Math.ceil(dims.queryLength / ownedRows(v)), buckets },
-      { scratch, d_bias: dBias },
-      spread(buckets * heads),
-    ),
-  ];
 }

@@ -2,6 +2,13 @@
 // attention_matrix_wgsl.ts. Scores and the gradients of probabilities have a patch each; p, and what becomes of it, is left
 // in both.
 
+import {
+  addDiagonals,
+  DIAGONALS_MEMORY,
+  declareDiagonals,
+  finishDiagonals,
+  storeDiagonals,
+} from "./attention_matrix_diagonals.ts";
 import { fullTile } from "./attention_matrix_seen.ts";
 import { entry, matrixKernel, type TileLoads, tileLoads, walkTiles } from "./attention_matrix_walk.ts";
 import {
@@ -19,7 +26,7 @@ import {
   WALKED,
 } from "./attention_matrix_wgsl.ts";
 import { type AttentionVariant, optionalDeclarations, PARAMS, repeat } from "./attention_wgsl.ts";
-import { type Kernel, prefetched, read } from "./kernel.ts";
+import { type Kernel, prefetched, read, write } from "./kernel.ts";
 
 export const QUERY_GRADIENT_OWNED: Ownership = { side: "query", rows: 64 };
 export const KEY_VALUE_GRADIENT_OWNED: Ownership = { side: "key", rows: 64 };
@@ -28,7 +35,7 @@ const VECTORS = laneVectors(QUERY_GRADIENT_OWNED);
 const all = (text: (x: number) => string): string => repeat(VECTORS, text, "\n    ");
 const PATCHES = ["scores_patch", "gradients_patch"];
 
-export const gradientInputs = (v: AttentionVariant) => ({
+const gradientInputs = (v: AttentionVariant) => ({
   ...eights(v, ["q", "k", "v", "d_out"]),
   row_statistics: read("vec2f"),
   ...optionalDeclarations(v, prefetched),
@@ -65,35 +72,26 @@ function gradientsOfScores(
     ${all((x) => `d_score${x} = p${x} * (d_score${x} - ${of.delta(x)});`)}`;
 }
 
-/** As the query kernel of attention_backward.ts. */
-export function matrixQueryGradientKernel(v: AttentionVariant): Kernel<keyof typeof PARAMS, string> {
+/**
+ * As the query kernel of attention_backward.ts, for the gradients that are wanted: of the queries, of the position bias, or
+ * both. The latter leaves its sums in the buffer `scratch`, as attention_matrix_diagonals.ts says.
+ */
+export function matrixQueryGradientKernel(
+  v: AttentionVariant,
+  wanted: { query: boolean; bias: boolean },
+): Kernel<keyof typeof PARAMS, string> {
   const o = QUERY_GRADIENT_OWNED;
+  const forQuery = (text: string) => (wanted.query ? text : "");
+  const forBias = (text: string) => (wanted.bias ? text : "");
   return matrixKernel(
-    "attention_query_gradient",
+    `attention${forQuery("_query")}${forBias("_bias")}_gradient`,
     v,
     o,
     PARAMS,
-    gradientInputs(v),
-    ["d_q"],
+    { ...gradientInputs(v), ...(wanted.bias ? { scratch: write("vec4f") } : {}) },
+    wanted.query ? ["d_q"] : [],
     PATCHES,
-    /* wgsl */ `${queryEntry(v, o)}
-  ${declareSums(v, o, "result")}
-  ${walkTiles(tileLoads(v, o, "k", "v"), {
-    scores: queryScores(v, o),
-    middle: /* wgsl */ `${queryMiddle(v, o)}
-    ${packNumbers(o, "packed_score", "d_score")}
-    ${packedToPatch(o, "packed_score", "scores_patch")}
-    workgroupBarrier();`,
-    products: addPacked(v, o, "result", "scores_patch", "staged_a"),
-  })}
-  ${storeRows(v, o, "result", "scores_patch", "d_q", "params.scale")}
-}
-`,
-  );
-}
-
-/** Up to the walk, of a kernel that owns queries. */
-export const queryEntry = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `${entry(v, o)}
+    /* wgsl */ `${forBias(DIAGONALS_MEMORY)}${entry(v, o)}
   let query_h = h;
   let kv_h = h / (params.heads / params.kv_heads);
   let head = b * params.heads + h;
@@ -104,19 +102,32 @@ export const queryEntry = (v: AttentionVariant, o: Ownership): string => /* wgsl
   let statistics = row_statistics[head * params.query_length + min(row, params.query_length - 1u)];
   let log_sum = statistics.x * LOG2_E;
   let factor = params.scale * LOG2_E;
-  ${v.biased ? `let bias_at = ${o.rows - 1}u - own + place;` : ""}`;
-
-export const queryScores = (v: AttentionVariant, o: Ownership): string => /* wgsl */ `
+  ${v.biased ? `let bias_at = ${o.rows - 1}u - own + place;` : ""}
+  ${forQuery(declareSums(v, o, "result"))}
+  ${forBias(declareDiagonals(o))}
+  ${walkTiles(tileLoads(v, o, "k", "v"), {
+    scores: /* wgsl */ `${forBias(storeDiagonals)}
     ${productsToPatch(v, o, "query", "staged_a", "scores_patch")}
-    ${productsToPatch(v, o, "gradient", "staged_b", "gradients_patch")}`;
-
-export const queryMiddle = (v: AttentionVariant, o: Ownership): string =>
-  gradientsOfScores(v, o, {
-    kept: "kept_bits(head, row, tile + place)",
-    bias: (c) => `bias_at + ${c}u`,
-    logSumExp: () => "log_sum",
-    delta: () => "statistics.y",
-  });
+    ${productsToPatch(v, o, "gradient", "staged_b", "gradients_patch")}`,
+    middle: /* wgsl */ `${gradientsOfScores(v, o, {
+      kept: "kept_bits(head, row, tile + place)",
+      bias: (c) => `bias_at + ${c}u`,
+      logSumExp: () => "log_sum",
+      delta: () => "statistics.y",
+    })}
+    ${forBias(all((x) => `gradients_patch[at + ${x}u] = bitcast<vec4u>(d_score${x});`))}
+    ${forQuery(`${packNumbers(o, "packed_score", "d_score")}
+    ${packedToPatch(o, "packed_score", "scores_patch")}`)}
+    workgroupBarrier();`,
+    products: `${forBias(addDiagonals)}
+    ${forQuery(addPacked(v, o, "result", "scores_patch", "staged_a"))}`,
+  })}
+  ${forBias(finishDiagonals)}
+  ${forQuery(storeRows(v, o, "result", "scores_patch", "d_q", "params.scale"))}
+}
+`,
+  );
+}
 
 /** With the statistics of the walked queries. */
 function queryLoads(v: AttentionVariant, o: Ownership): TileLoads {

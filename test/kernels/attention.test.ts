@@ -8,10 +8,9 @@ import {
 import {
   type AttentionDims,
   attention,
-  attentionBiasGradient,
   attentionBiasGradientScratch,
   attentionKeyValueGradient,
-  attentionQueryGradient,
+  attentionQueryBiasGradient,
   attentionRowStatistics,
   distanceBias,
   relativeBuckets,
@@ -86,10 +85,9 @@ const cases: Case[] = [
     rate: 0.2,
   },
   {
-    what: "packed rows, both ways",
-    batch: 2,
-    queryLength: 70,
-    keyLength: 70,
+    what: "packed rows, both ways; a block of queries sees none of the first keys",
+    queryLength: 140,
+    keyLength: 140,
     headDim: 16,
     packed: "shared",
     buckets: 6,
@@ -246,6 +244,7 @@ for (const { target, products } of WAYS)
           dV: floatOutput(keys),
           scratch: floatOutput(attentionBiasGradientScratch(dims)),
           dBias: floatOutput(buckets * heads),
+          dBiasAlone: floatOutput(buckets * heads),
         },
         commands: ({ segments, bias: table, distanceBias: byDistance, step: scalars, ...b }) => {
           const optional = {
@@ -254,13 +253,14 @@ for (const { target, products } of WAYS)
             step: rate === undefined ? undefined : scalars,
           };
           const buffers = { ...b, ...optional };
+          const alone = { dQ: undefined, bias: { ...b, dBias: b.dBiasAlone } };
           const commands = [
             ...(buckets > 0 ? distanceBias({ ...b, table, out: byDistance }, dims) : []),
             ...attention(buffers, dims, target),
             ...attentionRowStatistics(buffers, dims),
-            ...attentionQueryGradient(buffers, dims, target),
+            ...attentionQueryBiasGradient({ ...buffers, bias: buckets > 0 ? b : undefined }, dims, target),
             ...attentionKeyValueGradient(buffers, dims, target),
-            ...(buckets > 0 ? attentionBiasGradient(buffers, dims, target) : []),
+            ...(buckets > 0 ? attentionQueryBiasGradient({ ...buffers, ...alone }, dims, target) : []),
           ];
           return onMatrixUnits(capabilities, commands);
         },
@@ -305,7 +305,7 @@ for (const { target, products } of WAYS)
       });
       const column = (i: number) => columns[Math.floor(i / headDim)];
       const check = (
-        name: "out" | "logSumExp" | "dQ" | "dK" | "dV" | "dBias",
+        name: "out" | "logSumExp" | "dQ" | "dK" | "dV" | "dBias" | "dBiasAlone",
         expected: Float64Array,
         toleranceOf: (i: number) => number,
       ) => {
@@ -327,46 +327,45 @@ for (const { target, products } of WAYS)
         (i) => (2 * relative + rounding) * factor * column(i) + (heads / kvHeads) * queryLength * subnormal,
       );
       check("dBias", gradients.dBias, (i) => dScore * bucketSums[i]);
+      check("dBiasAlone", gradients.dBias, (i) => dScore * bucketSums[i]);
     });
   }
 
-for (const target of ["software", "hardware"] as KernelTarget[])
-  test(`a query that sees no key gives exactly 0 and sends exactly 0 back (${target})`, async () => {
-    const dims = {
-      batch: 1,
-      heads: 1,
-      kvHeads: 1,
-      queryLength: 2,
-      keyLength: 3,
-      headDim: 4,
-      scale: 1,
-      causal: false,
-      buckets: 0,
-      segments: "keys" as const,
+for (const { target, products } of WAYS)
+  test(`a query that sees no key gives exactly 0 and sends exactly 0 back (${target} ${products})`, async () => {
+    const dims: AttentionDims = {
+      ...{ batch: 1, heads: 1, kvHeads: 1, queryLength: 2, keyLength: 3, headDim: 16, scale: 1, causal: false },
+      ...{ buckets: 4, segments: "keys", products },
     };
+    const [queries, keys] = [2 * 16, 3 * 16];
     const random = randomNumbers(1);
     const out = await runTwice({
       buffers: {
-        q: uniform(8, 1, random),
-        k: uniform(12, 1, random),
-        v: uniform(12, 1, random),
-        dOut: uniform(8, 1, random),
+        q: uniform(queries, 1, random),
+        k: uniform(keys, 1, random),
+        v: uniform(keys, 1, random),
+        dOut: uniform(queries, 1, random),
         segments: new Uint32Array(3),
-        out: floatOutput(8),
+        distanceBias: uniform(4, 1, random),
+        bucketOfDistance: Uint32Array.of(0, 1, 2, 3),
+        out: floatOutput(queries),
         logSumExp: floatOutput(2),
         rowStatistics: floatOutput(4),
-        dQ: floatOutput(8),
-        dK: floatOutput(12),
-        dV: floatOutput(12),
+        dQ: floatOutput(queries),
+        dK: floatOutput(keys),
+        dV: floatOutput(keys),
+        scratch: floatOutput(attentionBiasGradientScratch(dims)),
+        dBias: floatOutput(4),
       },
-      commands: (b) => [
-        ...attention(b, dims, target),
-        ...attentionRowStatistics(b, dims),
-        ...attentionQueryGradient(b, dims, target),
-        ...attentionKeyValueGradient(b, dims, target),
-      ],
+      commands: (b) =>
+        onMatrixUnits(capabilities, [
+          ...attention(b, dims, target),
+          ...attentionRowStatistics(b, dims),
+          ...attentionQueryBiasGradient({ ...b, bias: b }, dims, target),
+          ...attentionKeyValueGradient(b, dims, target),
+        ]),
     });
-    for (const name of ["out", "dQ", "dK", "dV"] as const)
+    for (const name of ["out", "dQ", "dK", "dV", "dBias"] as const)
       assert.equal(Array.from(out[name]), withGuard(new Float32Array(out[name].length - 7), out[name]), name);
   });
 

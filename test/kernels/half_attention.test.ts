@@ -4,10 +4,9 @@ import { test } from "uvu";
 import {
   type AttentionDims,
   attention,
-  attentionBiasGradient,
   attentionBiasGradientScratch,
   attentionKeyValueGradient,
-  attentionQueryGradient,
+  attentionQueryBiasGradient,
   attentionRowStatistics,
   relativeBuckets,
 } from "../../src/kernels/attention.ts";
@@ -57,9 +56,8 @@ for (const [target, products, headDim] of CASES)
       return [
         ...attention(b, half, target),
         ...attentionRowStatistics({ ...b, out: b.given }, half),
-        ...attentionQueryGradient(b, half, target),
+        ...attentionQueryBiasGradient({ ...b, bias: b }, half, target),
         ...attentionKeyValueGradient(b, half, target),
-        ...attentionBiasGradient(b, half, target),
       ];
     });
   });

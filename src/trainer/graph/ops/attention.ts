@@ -2,11 +2,10 @@
 
 import {
   type AttentionDims,
-  attentionBiasGradient,
   attentionBiasGradientScratch,
   attention as attentionKernel,
   attentionKeyValueGradient,
-  attentionQueryGradient,
+  attentionQueryBiasGradient,
   attentionRowStatistics,
   distanceBias,
   type SegmentLayout,
@@ -113,15 +112,27 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
       });
       const inputs = { q, k, v, dOut, rowStatistics, ...optional };
       const reads = [q, k, v, dOut, rowStatistics, ...extra];
-      gradients.add(q, false, (dQ) =>
+      const dQ = q.requiresGradient ? gradientTensor(g, q) : undefined;
+      const bias = o.bias?.table.requiresGradient
+        ? {
+            bucketOfDistance: o.bias.bucketOfDistance,
+            scratch: g.activation("attention_bias_scratch", [attentionBiasGradientScratch(dims)]),
+            dBias: gradientTensor(g, o.bias.table),
+          }
+        : undefined;
+      if (dQ || bias) {
         g.add({
-          name: "attention_query_gradient",
-          reads,
-          writes: [dQ],
-          flops: 6 * pairs * headDim,
-          lower: (target) => attentionQueryGradient({ ...inputs, dQ }, dims, target),
-        }),
-      );
+          name: bias ? "attention_query_bias_gradient" : "attention_query_gradient",
+          reads: [...reads, bias?.bucketOfDistance],
+          writes: [dQ, bias?.dBias],
+          scratch: bias && [bias.scratch],
+          parameter: bias && table?.parameter,
+          flops: (dQ ? 6 : 4) * pairs * headDim,
+          lower: (target) => attentionQueryBiasGradient({ ...inputs, dQ, bias }, dims, target),
+        });
+        if (dQ) gradients.addTensor(q, dQ, true);
+        if (table && bias) gradients.addTensor(table, bias.dBias, true);
+      }
       if (k.requiresGradient || v.requiresGradient) {
         const [dK, dV] = [gradientTensor(g, k), gradientTensor(g, v)];
         g.add({
@@ -133,21 +144,6 @@ export function attention(g: Graph, name: string, q: Tensor, k: Tensor, v: Tenso
         });
         gradients.addTensor(k, dK, true);
         gradients.addTensor(v, dV, true);
-      }
-      if (o.bias) {
-        const { table, bucketOfDistance } = o.bias;
-        gradients.add(table, false, (dBias) => {
-          const scratch = g.activation("attention_bias_scratch", [attentionBiasGradientScratch(dims)]);
-          g.add({
-            name: "attention_bias_gradient",
-            reads: [...reads, bucketOfDistance],
-            writes: [dBias],
-            scratch: [scratch],
-            parameter: table.parameter,
-            flops: 4 * pairs * headDim,
-            lower: (target) => attentionBiasGradient({ ...inputs, bucketOfDistance, scratch, dBias }, dims, target),
-          });
-        });
       }
     },
   });
