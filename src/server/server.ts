@@ -38,6 +38,7 @@ import type { Settings } from "./settings.ts";
 import { openIntake } from "./storage/intake.ts";
 import { type Layout, openLayout, sweep } from "./storage/layout.ts";
 import { lockDataDirectory } from "./storage/lock.ts";
+import { unusable } from "./storage/unusable.ts";
 
 /** More than anybody has. */
 const ALL = { before: undefined, limit: 1_000_000 };
@@ -64,8 +65,17 @@ export interface ThawServer {
   close(): Promise<void>;
 }
 
-/** @throws Error when the data directory cannot be used, or another server uses it */
+/** @throws Error that says why the data directory cannot be used, or that another server uses it */
 export async function startServer(settings: Settings, parts: ServerParts): Promise<ThawServer> {
+  try {
+    return await start(settings, parts);
+  } catch (error) {
+    const why = unusable(error);
+    throw why === undefined ? error : new Error(why, { cause: error });
+  }
+}
+
+async function start(settings: Settings, parts: ServerParts): Promise<ThawServer> {
   const { log, retryMs = 1000 } = parts;
   const unlock = lockDataDirectory(settings.dataDirectory);
   const layout = openLayout(settings.dataDirectory);

@@ -6,16 +6,15 @@ import { readdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { RpcError } from "../../clients/typescript/index.ts";
 import { RunState } from "../../proto/gen/thaw/v1/run_state_pb.ts";
 import { describeEvent, eventsUntil, reaches } from "../support/thaw_server.ts";
 import { checkLog, lossesOf, story, unbrokenLosses } from "./support/promises.ts";
 import { random, SEEDS } from "./support/random.ts";
-import { type Prepared, prepare, type Served } from "./support/served.ts";
-import { fill, noSmallDisk, onSmallDisk, seenFrom } from "./support/small_disk.ts";
+import { goOn, type Prepared, prepare } from "./support/served.ts";
+import { fill, noSmallDisk } from "./support/small_disk.ts";
 import { within } from "./support/within.ts";
 
-const { FAILED, PAUSED, SUCCEEDED } = RunState;
+const { SUCCEEDED } = RunState;
 const MEGABYTES = 16;
 const PATIENCE_MS = 60_000;
 const STEPS = 300;
@@ -46,35 +45,18 @@ if (missing) {
   test.after(() => prepared.clean());
 }
 
-/** Resumes the run as somebody would who has made room, until it has ended. */
-async function goOn({ thaw }: Served): Promise<void> {
-  for (;;) {
-    const { run } = await thaw.runs.getRun({ name: "runs/r" });
-    if (run?.state === SUCCEEDED || run?.state === FAILED) return;
-    if (run?.state === PAUSED) {
-      await thaw.runs.resumeRun({ name: "runs/r" }).catch((error) => {
-        // The log may have something to write yet, and the run may be on its way.
-        if (!(error instanceof RpcError)) throw error;
-      });
-    }
-    await delay(50);
-  }
-}
-
 for (const seed of missing ? [] : CASES) {
   const chance = random(seed);
   const at = 1 + chance.below(STEPS - 100);
   const fullMs = chance.below(MOST_FULL_MS);
   const dies = chance.below(3) === 0;
   test(`seed ${seed}: full at step ${at} for ${fullMs} ms${dies ? ", and the GPU process dies" : ""}`, async () => {
-    const data = await prepared.copy();
-    const place = `${data}-disk`;
-    const served = await prepared.start(place, ENV, [], onSmallDisk(data, place, MEGABYTES));
+    const { data, disk } = await prepared.onSmallDisk(MEGABYTES);
+    const served = await prepared.start(data, ENV, [], disk.within);
     const { thaw } = served;
-    const disk = seenFrom(served.processId, place);
     await thaw.runs.createRun({ runId: "r", spec: SPEC });
     const seen = await eventsUntil(thaw, "runs/r", (event) => describeEvent(event) === `step ${at}`);
-    const makeRoom = await fill(disk);
+    const makeRoom = await fill(disk.seen);
     if (dies) served.killGpuProcess();
     const until = Date.now() + fullMs;
     while (Date.now() < until) {
@@ -82,7 +64,7 @@ for (const seed of missing ? [] : CASES) {
       await delay(20);
     }
     await makeRoom();
-    await within(PATIENCE_MS, "the end of the run", goOn(served), served.said);
+    await within(PATIENCE_MS, "the end of the run", goOn(served.thaw, "runs/r"), served.said);
     const { run } = await thaw.runs.getRun({ name: "runs/r" });
     assert.is(run?.state, SUCCEEDED, served.said());
     const log = await eventsUntil(thaw, "runs/r", reaches(SUCCEEDED));
@@ -90,19 +72,18 @@ for (const seed of missing ? [] : CASES) {
     assert.equal(lossesOf(log), unbroken, story(log));
     const { checkpoints } = await thaw.checkpoints.listCheckpoints({ parent: "runs/r" });
     const names = checkpoints.map(({ name }) => name.replace("runs/r/checkpoints/", ""));
-    assert.equal((await readdir(`${disk}/checkpoints/r`)).sort(), names.sort(), "folders are those indexed");
+    assert.equal((await readdir(`${disk.seen}/data/checkpoints/r`)).sort(), names.sort(), "folders are those indexed");
     await served.end("SIGKILL");
   });
 }
 
 if (!missing) {
   test("a server that is told to end on a full disk ends", async () => {
-    const data = await prepared.copy();
-    const place = `${data}-disk`;
-    const served = await prepared.start(place, ENV, [], onSmallDisk(data, place, MEGABYTES));
+    const { data, disk } = await prepared.onSmallDisk(MEGABYTES);
+    const served = await prepared.start(data, ENV, [], disk.within);
     await served.thaw.runs.createRun({ runId: "r", spec: SPEC });
     await eventsUntil(served.thaw, "runs/r", (event) => describeEvent(event) === "step 30");
-    await fill(seenFrom(served.processId, place));
+    await fill(disk.seen);
     assert.is(await within(PATIENCE_MS, "its end", served.end("SIGTERM"), served.said), "0");
   });
 }

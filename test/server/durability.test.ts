@@ -32,13 +32,13 @@ const SPEC = {
 const test = suite("durability");
 test.after.each(() => armFailpoints(""));
 
-function scenario(name: string, body: (server: TestServer) => Promise<void>) {
+function scenario(name: string, body: (server: TestServer) => Promise<void>, ...flags: string[]) {
   test(name, async () => {
     const engine = () => ({
       loss: (_step: number, _batch: number, learnt: number) => learnt / 2 ** 32,
       beforeStep: () => delay(2),
     });
-    const server = await testServer({ engine });
+    const server = await testServer({ engine, flags });
     try {
       await withInputs(server.thaw);
       await body(server);
@@ -240,6 +240,33 @@ for (const { every, back, why } of [
     assert.equal(stepsOf(events.slice(again)), upTo(back + 1, 600), "from where its log says, in one piece");
   });
 }
+
+scenario(
+  "a run does not begin while the log finds the disk full, and begins by itself when there is room",
+  async (server) => {
+    const { thaw, workers } = server;
+    const spec = { ...SPEC, steps: 600n, checkpoints: {} };
+    await thaw.runs.createRun({ runId: "r", spec });
+    await eventsUntil(thaw, "runs/r", (event) => describeEvent(event) === "step 10");
+    await thaw.runs.createRun({ runId: "next", spec: SPEC });
+    armFailpoints("log.before_write:enospc");
+    const [engine] = workers.engines;
+    const opened = () => engine.calls.filter((call) => call.startsWith("openRun")).length;
+    while (!engine.calls.includes("close")) await delay(20);
+    await delay(500);
+    assert.is(opened(), 1);
+    armFailpoints("");
+    const events = await eventsUntil(thaw, "runs/next", reaches(SUCCEEDED));
+    assert.equal(
+      events.filter(({ event }) => event.case === "warning"),
+      [],
+    );
+    assert.is((await thaw.runs.getRun({ name: "runs/r" })).run?.state, PAUSED);
+    assert.is(opened(), 2);
+  },
+  "--max-runs-on-gpu",
+  "1",
+);
 
 scenario("a checkpoint that somebody asks for on a full disk is refused, and the run goes on", async (server) => {
   const { thaw } = server;

@@ -9,6 +9,7 @@ import { parseArgs } from "node:util";
 import { openTokens, type TokenStore } from "../registry/tokens.ts";
 import { settingsOfProcess, UsageError } from "../settings.ts";
 import { registryFile } from "../storage/layout.ts";
+import { unusable } from "../storage/unusable.ts";
 import { ROLES, type Role } from "./roles.ts";
 import { createToken, endOf } from "./tokens.ts";
 
@@ -108,7 +109,7 @@ if (args.includes("--help")) {
   try {
     process.exitCode = tokens(args);
   } catch (error) {
-    process.stderr.write(`${(error as Error).message}\n`);
+    process.stderr.write(`${unusable(error) ?? (error as Error).message}\n`);
     process.exitCode = error instanceof UsageError ? 2 : 1;
   }
 }

@@ -9,7 +9,9 @@ import Database from "libsql";
 import { readTls } from "../front/tls.ts";
 import { MIGRATIONS } from "../registry/migrations.ts";
 import { type Settings, UsageError } from "../settings.ts";
+import { isDiskFull } from "../storage/disk_full.ts";
 import { lockDataDirectory } from "../storage/lock.ts";
+import { ROOM_REMEDY, WRITABLE_REMEDY } from "../storage/unusable.ts";
 import { type Finding, fail, gib, ok, warn } from "./findings.ts";
 
 const GIB = 2 ** 30;
@@ -42,11 +44,7 @@ function dataDirectory(path: string): Finding {
   try {
     accessSync(there, constants.R_OK | constants.W_OK | constants.X_OK);
   } catch {
-    return fail(
-      "data directory",
-      `${there} cannot be written`,
-      "give it to the server's user, or choose another --data-dir",
-    );
+    return fail("data directory", `${there} cannot be written`, WRITABLE_REMEDY);
   }
   return ok("data directory", there === path ? path : `${path}, which will be made`);
 }
@@ -64,7 +62,8 @@ function dataLock(path: string): Finding[] {
   try {
     lockDataDirectory(path, 0)();
     return [ok("lock", "no server uses the data directory")];
-  } catch {
+  } catch (error) {
+    if (isDiskFull(error)) return [fail("lock", "cannot be taken on a full disk", ROOM_REMEDY)];
     const remedy = "stop it before another one starts there, or give that one a --data-dir of its own";
     return [warn("lock", "a server uses the data directory", remedy)];
   }
@@ -82,6 +81,7 @@ function registry(path: string): Finding[] {
       db.close();
     }
   } catch (error) {
+    if (isDiskFull(error)) return [fail("registry", "cannot be read on a full disk", ROOM_REMEDY)];
     return [
       fail(
         "registry",

@@ -54,6 +54,10 @@ export interface RunLog {
   append(live: LiveRun, event: EventInit, directory?: string): void;
   /** Resolves when everything appended so far is on disk. @throws when the disk refuses it */
   flush(): Promise<void>;
+  /** Whether the disk refused the last write; it is tried again every second. */
+  readonly refused: boolean;
+  /** Called when the disk takes events again. */
+  onCaughtUp: () => void;
   /** Whether the disk refuses events and so many of the run's wait that it should make no more. */
   stuck(run: string): boolean;
   /** Resolves when no event of the run waits for a disk that refused it. @throws when the disk refuses it again */
@@ -93,7 +97,6 @@ export function createRunLog(
   let timer: ReturnType<typeof setTimeout> | undefined;
   let writing: Promise<void> = Promise.resolve();
   let stopping = false;
-  /** Whether the last write failed. */
   let refused = false;
 
   const wake = (id: string): void => {
@@ -132,7 +135,9 @@ export function createRunLog(
         log("error", `a listener of the event log: ${error}`, { run: name });
       }
     }
+    if (!refused) return;
     refused = false;
+    runLog.onCaughtUp();
   }
 
   function flush(): Promise<void> {
@@ -232,7 +237,7 @@ export function createRunLog(
     }
   }
 
-  return {
+  const runLog: RunLog = {
     append(live, event, directory) {
       const entry = { event: eventAt(live.run.step, event), directory };
       const waiting = pending.get(live.run.name);
@@ -241,6 +246,10 @@ export function createRunLog(
       schedule(TICK_MS);
     },
     flush,
+    get refused() {
+      return refused;
+    },
+    onCaughtUp: () => {},
     stuck: (run) => refused && (pending.get(run)?.entries.length ?? 0) >= MOST_WAITING,
     async caughtUp(run) {
       if (refused && pending.has(run)) await flush();
@@ -265,4 +274,5 @@ export function createRunLog(
       return [...readers.values()].reduce((sum, set) => sum + set.size, 0);
     },
   };
+  return runLog;
 }

@@ -359,6 +359,7 @@ export function createRuns(parts: LiveParts, limits: Pick<Limits, "maxQueuedRuns
   }
 
   gpu.onUp = queue.schedule;
+  runLog.onCaughtUp = queue.schedule;
   gpu.onGone = (how) => {
     for (const on of queue.active) on.gone(how);
   };

@@ -43,7 +43,8 @@ export function runQueue(parts: LiveParts, maxRuns: number): RunQueue {
   }
 
   async function fill(): Promise<void> {
-    while (!halted) {
+    // How a run stands that left the GPU meanwhile may not be on the disk: it would be begun again and again.
+    while (!halted && !runLog.refused) {
       const queued = await registry.runsInStates([RunState.QUEUED]);
       const on = [...active.keys()];
       // The registry hears a tick later of one that has left the queue.

@@ -2,13 +2,17 @@
 // kill, read a log to its end across deaths.
 
 import { type ChildProcess, spawn } from "node:child_process";
-import { cp, mkdtemp, rm } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { connectThaw, type Thaw } from "../../../clients/typescript/index.ts";
+import { setTimeout as delay } from "node:timers/promises";
+import { connectThaw, RpcError, type Thaw } from "../../../clients/typescript/index.ts";
+import { RunState } from "../../../proto/gen/thaw/v1/run_state_pb.ts";
 import { runtimeCommand } from "../../../src/server/gpu/connection.ts";
+import { hasEnded } from "../../../src/server/runs/states.ts";
 import { testServer, withInputs } from "../../support/thaw_server.ts";
+import { type SmallDisk, smallDisk } from "./small_disk.ts";
 
 const SERVER = new URL("fault_server.ts", import.meta.url);
 const START_MS = 60_000;
@@ -35,6 +39,8 @@ export interface Served {
 export interface Prepared {
   /** A copy of the prepared data directory. */
   copy(): Promise<string>;
+  /** A copy on a disk of its own, in its folder `data`. */
+  onSmallDisk(megabytes: number): Promise<{ readonly data: string; readonly disk: SmallDisk }>;
   /**
    * @param env failpoints: THAW_FAILPOINTS of the server, FAKE_GPU_FAILPOINTS of its first GPU process
    * @param within what the server's command line is made into
@@ -60,11 +66,20 @@ export async function prepare(): Promise<Prepared> {
 
   let copies = 0;
   const running = new Set<Served>();
+  const disks = new Set<SmallDisk>();
   return {
     async copy() {
       const data = join(folder, `data-${++copies}`);
       await cp(template, data, { recursive: true });
       return data;
+    },
+    async onSmallDisk(megabytes) {
+      const place = join(folder, `disk-${++copies}`);
+      await mkdir(place);
+      const disk = await smallDisk(place, megabytes);
+      disks.add(disk);
+      await cp(template, join(disk.seen, "data"), { recursive: true });
+      return { data: join(place, "data"), disk };
     },
     async start(data, env = {}, flags = [], within = (command) => command) {
       const served = await start(env, within([...runtimeCommand(SERVER), "--port", "0", "--data-dir", data, ...flags]));
@@ -74,6 +89,7 @@ export async function prepare(): Promise<Prepared> {
     },
     async clean() {
       await Promise.all([...running].map((served) => served.end("SIGKILL")));
+      for (const disk of disks) disk.end();
       await rm(folder, { recursive: true });
     },
   };
@@ -139,4 +155,19 @@ async function start(env: Readonly<Record<string, string>>, [command, ...args]: 
       return ended;
     },
   };
+}
+
+/** Resumes a run as somebody would who has made room on the disk, until it has ended. */
+export async function goOn(thaw: Thaw, name: string): Promise<void> {
+  for (;;) {
+    const { run } = await thaw.runs.getRun({ name });
+    if (run && hasEnded(run.state)) return;
+    if (run?.state === RunState.PAUSED) {
+      await thaw.runs.resumeRun({ name }).catch((error) => {
+        // The log may have something to write yet, and the run may be on its way.
+        if (!(error instanceof RpcError)) throw error;
+      });
+    }
+    await delay(50);
+  }
 }

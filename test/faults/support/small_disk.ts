@@ -1,11 +1,21 @@
-// A disk of a few megabytes that can be filled: a tmpfs in a mount namespace of the server's own (Linux), which is gone with
-// the server. It needs user namespaces, or root.
+// A disk of a few megabytes that can be filled: a tmpfs in a mount namespace (Linux) that a process of its own keeps, so
+// that one server after another can be started on it. It needs user namespaces, or root.
 
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { open, rm } from "node:fs/promises";
 import { isDiskFull } from "../../../src/server/storage/disk_full.ts";
 
 const NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"];
+
+export interface SmallDisk {
+  /** Its root, as seen from outside. */
+  readonly seen: string;
+  /** The command on it: it sees the disk where it was mounted. */
+  within(command: readonly string[]): readonly string[];
+  /** Takes the disk away, when nothing runs on it any more. */
+  end(): void;
+}
 
 /** Why there can be no small disk on this machine; empty when there can. */
 export function noSmallDisk(): string {
@@ -14,19 +24,35 @@ export function noSmallDisk(): string {
   return status === 0 ? "" : (error?.message ?? stderr.trim());
 }
 
-/** The command with a disk of its own at `place`, which has the contents of `data` to begin with. */
-export const onSmallDisk =
-  (data: string, place: string, megabytes: number) =>
-  (command: readonly string[]): readonly string[] => {
-    const script = `mkdir "$1" && mount -t tmpfs -o size=${megabytes}m tmpfs "$1" && cp -r "$0/." "$1" && shift && exec "$@"`;
-    return [...NAMESPACE, "sh", "-c", script, data, place, ...command];
+/** A disk at the empty folder `place`. */
+export async function smallDisk(place: string, megabytes: number): Promise<SmallDisk> {
+  // It ends with this process, whose end closes its input.
+  const script = 'mount -t tmpfs -o "size=$1m" tmpfs "$0" && echo mounted && exec cat';
+  const [command, ...args] = [...NAMESPACE, "sh", "-c", script, place, String(megabytes)];
+  const keeper = spawn(command, args, { stdio: ["pipe", "pipe", "inherit"] });
+  const [how] = await Promise.race([once(keeper.stdout, "data"), once(keeper, "exit")]);
+  if (String(how).trim() !== "mounted") throw new Error(`no disk at ${place}: mount ended with ${how}`);
+  const namespace = ["nsenter", `--target=${keeper.pid}`, "--user", "--mount", "--preserve-credentials"];
+  return {
+    seen: `/proc/${keeper.pid}/root${place}`,
+    within: (ran) => [...namespace, ...ran],
+    end: () => keeper.stdin.end(),
   };
+}
 
-/** A directory of the disk, as seen from outside. */
-export const seenFrom = (processId: number, path: string): string => `/proc/${processId}/root${path}`;
+/** Makes the disk at `place` one that nothing can be written on, or one that it can again. */
+export function mountAgain(disk: SmallDisk, place: string, how: "ro" | "rw"): void {
+  const [command, ...args] = disk.within(["mount", "-o", `remount,${how}`, place]);
+  const { status, stderr } = spawnSync(command, args, { encoding: "utf8" });
+  if (status !== 0) throw new Error(`mount -o remount,${how}: ${stderr}`);
+}
 
-/** Fills the disk up to its last byte. @returns what makes room again */
-export async function fill(directory: string): Promise<() => Promise<void>> {
+/**
+ * Fills the disk up to its last byte.
+ * @param leave bytes that stay free
+ * @returns what makes room again
+ */
+export async function fill(directory: string, leave = 0): Promise<() => Promise<void>> {
   const path = `${directory}/filler`;
   const file = await open(path, "w");
   try {
@@ -37,6 +63,8 @@ export async function fill(directory: string): Promise<() => Promise<void>> {
         if (!isDiskFull(error)) throw error;
       }
     }
+    const { size } = await file.stat();
+    await file.truncate(size - leave);
   } finally {
     await file.close();
   }
