@@ -25,7 +25,7 @@ export interface PartResult {
   /** `done`, or why it is not whole. */
   readonly outcome: string;
   readonly seconds: number;
-  /** Least and most that the GPU's processors were seen to run at, on NVIDIA. */
+  /** Least and most that the processors of the only GPU were seen to run at, on NVIDIA. */
   readonly clockMHz?: { readonly least: number; readonly most: number };
   readonly adapter?: string;
   readonly rows: readonly Row[];

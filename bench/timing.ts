@@ -23,10 +23,10 @@ export async function repeated<T>(once: () => Promise<T>): Promise<T[]> {
   return results;
 }
 
-/** A GPU that has waited runs at a low clock and takes a while to raise it: so long it works before it is timed. */
+/** A GPU that waits falls to a low clock (345 of 1980 MHz, H100) and rises from it with work: so long before it is timed. */
 const WARM_UP_SECONDS = 0.5;
 
-/** Runs a program once, and on a GPU until it has had time to raise its clock. */
+/** Runs a program once, and on a GPU until its clock has had time to rise. */
 export async function warmUp(device: Device, program: Program): Promise<void> {
   const end = performance.now() + (device.capabilities.software ? 0 : 1e3 * WARM_UP_SECONDS);
   do await secondsOf(device, program, 1);

@@ -3,6 +3,7 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import type { PartResult } from "../../bench/bench.ts";
+import { clockOf } from "../../bench/clocks.ts";
 import { fillWithNoise, noiseAt } from "../../bench/noise.ts";
 import { roofline } from "../../bench/part.ts";
 import { figure, type Row } from "../../bench/rows.ts";
@@ -49,6 +50,10 @@ test("a row stands beside the better of its twins, and what is not whole is name
     "p d        1.50  peak GiB        3  0.50×",
     "p (PyTorch): cut off",
   ]);
+});
+
+test("a clock is that of the only GPU, or none is said", () => {
+  assert.equal(["1980\n", "345\n1980\n", "[N/A]\n", "0\n", ""].map(clockOf), [1980, ...Array(4)]);
 });
 
 test("an operation is bound by the longer of its two times", () => {
