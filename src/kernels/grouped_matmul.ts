@@ -225,7 +225,8 @@ function forwardKernel(name: string, v: Variant, transposeWeight: boolean): Kern
     wgsl: /* wgsl */ `${memoryOf(v, ["inner", layout])}${functions}${LINEAR_INDEX}${sourceOf(v.gather)}
 fn store(row: u32, column: u32, sum: ${written}) {
   if (column >= params.n) { return; }
-  var value = select(sum, ${written}(), source_of(row) == PADDING);
+  // The hardware loops have read 0 for a padding row.
+  var value = ${v.target === "software" ? `select(sum, ${written}(), source_of(row) == PADDING)` : "sum"};
   if (params.relu != 0) { value = max(value, ${written}()); }
   let at = (row * params.n + column)${written === "vec4f" ? " / 4" : ""};
   ${v.masked ? `value = select(${written}(), value, load_mask(at) > ${written}());` : ""}

@@ -288,9 +288,29 @@ const MATRIX_TILES: Tiles<MatrixTileShape> = {
   large: { m: 128, n: 128, slab: 32, own: 64 },
 };
 
-/** Workgroups that fill a GPU, and the shortest stretch of k that is worth one. */
-const FILLING_WORKGROUPS = 512;
+/**
+ * What splitting k costs, in the time of one step of k of a large tile, of which a GPU does so many at a time (measured on one
+ * H100, which has 132 processors with room for two; where that is wrong, the choice is worse, not the result).
+ */
+const TILES_AT_A_TIME = 264;
+/** Beginning and ending a tile. */
+const TILE_COST = 90;
+/** Writing and reading the sums of a tile, all processors together. */
+const SUMS_COST = 1.5;
+/** The shortest stretch of k that is worth a tile. */
 const SHORTEST_STRETCH = 256;
+
+/** In how many stretches of k so many tiles take least. */
+function bestStretches(tiles: number, k: number): number {
+  const cost = (stretches: number): number => {
+    const sums = stretches === 1 ? 0 : SUMS_COST * tiles * stretches;
+    return Math.ceil((tiles * stretches) / TILES_AT_A_TIME) * (k / stretches + TILE_COST) + sums;
+  };
+  let best = 1;
+  for (let stretches = 2; stretches <= k / SHORTEST_STRETCH; stretches++)
+    if (cost(stretches) < cost(best)) best = stretches;
+  return best;
+}
 
 const tilesOf = (tile: { m: number; n: number }, m: number, n: number): number =>
   Math.ceil(m / tile.m) * Math.ceil(n / tile.n);
@@ -347,7 +367,7 @@ function splitting(dims: MatmulDims, maySplit: boolean): Splitting {
   if (!maySplit) return whole;
   const large = m >= tiles.large.m && n >= tiles.large.n;
   const shape = large ? tiles.large : tiles.small;
-  const wanted = Math.min(Math.floor(FILLING_WORKGROUPS / tilesOf(shape, m, n)), Math.floor(k / SHORTEST_STRETCH));
+  const wanted = bestStretches(tilesOf(shape, m, n), k);
   if (wanted <= 1) return whole;
   const length = Math.ceil(k / wanted / shape.slab) * shape.slab;
   return { large, stretches: Math.ceil(k / length), length };

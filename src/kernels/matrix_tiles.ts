@@ -10,8 +10,8 @@
 // All depends on loads that are issued before the products of a slab and first looked at behind them: a branch, a select or
 // a rounding right behind a load waits for it (one H100, driver 580.159.04, 2026-11-24, 4096³: 46 to 124 TFLOP/s instead of
 // 240), and a load from a read-only binding is moved down to the next slab's beginning (240 instead of 290; see `prefetched`).
-// So what lies outside a matrix is read from inside, where every address is computed without a branch: rows and columns too
-// many give results that nobody stores, and steps of k too many are made 0 in one operand when it is staged.
+// So what lies outside a matrix is read from inside, where every address is computed without a branch, and made 0 when it is
+// staged; in a only, for columns too many of b give results that nobody stores.
 //
 // An operand's contiguous axis must be a multiple of 8 elements, and begin at one: {@link matrixFits}.
 
@@ -160,7 +160,8 @@ export function matrixTile(
         ),
       stage: lines(packs, (p) => {
         const eight = `packed_${x}(next_${x}${p})`;
-        const value = x === "a" ? `select(vec4u(), ${eight}, vec4<bool>(slab + ${step(p)} < ${kEnd}))` : eight;
+        const exists = `inside_a${p} && slab + ${step(p)} < ${kEnd}`;
+        const value = x === "a" ? `select(vec4u(), ${eight}, vec4<bool>(${exists}))` : eight;
         return `staged[${o.from}u + ${place(p)} / ${perRow}u * ${perRow + 1}u + ${place(p)} % ${perRow}u] = ${value};`;
       }),
       /** The fragment whose entries begin at tile entry `first`, at step `step` of the slab. */
