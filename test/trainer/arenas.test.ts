@@ -86,7 +86,7 @@ for (const algorithm of ALGORITHMS)
     }
   });
 
-test("parameters fill arenas in order, each at a multiple of 256 bytes; what fits in none has its own", () => {
+test("parameters fill arenas in order, each at a multiple of 512 bytes; what fits in none has its own", () => {
   const g = new Graph("software");
   const sizes = [65, 1, 300, 64, 2];
   const specs = sizes.map((size, i) => ({ name: `p${i}`, kind: "norm", shape: [size], keys: [`p${i}`] }) as const);
@@ -97,8 +97,8 @@ test("parameters fill arenas in order, each at a multiple of 256 bytes; what fit
       ["parameters 0", 0, [132]],
       ["parameters 0", 512, [132]],
       ["parameters 1", 0, [300]],
-      ["parameters 2", 0, [68]],
-      ["parameters 2", 256, [68]],
+      ["parameters 2", 0, [132]],
+      ["parameters 2", 512, [132]],
     ],
   );
 });

@@ -3,7 +3,8 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { runProgram } from "../../src/kernels/program.ts";
-import { elements, Graph, type Tensor } from "../../src/trainer/graph/graph.ts";
+import { declareParameters } from "../../src/trainer/graph/arenas.ts";
+import { elements, Graph } from "../../src/trainer/graph/graph.ts";
 import { lowerGraph } from "../../src/trainer/graph/lowered.ts";
 import { linear } from "../../src/trainer/graph/ops/dense.ts";
 import { DeviceMemory } from "../../src/trainer/run/device_memory.ts";
@@ -13,23 +14,22 @@ import { noise } from "../support/tiny_model.ts";
 
 const [MANY, K, N] = [256, 16, 24];
 
-/** Two linear maps of `rows` rows, the second back to the first's width, and their weights. */
+/** Two linear maps of `rows` rows by a weight that is the second of its arena. */
 function maps(rows: number, mixed: boolean, exact = false) {
   const g = new Graph("software", mixed ? "f16" : "f32", mixed ? "f16" : "f32");
-  const parameter = (name: string, shape: readonly number[]): Tensor => {
-    const spec = { name, kind: "ffn", shape, keys: [name] } as const;
-    const t = g.tensor({ ...spec, role: "parameter", parameter: spec });
-    g.parameters.set(name, t);
-    return t;
-  };
-  const weight = parameter("weight", [N, K]);
+  const specs = [
+    { name: "other", shape: [10] },
+    { name: "weight", shape: [N, K] },
+  ].map((p) => ({ ...p, kind: "ffn", keys: [p.name] }) as const);
+  declareParameters(g, specs, new Map(), 4096);
+  const weight = g.parameters.get("weight")!;
   const x = g.input("x", [rows, K], "f32");
   const outputs = ["first", "second"].map((name) => linear(g, name, x, weight, { precise: true, exact }));
   g.keep(...outputs);
   return { g, outputs };
 }
 
-const copies = (g: Graph): number => g.nodes.filter(({ name }) => name === "rounded_weight").length;
+const copies = (g: Graph): number => g.nodes.filter(({ name }) => name === "rounded_weights").length;
 
 test("one copy for all products of many rows; none for few rows, in f32, or where a product is exact", () => {
   assert.is(copies(maps(MANY, true).g), 1);
@@ -44,7 +44,9 @@ async function run(rows: number, values: Float32Array<ArrayBuffer>, weight: Floa
   const memory = new DeviceMemory(device);
   try {
     await memory.createParameters(g.parameters);
-    device.upload(memory.parameters.get("weight")!.buffer, weight);
+    const { buffer, offset } = memory.parameters.get("weight")!;
+    assert.ok(offset > 0, "the weight begins behind another");
+    device.upload(buffer, weight, offset);
     const lowered = lowerGraph(g, device.capabilities.limits.minUniformBufferOffsetAlignment);
     await memory.prepare([lowered]);
     device.upload(memory.inputs.get("x")!, values.slice(0, rows * K));

@@ -14,6 +14,8 @@ import { elementBytes, type Graph, type Tensor, type TensorRole, tensorBytes } f
 
 /** Offsets of members, bytes: what WebGPU allows a storage binding to begin at on every adapter. */
 const ALIGNMENT = 256;
+/** Of parameters twice that, so that it holds in a copy of the arena in f16 too (ops/weights.ts). */
+const PARAMETER_ALIGNMENT = 2 * ALIGNMENT;
 
 /** Small enough that the gradients of an arena need not be there before the backward pass reaches its parameters. */
 const LARGEST = 2 ** 26;
@@ -22,13 +24,14 @@ const LARGEST = 2 ** 26;
 export const arenaLimit = ({ limits }: Pick<Capabilities, "limits">): number =>
   Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize, LARGEST) / ALIGNMENT) * ALIGNMENT;
 
-const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+const aligned = (bytes: number, alignment: number): number => Math.ceil(bytes / alignment) * alignment;
 
 /** Puts f32 tensors behind one another into an arena made for them, and returns it: [elements] f32, whole vec4f. */
 export function arenaOf(g: Graph, name: string, role: TensorRole, members: readonly Tensor[]): Tensor {
+  const alignment = role === "parameter" ? PARAMETER_ALIGNMENT : ALIGNMENT;
   let end = 0;
   const offsets = members.map((t) => {
-    const offset = aligned(end);
+    const offset = aligned(end, alignment);
     end = offset + tensorBytes(t);
     return offset;
   });
@@ -76,12 +79,12 @@ export function declareParameters(
     });
     g.parameters.set(spec.name, parameter);
     const bytes = tensorBytes(parameter);
-    if (aligned(end) + bytes > arenaBytes) {
+    if (aligned(end, PARAMETER_ALIGNMENT) + bytes > arenaBytes) {
       arenas.push([]);
       end = 0;
     }
     arenas[arenas.length - 1].push(parameter);
-    end = aligned(end) + bytes;
+    end = aligned(end, PARAMETER_ALIGNMENT) + bytes;
   }
   for (const [i, members] of arenas.entries()) arenaOf(g, `parameters ${i}`, "parameter", members);
 }

@@ -108,8 +108,8 @@ export class Graph {
   readonly nodes: Node[] = [];
   readonly tensors: Tensor[] = [];
   readonly parameters = new Map<string, Tensor>();
-  /** f16 copies of weights, which products read: {@link weightOperand} of ops/weights.ts makes them. */
-  readonly roundedWeights = new Map<Tensor, Tensor>();
+  /** f16 copies of weights and of their arenas, which products read: `weightOperand` of ops/weights.ts makes them. */
+  readonly roundedCopies = new Map<Tensor, Tensor>();
   /** Kernel variants are chosen for this target; sizes that depend on tiles ask it too. */
   readonly target: KernelTarget;
   /** How matrix products take their operands. */
