@@ -16,6 +16,7 @@ import {
   type Ownership,
   ownFragments,
   PATCH_ROW,
+  packedIn,
   packedToPatch,
   packNumbers,
   productsToPatch,
@@ -115,7 +116,6 @@ export function matrixForwardKernel(v: AttentionVariant): Kernel<keyof typeof PA
     PARAMS,
     { ...eights(v, ["q", "k", "v"]), ...optionalDeclarations(v, prefetched), log_sum_exp: write("f32") },
     ["out"],
-    ["scores_patch"],
     /* wgsl */ `
 const LOWEST = -1e30; // the log-sum-exp of a query that sees no key
 const HIDDEN = -1e30; // below the reference that a row begins with, and that below every score
@@ -125,7 +125,7 @@ ${entry(v, o)}
   let query_h = h;
   let kv_h = h / (params.heads / params.kv_heads);
   if (lid == 0u) { atomicStore(&stale, 0u); }
-  ${ownFragments(v, o, [{ name: "query", array: "q", patch: "scores_patch" }])}
+  ${ownFragments(v, o, "query", "q")}
   let factor = params.scale * LOG2_E;
   ${v.biased ? `let bias_at = ${o.rows - 1}u - own;` : ""}
   var reference = 0.1 * HIDDEN;
@@ -134,7 +134,7 @@ ${entry(v, o)}
   ${walkTiles(tileLoads(v, o, "k", "v"), {
     scores: productsToPatch(v, o, "query", "staged_a", "scores_patch"),
     middle,
-    products: addPacked(v, o, "result", "scores_patch", "staged_b"),
+    products: addPacked(v, o, "result", packedIn("scores_patch"), "staged_b"),
   })}
   row_factor[own] = select(0.0, ${v.dropout ? "1.0 / (total * (1.0 - params.dropout_rate))" : "1.0 / total"}, total > 0.0);
   if (row < params.query_length) {

@@ -1,6 +1,6 @@
 // Sums along the diagonals of tiles, for the gradient of the relative position bias: that of a pair depends on its distance
 // alone, key minus query. It is part of a kernel whose workgroups own 64 queries and whose lanes have left the gradients of
-// a tile's scores in gradients_patch.
+// a tile's scores in scores_patch.
 //
 // A tile is 16 × 8 squares of 4 × 4 scores. Thread (w, s, y) of 4 × 4 × 8 reads row s of one square in each of four rows of
 // squares, i = w, w + 4, w + 8 and w + 12: of that in column (i + y) % 8, so that nothing depends on where the diagonals end.
@@ -57,9 +57,9 @@ export const declareDiagonals = (o: Ownership): string => /* wgsl */ `
 export const storeDiagonals = /* wgsl */ `if (lid < ${STORING}u && tile > walk_begin) {${storeCompleted(`(tile - ${WALKED}u)`)}
     }`;
 
-/** When a barrier has published gradients_patch. */
+/** When a barrier has published scores_patch. */
 export const addDiagonals = /* wgsl */ `{
-      ${repeat(4, (x) => `let x${x} = bitcast<vec4f>(gradients_patch[${x % 2 ? "odd" : "even"}_at + ${x * 4 * LINES * PATCH_ROW}u]);`, "\n      ")}
+      ${repeat(4, (x) => `let x${x} = bitcast<vec4f>(scores_patch[${x % 2 ? "odd" : "even"}_at + ${x * 4 * LINES * PATCH_ROW}u]);`, "\n      ")}
       completed[lid] = next_completed + x2 * even_turned + x3 * odd_turned;
       next_completed = last_completed + x0 * even_turned + x1 * odd_turned + x2 * (1.0 - even_turned) + x3 * (1.0 - odd_turned);
       last_completed = x0 * (1.0 - even_turned) + x1 * (1.0 - odd_turned);

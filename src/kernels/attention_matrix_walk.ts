@@ -19,14 +19,17 @@ import { type AttentionVariant, common, headFloats, repeat, variantName } from "
 import { type BufferDeclaration, defineKernel, type Kernel, type ParamType } from "./kernel.ts";
 import { MATRIX_ENABLES, MATRIX_TYPES } from "./matrix_tiles.ts";
 
-const memory = (v: AttentionVariant, o: Ownership, patches: readonly string[]): string => /* wgsl */ `
-${repeat(patches.length, (x) => `var<workgroup> ${patches[x]}: array<vec4u, ${o.rows * PATCH_ROW}>;`)}
+const memory = (v: AttentionVariant, o: Ownership, stagedAtLeast: number): string => /* wgsl */ `
+var<workgroup> scores_patch: array<vec4u, ${o.rows * PATCH_ROW}>;
 var<workgroup> staged_a: array<vec4u, ${WALKED * stagedRow(v)}>; // [walked rows, headDim]
-var<workgroup> staged_b: array<vec4u, ${WALKED * stagedRow(v)}>;
+var<workgroup> staged_b: array<vec4u, ${Math.max(WALKED * stagedRow(v), stagedAtLeast)}>;
 ${v.biased ? `var<workgroup> bias_tile: array<f32, ${o.rows + WALKED}>; // of every distance in a tile, times LOG2_E` : ""}
 ${v.segments ? SEEN_MEMORY : ""}`;
 
-/** A kernel for matrix units; it stores to `results`, which are heads, by `storeRows`. */
+/**
+ * A kernel for matrix units; it stores to `results`, which are heads, by `storeRows`, and finds room for so many vec4u in
+ * staged_b.
+ */
 export function matrixKernel<P extends string>(
   name: string,
   v: AttentionVariant,
@@ -34,8 +37,8 @@ export function matrixKernel<P extends string>(
   params: Record<P, ParamType>,
   buffers: Record<string, BufferDeclaration>,
   results: readonly string[],
-  patches: readonly string[],
   main: string,
+  stagedAtLeast = 0,
 ): Kernel<P, string> {
   const stored = headFloats<string>(v, Object.fromEntries(results.map((result) => [result, "write" as const])));
   return defineKernel<P, string>({
@@ -45,7 +48,7 @@ export function matrixKernel<P extends string>(
     enables: MATRIX_ENABLES,
     wgsl: /* wgsl */ `${common(v)}${MATRIX_TYPES}
 const LOG2_E = ${Math.LOG2E};
-${stored.functions}${memory(v, o, patches)}${seenBits(v, o)}${v.dropout ? keptBits(o) : ""}${main}`,
+${stored.functions}${memory(v, o, stagedAtLeast)}${seenBits(v, o)}${v.dropout ? keptBits(o) : ""}${main}`,
   });
 }
 

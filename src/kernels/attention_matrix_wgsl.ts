@@ -67,23 +67,16 @@ export const eights = <B extends string>(v: AttentionVariant, arrays: readonly B
   const declarations = arrays.map((array) => [array, prefetched(v.half ? "vec4u" : "vec4f")]);
   return Object.fromEntries(declarations) as Record<B, BufferDeclaration>;
 };
-/**
- * Fragments NAME{n}_{d}, of 16 rows and 16 dimensions, of the subgroup's owned rows in each of `own`'s arrays; a patch each
- * stages them.
- */
-export function ownFragments(
-  v: AttentionVariant,
-  o: Ownership,
-  own: readonly { name: string; array: string; patch: string }[],
-): string {
+/** Fragments NAME{n}_{d}, of 16 rows and 16 dimensions, of the subgroup's owned rows in `array`; the patch stages them. */
+export function ownFragments(v: AttentionVariant, o: Ownership, name: string, array: string): string {
   const { length, at } = ownedSide(o);
   return repeat(Math.ceil(packsOf(v) / OWN_PACKS), (part) => {
     const from = part * OWN_PACKS;
     const packs = Math.min(OWN_PACKS, packsOf(v) - from);
-    const fragment = ({ name, patch }: { name: string; patch: string }, x: number): string => {
+    const fragment = (x: number): string => {
       const [n, d] = [Math.floor(x / (packs / 2)), x % (packs / 2)];
       const start = `(first + ${n * 16}u) * ${PATCH_ROW}u + ${d * 2}u`;
-      return `let ${name}${n}_${from / 2 + d} = subgroupMatrixLoad<Right, col_major>(&${patch}, ${start}, ${PATCH_ROW}u);`;
+      return `let ${name}${n}_${from / 2 + d} = subgroupMatrixLoad<Right, col_major>(&scores_patch, ${start}, ${PATCH_ROW}u);`;
     };
     return /* wgsl */ `
   for (var t = lid; t < ${o.rows * packs}u; t += ${THREADS}u) {
@@ -91,10 +84,10 @@ export function ownFragments(
     let exists = r < ${length};
     let at = select(0u, ${at("r")} + ${from * 2}u + t % ${packs}u * 2u, exists);
     let to = t / ${packs}u * ${PATCH_ROW}u + t % ${packs}u;
-    ${own.map(({ array, patch }) => `${patch}[to] = select(vec4u(), ${eight(v, array, "at")}, vec4<bool>(exists));`).join("\n    ")}
+    scores_patch[to] = select(vec4u(), ${eight(v, array, "at")}, vec4<bool>(exists));
   }
   workgroupBarrier();
-  ${own.map((one) => repeat((blocksOf(o) * packs) / 2, (x) => fragment(one, x), "\n  ")).join("\n  ")}
+  ${repeat((blocksOf(o) * packs) / 2, fragment, "\n  ")}
   workgroupBarrier();`;
   });
 }
@@ -146,16 +139,36 @@ export const declareSums = (v: AttentionVariant, o: Ownership, sums: string): st
 export const packNumbers = (o: Ownership, name: string, numbers: string): string =>
   repeat(laneVectors(o) / 2, (x) => `let ${name}${x} = packed(${numbers}${2 * x}, ${numbers}${2 * x + 1});`, "\n    ");
 
-/** Leaves them in the patch, whose numbers the lane has read from `at` on. */
-export const packedToPatch = (o: Ownership, name: string, patch: string): string =>
-  repeat(laneVectors(o) / 2, (x) => `${patch}[at + ${Math.floor(x / 2) * 4 + (x % 2)}u] = ${name}${x};`, "\n    ");
+/** Leaves them in the patch, whose numbers the lane has read from `at` on: in the first half of their place, or the second. */
+export const packedToPatch = (o: Ownership, name: string, patch: string, offset: 0 | 2 = 0): string =>
+  repeat(
+    laneVectors(o) / 2,
+    (x) => `${patch}[at + ${Math.floor(x / 2) * 4 + (x % 2) + offset}u] = ${name}${x};`,
+    "\n    ",
+  );
 
-/** sums += what lanes packed in the patch · staged. */
-export const addPacked = (v: AttentionVariant, o: Ownership, sums: string, patch: string, staged: string): string =>
+/** Where packed numbers lie, in vec4u: rows of so many, of which 16 walked rows begin so far apart, behind an offset. */
+export interface Packed {
+  readonly array: string;
+  readonly row: number;
+  readonly apart: number;
+  readonly offset: number;
+}
+
+/** As {@link packedToPatch} leaves them. */
+export const packedIn = (patch: string, offset: 0 | 2 = 0): Packed => ({
+  array: patch,
+  row: PATCH_ROW,
+  apart: 4,
+  offset,
+});
+
+/** sums += packed numbers · staged. */
+export const addPacked = (v: AttentionVariant, o: Ownership, sums: string, packed: Packed, staged: string): string =>
   repeat(
     WALKED / 16,
     (m) => /* wgsl */ `{
-      ${repeat(blocksOf(o), (n) => `let weights${n} = subgroupMatrixLoad<Left, row_major>(&${patch}, (first + ${n * 16}u) * ${PATCH_ROW}u + ${m * 4}u, ${PATCH_ROW}u);`, "\n      ")}
+      ${repeat(blocksOf(o), (n) => `let weights${n} = subgroupMatrixLoad<Left, row_major>(&${packed.array}, (first + ${n * 16}u) * ${packed.row}u + ${m * packed.apart + packed.offset}u, ${packed.row}u);`, "\n      ")}
       ${repeat(
         fragmentsOf(v),
         (d) =>

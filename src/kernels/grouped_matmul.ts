@@ -13,7 +13,7 @@
 //
 // Hardware: up to 64×64 results per workgroup. Where there are enough of them for a GPU, 64×128 (forward, f32) and 128×128
 // (weight gradient), of which a thread has 8×8 and reads half as much of workgroup memory for a multiplication; on matrix
-// units 64×256 and 128×128, of which a subgroup has 64×64.
+// units 64×192 and 128×128, of which two fit into the 48 KiB that the workgroups of a processor share (see matrix_tiles.ts).
 
 import type { KernelTarget, Products } from "./capabilities.ts";
 import {
@@ -93,11 +93,11 @@ fn readable(source: u32) -> u32 { return select(source, 0, source == PADDING); }
 
 const sharedShape = (v: Variant): WorkgroupShape =>
   v.tile.n === 128 ? { ...v.tile, slab: 8, perThread: 8 } : { ...v.tile, slab: 16, perThread: 4 };
-const matrixShape = ({ tile }: Variant): MatrixTileShape => ({
-  ...tile,
-  slab: 32,
-  own: tile.m === tile.n ? tile.m / 2 : tile.m,
-});
+/** A subgroup has a quarter: half of the rows and columns, or all rows where a tile is wide. */
+const matrixShape = ({ tile }: Variant): MatrixTileShape => {
+  const [m, n] = tile.m === tile.n ? [tile.m / 2, tile.n / 2] : [tile.m, tile.n / 4];
+  return { ...tile, slab: 32, own: { m, n } };
+};
 const roundedTo = (v: Variant): TileProducts => (v.products === "f32" ? "f32" : "f16");
 
 const threadsOfVariant = (v: Variant): number => {
@@ -404,7 +404,7 @@ export function groupedMatmul<T>(
     target === "hardware"
       ? { m: tileHeight(rowTile, [64, 32, 16, 8, 4]), n: 64 }
       : { m: tileHeight(rowTile, [8, 4]), n: n <= 4 ? 4 : 8 };
-  const wide = matrix ? 256 : 128;
+  const wide = matrix ? 192 : 128;
   if (tile.m === 64 && n > wide / 2 && (maxRows / 64) * Math.ceil(n / wide) >= LARGE_FROM_TILES) tile.n = wide;
   const variant = variantOf(
     target,

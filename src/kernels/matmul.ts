@@ -284,8 +284,8 @@ const F32_TILES: Tiles<WorkgroupShape> = {
   large: { m: 128, n: 128, slab: 8, perThread: 8 },
 };
 const MATRIX_TILES: Tiles<MatrixTileShape> = {
-  small: { m: 64, n: 64, slab: 32, own: 32 },
-  large: { m: 128, n: 128, slab: 32, own: 64 },
+  small: { m: 64, n: 64, slab: 32, own: { m: 32, n: 32 } },
+  large: { m: 128, n: 128, slab: 32, own: { m: 64, n: 64 } },
 };
 
 /**

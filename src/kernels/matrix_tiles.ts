@@ -2,15 +2,17 @@
 // text for `matmul` and `grouped_matmul`: what `workgroupTile` is without them. An operand lies in memory as f16, or as f32
 // that is rounded on its way into workgroup memory; sums are f32.
 //
-// A workgroup computes m×n results, each of its subgroups `own`×`own` of them, which stay in its registers as 16×16
-// fragments. Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is
+// A workgroup computes m×n results, each of its subgroups `own` of them, which stay in its registers as 16×16 fragments. Slabs of `slab` summation steps are staged packed, eight f16 to a vec4u; the next slab is fetched while one is
 // multiplied. Fragments are opaque, so the end of a product goes through a patch of workgroup memory, where it is an f32
 // array again.
 //
 // All depends on loads that are issued before the products of a slab and first looked at behind them: a branch, a select or
 // a rounding right behind a load waits for it (one H100, driver 580.159.04, 2026-11-24, 4096³: 46 to 124 TFLOP/s instead of
 // 240), and a load from a read-only binding is moved down to the next slab's beginning (240 instead of 290; see `prefetched`).
-// So what lies outside a matrix is read from inside, where every address is computed without a branch, and made 0 when it is
+// And on enough of them: all workgroups of a processor have 48 KiB of workgroup memory together there (22.5 KiB each: 282
+// TFLOP/s; 24.5 KiB: 171), so a product's end takes none of its own, and no tile more than 22 KiB.
+//
+// What lies outside a matrix is read from inside, where every address is computed without a branch, and made 0 when it is
 // staged; in a only, for columns too many of b give results that nobody stores.
 //
 // An operand's contiguous axis must be a multiple of 8 elements, and begin at one: {@link matrixFits}.
@@ -33,8 +35,8 @@ export interface MatrixTileShape {
   readonly m: number;
   readonly n: number;
   readonly slab: number;
-  /** Rows and columns of a subgroup. */
-  readonly own: number;
+  /** Results of a subgroup. */
+  readonly own: { readonly m: number; readonly n: number };
 }
 
 const FRAGMENT = 16;
@@ -42,7 +44,7 @@ const SUBGROUP = 32;
 /** f16 in a vec4u. */
 const PACK = 8;
 
-const subgroupsOf = (s: MatrixTileShape): number => (s.m / s.own) * (s.n / s.own);
+const subgroupsOf = (s: MatrixTileShape): number => (s.m / s.own.m) * (s.n / s.own.n);
 export const matrixThreads = (s: MatrixTileShape): number => subgroupsOf(s) * SUBGROUP;
 
 /** Whether every contiguous axis and offset, in elements, can be read eight at a time. */
@@ -176,23 +178,22 @@ export function matrixTile(
     };
   });
   const [left, right] = operands;
-  const fragments = s.own / FRAGMENT;
+  const [rows, columns] = [s.own.m / FRAGMENT, s.own.n / FRAGMENT];
   const steps = Array.from({ length: s.slab / FRAGMENT }, (_, q) => q * FRAGMENT);
+  const each = (text: (i: number, j: number) => string): string =>
+    lines(rows * columns, (x) => text(Math.floor(x / columns), x % columns));
   const multiply = steps
     .map(
       (step) => `{
-    ${lines(fragments, (i) => `let a${i} = ${left.fragment("Left", "inner", `own_row + ${i * FRAGMENT}u`, step)};`)}
-    ${lines(fragments, (j) => `let b${j} = ${right.fragment("Right", "outer", `own_column + ${j * FRAGMENT}u`, step)};`)}
-    ${lines(fragments * fragments, (x) => {
-      const [i, j] = [Math.floor(x / fragments), x % fragments];
-      return `c${i}_${j} = subgroupMatrixMultiplyAccumulate(a${i}, b${j}, c${i}_${j});`;
-    })}
+    ${lines(rows, (i) => `let a${i} = ${left.fragment("Left", "inner", `own_row + ${i * FRAGMENT}u`, step)};`)}
+    ${lines(columns, (j) => `let b${j} = ${right.fragment("Right", "outer", `own_column + ${j * FRAGMENT}u`, step)};`)}
+    ${each((i, j) => `c${i}_${j} = subgroupMatrixMultiplyAccumulate(a${i}, b${j}, c${i}_${j});`)}
     }`,
     )
     .join("\n    ");
-  return `let own_row = subgroup / ${s.n / s.own}u * ${s.own}u;
-  let own_column = subgroup % ${s.n / s.own}u * ${s.own}u;
-  ${lines(fragments * fragments, (x) => `var c${Math.floor(x / fragments)}_${x % fragments} = Sums();`)}
+  return `let own_row = subgroup / ${s.n / s.own.n}u * ${s.own.m}u;
+  let own_column = subgroup % ${s.n / s.own.n}u * ${s.own.n}u;
+  ${each((i, j) => `var c${i}_${j} = Sums();`)}
   ${operands.map((o) => `${o.last}\n  ${o.declare}`).join("\n  ")}
   ${operands.map((o) => o.fetch(kBegin)).join("\n    ")}
   for (var slab = ${kBegin}; slab < ${kEnd}; slab += ${s.slab}u) {
@@ -210,14 +211,14 @@ export function matrixTile(
  * for as many fragments of a row as fit. Rows are a vec4u apart, as a store of a fragment is to eight of them at once.
  */
 export function matrixStores(layouts: readonly [Layout, Layout], s: MatrixTileShape, store: Store): string {
-  const fragments = s.own / FRAGMENT;
+  const [rows, columns] = [s.own.m / FRAGMENT, s.own.n / FRAGMENT];
   const room = Math.floor(stagedSizes(layouts, s)[1] / subgroupsOf(s));
   const vectors = (width: number) => (width * FRAGMENT) / 4;
   const fits = (width: number) => FRAGMENT * (vectors(width) + 1) <= room;
-  const width = [fragments, fragments / 2].find((w) => fits(w)) ?? 1;
+  const width = [columns, columns / 2].find((w) => Number.isInteger(w) && fits(w)) ?? 1;
   const row = vectors(width) + 1;
-  const turns = Array.from({ length: (fragments * fragments) / width }, (_, t) => {
-    const [i, first] = [Math.floor((t * width) / fragments), (t * width) % fragments];
+  const turns = Array.from({ length: (rows * columns) / width }, (_, t) => {
+    const [i, first] = [Math.floor((t * width) / columns), (t * width) % columns];
     return `${lines(
       width,
       (j) => `subgroupMatrixStore<row_major>(&staged, patch_start + ${j * 4}u, c${i}_${first + j}, ${row}u);`,
