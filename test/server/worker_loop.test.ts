@@ -14,6 +14,7 @@ import { EvaluationMetric, NonFinitePolicy, RunSpecSchema } from "../../proto/ge
 import { FromWorkerSchema, type RunUpdate } from "../../proto/gen/thaw/worker/v1/worker_pb.ts";
 import { DeviceLostError } from "../../src/kernels/device/errors.ts";
 import { fillRunSpec } from "../../src/server/worker/convert/run_spec.ts";
+import type { Outbox } from "../../src/server/worker/outbox.ts";
 import { createWorker, type GpuWorker } from "../../src/server/worker/worker.ts";
 import { InputError, MemoryError } from "../../src/trainer/types.ts";
 import {
@@ -35,6 +36,8 @@ interface Started {
   readonly ended: Promise<void>;
   /** A folder for this test's files. */
   readonly folder: string;
+  /** How often it collected what closed runs have left. */
+  collected(): number;
   open(spec?: MessageInitShape<typeof RunSpecSchema>, more?: object): bigint;
 }
 
@@ -45,12 +48,14 @@ function scenario(name: string, options: FakeEngineOptions, body: (started: Star
     const folder = await mkdtemp(join(tmpdir(), "thaw-worker-"));
     const engine = fakeEngine(options);
     const client: WorkerClient = workerClient((message) => worker.receive(message));
-    const worker = createWorker(engine, fakeHost, {
+    let collections = 0;
+    const outbox = {
       send: (message) => client.accept(create(FromWorkerSchema, { message })),
       log: () => undefined,
       backlogBytes: 0,
       end: () => Promise.resolve(),
-    });
+    } satisfies Outbox;
+    const worker = createWorker(engine, fakeHost, outbox, undefined, () => collections++);
     const ended = worker.run();
     const open: Started["open"] = (spec, more) =>
       client.send({
@@ -67,7 +72,7 @@ function scenario(name: string, options: FakeEngineOptions, body: (started: Star
         },
       });
     try {
-      await body({ engine, client, worker, ended, folder, open });
+      await body({ engine, client, worker, ended, folder, open, collected: () => collections });
       client.send({ case: "shutdown", value: {} });
       await ended;
     } finally {
@@ -95,6 +100,15 @@ async function overlapping(step: number): Promise<void> {
   await second;
   await new Promise((resolve) => setTimeout(resolve, 20));
 }
+scenario("what a closed run has left is collected when it has gone", {}, async ({ client, open, collected }) => {
+  await client.reply(open());
+  await client.update("finished");
+  assert.is(collected(), 0);
+  client.send(run("closeRun"));
+  await client.failure(client.send(run("pause"))); // answered after what the close brought
+  assert.is(collected(), 1);
+});
+
 scenario("a run steps to its end, two steps in flight", { beforeStep: overlapping }, async (started) => {
   const { engine, client, open } = started;
   await client.reply(open());

@@ -17,6 +17,7 @@ import { adapterLine, openDevice } from "../../kernels/device/open.ts";
 import { createEngine } from "../../trainer/engine.ts";
 import { describeModel } from "../../trainer/model/open.ts";
 import { defaultMemoryLimit } from "../../trainer/run/plan.ts";
+import { collect } from "./collect.ts";
 import { adapterToProto } from "./convert/adapter.ts";
 import { decodeFrames, FrameError } from "./frames.ts";
 import { openOutbox, standardOutput } from "./outbox.ts";
@@ -78,7 +79,7 @@ const host: HostModels = {
   plan: (target, plan, spec) => planModel(device.capabilities, target, plan, spec),
 };
 const memoryLimitBytes = Number(process.env.THAW_GPU_MEMORY_BYTES) || defaultMemoryLimit(device.capabilities);
-const worker = createWorker(createEngine(device, { memoryLimitBytes }), host, outbox, () => device.activity);
+const worker = createWorker(createEngine(device, { memoryLimitBytes }), host, outbox, () => device.activity, collect);
 outbox.send({
   case: "hello",
   value: {

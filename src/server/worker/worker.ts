@@ -41,12 +41,16 @@ interface Pending {
   answered: boolean;
 }
 
-/** @param deviceActivity grows while the device gets on */
+/**
+ * @param deviceActivity grows while the device gets on
+ * @param collect frees what closed runs have left to the collector; called when a run has been closed
+ */
 export function createWorker(
   engine: Engine,
   host: HostModels,
   outbox: Outbox,
   deviceActivity: () => number = () => 0,
+  collect: () => void = () => undefined,
 ): GpuWorker {
   const queue: Pending[] = [];
   /** Being carried out: at most one that needs the GPU. */
@@ -116,6 +120,7 @@ export function createWorker(
     if (!state.runs.delete(run.name)) return;
     state.sendUpdate(run.name, run.step, { case: "failed", value: { error: errorToProto(error) } });
     await run.close();
+    collect();
   }
 
   /** Part of the run's life; an error in it ends the run, not the worker. */
@@ -144,6 +149,7 @@ export function createWorker(
         for (const open of [...state.runs.values()]) await guarded(open, open.settle());
         if (pending.request.case === "shutdown") stopped = true;
         else await serve(pending);
+        if (pending.request.case === "closeRun") collect();
       } else if (run) {
         await guarded(run, run.advance());
       } else if (!stopped) {
