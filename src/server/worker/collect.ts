@@ -1,6 +1,6 @@
-// What WebGPU made for a run (bind groups, encoders, command buffers) is freed when its JavaScript object is collected, and
-// V8 does not know how much memory of the driver's hangs on such a small object: left alone, it collects them after tens of
-// runs, while new ones are allocated around them. So the GPU process collects when a run has left it.
+// What WebGPU made for a run (bind groups, encoders, command buffers) is freed when its JavaScript object is collected. V8
+// knows only of the small objects, and lets some 70 MiB of its own heap fill with them and the rest before it collects; so
+// the GPU process collects when a run has left it.
 
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
