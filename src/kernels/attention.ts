@@ -30,7 +30,7 @@ import {
   walk,
 } from "./attention_wgsl.ts";
 import type { KernelTarget } from "./capabilities.ts";
-import { type Command, defineKernel, write } from "./kernel.ts";
+import { type Command, defineKernel, madeOnce, write } from "./kernel.ts";
 
 export {
   attentionBiasGradientScratch,
@@ -101,6 +101,8 @@ ${eachRow(
   });
 }
 
+const FORWARD = { owned: FORWARD_OWNED, matrix: madeOnce(matrixForwardKernel), plain: madeOnce(forwardKernel) };
+
 /**
  * Writes out, shaped like q, and logSumExp [batch, heads, queryLength] f32 (-1e30 where a query sees no key; scores
  * must lie above that). Dropout's element index is ((b·heads + h)·queryLength + i)·keyLength + j.
@@ -115,6 +117,5 @@ export function attention<T>(
   const variant = variantOf(buffers, dims, target);
   const { q, k, v, out } = buffers;
   const bound = { q, k, v, ...optionalBuffers(variant, buffers), out, log_sum_exp: buffers.logSumExp };
-  const kernels = { owned: FORWARD_OWNED, matrix: matrixForwardKernel, plain: forwardKernel };
-  return [attentionCall(variant, dims, kernels, bound)];
+  return [attentionCall(variant, dims, FORWARD, bound)];
 }

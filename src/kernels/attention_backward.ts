@@ -32,7 +32,7 @@ import {
   workgroupCount,
 } from "./attention_wgsl.ts";
 import type { KernelTarget } from "./capabilities.ts";
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, madeOnce, read, spread, write } from "./kernel.ts";
 
 const WORKGROUP = 64;
 
@@ -124,6 +124,8 @@ ${forQuery(
   });
 }
 
+const queryGradient = madeOnce(queryKernel);
+
 // Second stage of the bias gradient: one workgroup per (bucket, head) over all batches and owners.
 const biasSumKernel = defineKernel({
   name: "attention_bias_gradient_sum",
@@ -176,13 +178,13 @@ export function attentionQueryBiasGradient<T>(
   const workgroups = spread(workgroupCount(v, batch * heads, queryLength));
   const commands: Command<T>[] = [];
   if (dQ !== undefined)
-    commands.push(call(queryKernel(v, "query"), paramsOf(dims), { ...inputs, d_q: dQ }, workgroups));
+    commands.push(call(queryGradient(v, "query"), paramsOf(dims), { ...inputs, d_q: dQ }, workgroups));
   if (bias) {
     const { bucketOfDistance, scratch, dBias } = bias;
     const bound = { ...inputs, bucket_of_distance: bucketOfDistance, scratch };
     const owners = Math.ceil(queryLength / ownedRows(v));
     commands.push(
-      call(queryKernel(v, "bias"), { ...paramsOf(dims), buckets }, bound, workgroups),
+      call(queryGradient(v, "bias"), { ...paramsOf(dims), buckets }, bound, workgroups),
       call(biasSumKernel, { batch, heads, owners, buckets }, { scratch, d_bias: dBias }, spread(buckets * heads)),
     );
   }
@@ -257,6 +259,12 @@ ${eachRow(
   });
 }
 
+const KEY_VALUE_GRADIENT = {
+  owned: KEY_VALUE_GRADIENT_OWNED,
+  matrix: madeOnce(matrixKeyValueGradientKernel),
+  plain: madeOnce(keyValueKernel),
+};
+
 /** dK and dV, shaped like k; exactly 0 for hidden keys. */
 export function attentionKeyValueGradient<T>(
   buffers: AttentionGradientInputs<T> & { dK: T; dV: T },
@@ -265,6 +273,5 @@ export function attentionKeyValueGradient<T>(
 ): Command<T>[] {
   const v = variantOf(buffers, dims, target);
   const bound = { ...inputBuffers(v, buffers), d_k: buffers.dK, d_v: buffers.dV };
-  const kernels = { owned: KEY_VALUE_GRADIENT_OWNED, matrix: matrixKeyValueGradientKernel, plain: keyValueKernel };
-  return [attentionCall(v, dims, kernels, bound)];
+  return [attentionCall(v, dims, KEY_VALUE_GRADIENT, bound)];
 }

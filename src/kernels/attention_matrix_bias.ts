@@ -6,9 +6,10 @@
 import { matrixQueryGradientKernel, QUERY_GRADIENT_OWNED } from "./attention_matrix_backward.ts";
 import { LINES, lineLength } from "./attention_matrix_diagonals.ts";
 import { type AttentionDims, type AttentionVariant, paramsOf, repeat } from "./attention_wgsl.ts";
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, madeOnce, read, spread, write } from "./kernel.ts";
 
 const OWNED = QUERY_GRADIENT_OWNED;
+const queryGradient = madeOnce(matrixQueryGradientKernel);
 
 const blocksOf = ({ queryLength }: AttentionDims): number => Math.ceil(queryLength / OWNED.rows);
 const distancesOf = ({ queryLength, keyLength }: AttentionDims): number => queryLength + keyLength - 1;
@@ -117,7 +118,7 @@ export function matrixQueryBiasGradient<T>(
   const bound = { ...inputs };
   if (dQ !== undefined) bound.d_q = dQ;
   if (bias) bound.scratch = bias.scratch;
-  const kernel = matrixQueryGradientKernel(v, { query: dQ !== undefined, bias: bias !== undefined });
+  const kernel = queryGradient(v, { query: dQ !== undefined, bias: bias !== undefined });
   const gradient = call(kernel, paramsOf(dims), bound, spread(batch * heads * blocks));
   if (!bias) return [gradient];
   const { bucketOfDistance, scratch, dBias } = bias;

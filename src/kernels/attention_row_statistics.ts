@@ -1,7 +1,7 @@
 // What the backward pass of attention needs of each query and head beside its inputs: the log-sum-exp of its scores, and
 // delta, the mean of the gradients of its probabilities, which is also out · dOut.
 
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, madeOnce, read, spread, write } from "./kernel.ts";
 import { floats, type Value, valuesOf } from "./storage.ts";
 
 const WORKGROUP = 64;
@@ -49,6 +49,8 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
   });
 };
 
+const statistics = madeOnce(rowStatisticsKernel);
+
 /**
  * rowStatistics [batch, heads, queryLength, 2] f32: logSumExp, and delta = Σ_d out · dOut (both
  * [batch · queryLength, heads · headDim]). One buffer instead of two: adapters may allow only ten in a kernel.
@@ -61,7 +63,7 @@ export function attentionRowStatistics<T>(
   const [type, vectors] = valuesOf(headDim);
   return [
     call(
-      rowStatisticsKernel(type, half),
+      statistics(type, half),
       { batch, heads, query_length: queryLength, vectors },
       {
         out: buffers.out,

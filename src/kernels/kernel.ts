@@ -103,6 +103,15 @@ export function kernelCache<K extends Kernel>(): (key: string, make: () => K) =>
   };
 }
 
+/**
+ * `make` that builds the kernel for the same arguments, which are plain data, once: a graph asks for a kernel at every call,
+ * and some texts are long.
+ */
+export function madeOnce<A extends readonly unknown[], K extends Kernel>(make: (...variant: A) => K): typeof make {
+  const cached = kernelCache<K>();
+  return (...variant) => cached(JSON.stringify(variant), () => make(...variant));
+}
+
 /** A call of `kernel`, its parameters and buffers checked by name at compile time. */
 export function call<T, P extends string, B extends string>(
   kernel: Kernel<P, B>,

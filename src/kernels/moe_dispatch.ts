@@ -17,6 +17,7 @@ import {
   call,
   defineKernel,
   LINEAR_INDEX,
+  madeOnce,
   read,
   spread,
   write,
@@ -220,6 +221,9 @@ fn main(@builtin(workgroup_id) wid: vec3u, @builtin(num_workgroups) num: vec3u, 
 `,
   });
 
+const histogram = madeOnce(histogramKernel);
+const scatter = madeOnce(scatterKernel);
+
 /** Slots are per group; {@link DROPLESS} for no limit. */
 export interface DispatchDims extends TokenGroups, GroupSlots {
   readonly topK: number;
@@ -284,7 +288,7 @@ export function moeDispatch<T>(
   const chunks = chunkCount(dims);
   return [
     call(
-      histogramKernel(ordered),
+      histogram(ordered),
       sizes,
       { expert_ids: expertIds, ...order, scratch },
       spread(Math.ceil((chunks * experts) / WORKGROUP)),
@@ -302,7 +306,7 @@ export function moeDispatch<T>(
       spread(Math.ceil(maxRows / WORKGROUP)),
     ),
     call(
-      scatterKernel(ordered),
+      scatter(ordered),
       { ...sizes, ...slots },
       {
         expert_ids: expertIds,

@@ -8,7 +8,7 @@
 // One thread per token: experts are few, and this is noise beside the expert matmuls. The losses are in
 // router_losses.ts, the way back in router_backward.ts.
 
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, madeOnce, read, spread, write } from "./kernel.ts";
 import { PHILOX } from "./random.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
 
@@ -105,6 +105,8 @@ ${
 `,
   });
 
+const forward = madeOnce(forwardKernel);
+
 /** A gate of at least this always uses its expert under the `random` policy (ST-MoE, appendix D). */
 export const RANDOM_POLICY_THRESHOLD = 0.2;
 
@@ -174,7 +176,7 @@ export function routerForward<T>(
   };
   if (selectionBias !== undefined) bound.selection_bias = selectionBias;
   if (forcedIds !== undefined) bound.forced_ids = forcedIds;
-  const kernel = forwardKernel(dims.normalizeGates, selectionBias !== undefined, forcedIds !== undefined);
+  const kernel = forward(dims.normalizeGates, selectionBias !== undefined, forcedIds !== undefined);
   const choice = call(kernel, { tokens, experts, top_k: topK }, bound, spread(Math.ceil(tokens / WORKGROUP)));
   if (!random) return [choice];
   return [

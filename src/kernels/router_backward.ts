@@ -6,7 +6,7 @@
 // the chosen, give dp_j = (dg_j − Σ_i dg_i g_i) / S. Gates are recomputed from the probabilities, so they need not be kept
 // for the backward pass. A choice whose id is no expert's (a token an expert did not take) has no gate.
 
-import { type Command, call, defineKernel, LINEAR_INDEX, read, spread, write } from "./kernel.ts";
+import { type Command, call, defineKernel, LINEAR_INDEX, madeOnce, read, spread, write } from "./kernel.ts";
 import { STEP_SCALARS } from "./step_scalars.ts";
 import { groupCount, type TokenGroups } from "./token_groups.ts";
 
@@ -96,6 +96,8 @@ ${eachChoice("d_logits[row + e] += probabilities[row + e] * dp;")}
   });
 }
 
+const backward = madeOnce(backwardKernel);
+
 /**
  * dLogits [tokens, experts] f32 of the gates and both losses; masked tokens exactly 0.
  * dGates [tokens, topK] carries the loss scale already; left out where nothing above the gates is differentiated.
@@ -136,7 +138,7 @@ export function routerBackward<T>(
   if (dGates !== undefined) bound.d_gates = dGates;
   return [
     call(
-      backwardKernel(path),
+      backward(path),
       {
         tokens: dims.tokens,
         tokens_per_group: dims.tokensPerGroup,
