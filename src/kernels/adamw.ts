@@ -10,9 +10,9 @@
 import { type Command, call, defineKernel, read, spread, write } from "./kernel.ts";
 import { SLICE_PARAMS, type SliceTable, sliceParams, updateEachValue } from "./slices.ts";
 
-const kernelOver = (value: SliceTable["value"]) =>
-  defineKernel({
-    name: `adamw_${value}`,
+const kernelOver = (value: SliceTable["value"], copied: boolean) =>
+  defineKernel<string, string>({
+    name: `adamw_${value}${copied ? "_copied" : ""}`,
     params: {
       ...SLICE_PARAMS,
       beta1: "f32",
@@ -30,6 +30,7 @@ const kernelOver = (value: SliceTable["value"]) =>
       slices: read("Slice"),
       scalars: read("vec4f"), // learning rate, 1 / (1 - β1^t), 1 / (1 - β2^t), weight decay
       clip: read("f32"), //      [3]: norm, factor, whether it is finite
+      ...(copied && { copy: write("vec2u") }), // f16, laid out as parameter
     },
     wgsl: updateEachValue(/* wgsl */ `
     let g = gradient[at] * clip[1];
@@ -38,10 +39,13 @@ const kernelOver = (value: SliceTable["value"]) =>
     m[at] = new_m;
     v[at] = new_v;
     let decayed = parameter[p] * (1 - scalar.x * scalar.w);
-    parameter[p] = decayed - scalar.x * (new_m * scalar.y) / (sqrt(new_v * scalar.z) + params.epsilon);`),
+    let updated = decayed - scalar.x * (new_m * scalar.y) / (sqrt(new_v * scalar.z) + params.epsilon);
+    parameter[p] = updated;
+    ${copied ? "copy[p] = vec2u(pack2x16float(updated.xy), pack2x16float(updated.zw));" : ""}`),
   });
 
-const kernels = { vec4f: kernelOver("vec4f"), f32: kernelOver("f32") };
+const plain = { vec4f: kernelOver("vec4f", false), f32: kernelOver("f32", false) };
+const copying = kernelOver("vec4f", true);
 
 export interface AdamWSettings {
   beta1: number;
@@ -52,10 +56,12 @@ export interface AdamWSettings {
 /**
  * One step in place of the slices of `table`, whose words are in the buffer `slices`. parameter, gradient, m, v f32; scalars
  * [rows] vec4f = (learning rate, 1/(1-β1^t), 1/(1-β2^t), weight decay); clip [3] f32 as `gradientNorm` writes it; nothing
- * changes where that says that the gradient is not finite. Slices must not overlap.
+ * changes where that says that the gradient is not finite. Slices must not overlap. A `copy` of the parameters in f16, where
+ * there is one, is updated with them.
+ * @throws TypeError for a copy of slices that are not whole vec4f
  */
 export function adamw<T>(
-  buffers: Record<"parameter" | "gradient" | "m" | "v" | "slices" | "scalars" | "clip", T>,
+  { copy, ...rest }: Record<"parameter" | "gradient" | "m" | "v" | "slices" | "scalars" | "clip", T> & { copy?: T },
   table: SliceTable,
   { beta1, beta2, epsilon }: AdamWSettings,
 ): Command<T>[] {
@@ -67,7 +73,10 @@ export function adamw<T>(
     one_minus_beta2: 1 - beta2,
     epsilon,
   };
-  return [call(kernels[table.value], params, buffers, spread(table.blockCount))];
+  const workgroups = spread(table.blockCount);
+  if (copy === undefined) return [call(plain[table.value], params, rest, workgroups)];
+  if (table.value !== "vec4f") throw new TypeError("adamw: a copy in f16 is of slices that are whole vec4f");
+  return [call(copying, params, { ...rest, copy }, workgroups)];
 }
 
 /** What an element's update depends on besides its gradient. */

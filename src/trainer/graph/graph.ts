@@ -15,6 +15,8 @@ import type { ParameterSpec } from "../model/parameters.ts";
 export type TensorRole =
   /** Model weights; live as long as the run. */
   | "parameter"
+  /** f16 copies of weights that last from step to step: see ops/weights.ts. */
+  | "copy"
   /** Weight gradients: written by the backward pass, read by the optimizer of the same program. */
   | "gradient"
   /** Weight gradients summed over the batches of a step, which outlive a program. */
@@ -116,14 +118,22 @@ export class Graph {
   readonly products: Products;
   /** How what feeds them is kept: see {@link operand}. */
   readonly operands: "f32" | "f16";
+  /** Whether copies of weights last (role `copy`), instead of being made anew by each run of the program. */
+  readonly copiesLast: boolean;
   phase: Phase = "forward";
   #nextUse = 1;
 
   /** f16 operands need last axes that are multiples of 8, but for those of weights. */
-  constructor(target: KernelTarget, products: Products = "f32", operands: "f32" | "f16" = "f32") {
+  constructor(
+    target: KernelTarget,
+    products: Products = "f32",
+    operands: "f32" | "f16" = "f32",
+    copiesLast: boolean = false,
+  ) {
     this.target = target;
     this.products = products;
     this.operands = operands;
+    this.copiesLast = copiesLast;
   }
 
   /** A number that tells the random streams of two operations apart. */

@@ -56,7 +56,7 @@ export function planMemory(graph: Graph): MemoryPlan {
     slots[index].taken.push(life);
     slotOf.set(life.tensor, index);
   }
-  const bytes = { parameter: 0, gradient: 0, gradient_sum: 0, optimizer: 0, input: 0, constant: 0 };
+  const bytes = { parameter: 0, copy: 0, gradient: 0, gradient_sum: 0, optimizer: 0, input: 0, constant: 0 };
   const used = new Set(graph.nodes.flatMap((node) => [...node.reads, ...node.writes].map(whole)));
   for (const tensor of graph.tensors) {
     if (tensor.role === "activation" || tensor.part) continue;

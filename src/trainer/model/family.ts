@@ -34,6 +34,8 @@ export interface BuildOptions {
   readonly arenaBytes: number;
   /** How matrix products take their operands. Default: f32. */
   readonly products?: Products;
+  /** Whether f16 copies of weights last (graph/ops/weights.ts). Default: false. */
+  readonly copiesLast?: boolean;
 }
 
 /** The capacity rule in force. */

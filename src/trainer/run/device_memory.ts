@@ -4,13 +4,15 @@
 
 import type { Device } from "../../kernels/device/device.ts";
 import type { Command } from "../../kernels/kernel.ts";
-import { type Program, recordProgram } from "../../kernels/program.ts";
+import { type Program, recordProgram, runProgram } from "../../kernels/program.ts";
 import { elementBytes, type Tensor, tensorBytes, whole, wholes } from "../graph/graph.ts";
 import type { LoweredGraph } from "../graph/lowered.ts";
 import { isCall } from "../graph/lowered.ts";
+import { roundingOfCopies } from "../graph/ops/weights.ts";
 
 /** Bytes a run needs, by what they are for. */
 export interface PlannedBytes {
+  /** Weights, and the copies of them that last. */
   readonly parameter: number;
   /** Gradients, in slots or summed outside. */
   readonly gradient: number;
@@ -49,7 +51,7 @@ const total = (tensors: Iterable<Tensor>): number => [...tensors].reduce((n, t) 
 
 /** What a run with these programs allocates; `stagingBytes` are its readback buffers. */
 export function planRun(graphs: readonly LoweredGraph[], stagingBytes: number): PlannedBytes {
-  const parameter = total(wholes(graphs[0].graph.parameters.values()));
+  const parameter = total(wholes(graphs[0].graph.parameters.values())) + total(distinct(graphs, "copy").values());
   const inSlots = Math.max(...graphs.map(({ memory }) => memory.bytes.gradient));
   const gradient = inSlots + total(distinct(graphs, "gradient_sum").values());
   const optimizer = total(distinct(graphs, "optimizer").values());
@@ -95,6 +97,8 @@ export class DeviceMemory {
   readonly device: Device;
   /** By the name of a parameter, and by that of an arena. */
   readonly parameters = new Map<string, BufferRange>();
+  /** Copies of parameters that last, by name: never stale, since {@link prepare} and the optimizer alone write them. */
+  readonly #copies = new Map<string, GPUBuffer>();
   /** Arenas of optimizer state, by name. */
   readonly optimizer = new Map<string, GPUBuffer>();
   /** By input name. */
@@ -139,23 +143,60 @@ export class DeviceMemory {
     this.#gradients.clear();
   }
 
-  /** Makes the shared buffers that these programs need and do not have yet; slots and gradients are made anew. */
+  /**
+   * Makes the shared buffers that these programs need and do not have yet; slots and gradients are made anew. Lasting copies
+   * of parameters are rounded from what these hold now.
+   */
   async prepare(graphs: readonly LoweredGraph[]): Promise<void> {
     this.release();
     for (const [i, bytes] of sharedSlots(graphs).entries())
       this.#slots.push(await this.create({ name: `slot ${i}`, bytes }));
     for (const [name, t] of distinct(graphs, "gradient_sum"))
       this.#gradients.set(name, await this.create({ name, bytes: tensorBytes(t) }));
-    const wanted = distinct(graphs, "input");
-    for (const [name, buffer] of this.inputs) {
+    await this.#fit(this.inputs, distinct(graphs, "input"));
+    await this.#fit(this.#copies, distinct(graphs, "copy"));
+    await this.#roundCopies(graphs);
+  }
+
+  /** Keeps of `buffers` what is wanted in its size, frees the others and makes what is missing. */
+  async #fit(buffers: Map<string, GPUBuffer>, wanted: ReadonlyMap<string, Tensor>): Promise<void> {
+    for (const [name, buffer] of buffers) {
       if (this.#lent.has(buffer)) continue;
       const t = wanted.get(name);
       if (t && buffer.size === tensorBytes(t)) continue;
       this.device.destroyBuffer(buffer);
-      this.inputs.delete(name);
+      buffers.delete(name);
     }
     for (const [name, t] of wanted)
-      if (!this.inputs.has(name)) this.inputs.set(name, await this.create({ name, bytes: tensorBytes(t) }));
+      if (!buffers.has(name)) buffers.set(name, await this.create({ name, bytes: tensorBytes(t) }));
+  }
+
+  async #roundCopies(graphs: readonly LoweredGraph[]): Promise<void> {
+    const rounding = roundingOfCopies(graphs.map(({ graph }) => graph));
+    if (rounding.length === 0) return;
+    const held = (t: Tensor) => partOf(this.#held(t)!, t);
+    const commands = rounding.map((command) => resolve(command, held));
+    const program = await recordProgram(this.device, "rounded weights", commands);
+    runProgram(this.device, program);
+    program.destroy();
+  }
+
+  /** The buffer of what all programs share by name. */
+  #held(t: Tensor): GPUBuffer | undefined {
+    switch (t.role) {
+      case "parameter":
+        return this.parameters.get(t.name)?.buffer;
+      case "copy":
+        return this.#copies.get(t.name);
+      case "gradient_sum":
+        return this.#gradients.get(t.name);
+      case "optimizer":
+        return this.optimizer.get(t.name);
+      case "input":
+        return this.inputs.get(t.name);
+      default:
+        return undefined;
+    }
   }
 
   /**
@@ -174,19 +215,11 @@ export class DeviceMemory {
       }
     const shared = (t: Tensor): GPUBuffer | undefined => {
       switch (t.role) {
-        case "parameter":
-          return this.parameters.get(t.name)?.buffer;
-        case "gradient_sum":
-          return this.#gradients.get(t.name);
-        case "optimizer":
-          return this.optimizer.get(t.name);
-        case "input":
-          return this.inputs.get(t.name);
         case "activation":
         case "gradient":
           return this.#slots[lowered.memory.slotOf.get(t) ?? -1];
         default:
-          return own.get(t);
+          return own.get(t) ?? this.#held(t);
       }
     };
     const range = (t: Tensor): BufferRange => {
@@ -213,7 +246,12 @@ export class DeviceMemory {
 
   destroy(): void {
     this.release();
-    const all = [...buffersOf(this.parameters), ...this.optimizer.values(), ...this.inputs.values()];
+    const all = [
+      ...buffersOf(this.parameters),
+      ...this.#copies.values(),
+      ...this.optimizer.values(),
+      ...this.inputs.values(),
+    ];
     for (const buffer of all) if (!this.#lent.has(buffer)) this.device.destroyBuffer(buffer);
   }
 }

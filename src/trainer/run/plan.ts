@@ -103,6 +103,7 @@ function buildOptions(
   train: boolean,
   lossGradient: boolean,
   sumGradients = false,
+  copiesLast = false,
 ): BuildOptions {
   const accumulationSteps = train ? (c.accumulationSteps ?? 1) : 1;
   return {
@@ -125,6 +126,7 @@ function buildOptions(
     sumGradients,
     arenaBytes: arenaLimit(capabilities),
     products: c.precision === "mixed" ? mixedProducts(capabilities) : "f32",
+    copiesLast,
   };
 }
 
@@ -186,7 +188,7 @@ export function planPrograms(request: PlanRequest): RunPlan {
   const accumulationSteps = config.accumulationSteps ?? 1;
   const sums = accumulationSteps > 1 || training?.driven === true;
   const options = (lengths: Lengths, train: boolean) =>
-    buildOptions(config, capabilities, lengths, train, train && routerLosses, train && sums);
+    buildOptions(config, capabilities, lengths, train, train && routerLosses, train && sums, training !== undefined);
   const planned = <G extends InferenceGraph>(built: G, extra: readonly Tensor[] = []) =>
     planGraph(built, alignment, extra);
 

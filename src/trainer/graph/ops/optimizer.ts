@@ -16,6 +16,7 @@ import { keyShape } from "../../model/parameters.ts";
 import type { Adafactor, AdamW, OptimizerAlgorithm, Sgd } from "../../types.ts";
 import { arenaOf, gapsOf } from "../arenas.ts";
 import { elements, type Graph, type Tensor, type TensorRole, trainableSlots, whole } from "../graph.ts";
+import { lastingCopy, roundWeights } from "./weights.ts";
 
 /** One of the tensors an algorithm remembers of a parameter. */
 export interface StateTensor {
@@ -48,6 +49,8 @@ interface ArenaUpdate {
   readonly entries: readonly OptimizerEntry[];
   readonly parameter: Tensor;
   readonly gradient: Tensor;
+  /** The f16 copy of the parameters that must follow them, where there is one. */
+  readonly copy?: Tensor;
   /** Arenas of the state, by the names of the state tensors. */
   readonly state: ReadonlyMap<string, Tensor>;
 }
@@ -99,8 +102,11 @@ export function optimizerNodes(
   const scalars = g.input("optimizer_scalars", [rows, 4], "f32");
   for (const update of updates) {
     if (algorithm.kind === "adamw") adamwNodes(g, update, { scalars, clip }, algorithm);
-    else if (algorithm.kind === "adafactor") adafactorNodes(g, update, { scalars, clip }, algorithm);
-    else sgdNodes(g, update, { scalars, clip }, algorithm);
+    else {
+      if (algorithm.kind === "adafactor") adafactorNodes(g, update, { scalars, clip }, algorithm);
+      else sgdNodes(g, update, { scalars, clip }, algorithm);
+      if (update.copy) roundWeights(g, update.parameter, update.copy);
+    }
   }
   return { entries, scalars, norm: clip };
 }
@@ -120,7 +126,7 @@ function arenaUpdates(g: Graph, entries: readonly OptimizerEntry[]): ArenaUpdate
     const gradients = own.map(({ gradient }) => gradient);
     const gradient = gather("gradients", gradients[0].role, gradients);
     clearGaps(g, gradient, gradients);
-    return { entries: own, parameter, gradient, state: new Map(state) };
+    return { entries: own, parameter, gradient, copy: lastingCopy(g, parameter), state: new Map(state) };
   });
 }
 
@@ -194,12 +200,14 @@ function adamwNodes(g: Graph, update: ArenaUpdate, shared: Shared, settings: Ada
   const [m, v] = [state.get("m")!, state.get("v")!];
   for (const table of sliceTables(slicesOf(update))) {
     const slices = g.constant(`slices ${table.value}`, table.words);
+    // A weight that products read in f16 is whole vec4f; nobody reads the copy of what is not.
+    const copy = table.value === "vec4f" ? update.copy : undefined;
     g.add({
       name: "adamw",
       reads: [parameter, gradient, m, v, slices, ...Object.values(shared)],
-      writes: [parameter, m, v],
+      writes: [parameter, m, v, copy],
       flops: 12 * table.elements,
-      lower: () => adamw({ parameter, gradient, m, v, slices, ...shared }, table, settings),
+      lower: () => adamw({ parameter, gradient, m, v, slices, ...shared, copy }, table, settings),
     });
   }
 }

@@ -45,8 +45,8 @@ export interface SwitchBuild {
  */
 export function graphOf(target: KernelTarget, { dModel, dFf, headDim }: SwitchConfig, o: BuildOptions): Graph {
   const eights = [dModel, dFf, headDim].every((width) => width % 8 === 0);
-  const { products = "f32" } = o;
-  return new Graph(target, products, products !== "f32" && eights ? "f16" : "f32");
+  const { products = "f32", copiesLast } = o;
+  return new Graph(target, products, products !== "f32" && eights ? "f16" : "f32", copiesLast);
 }
 
 export const parameter = (b: SwitchBuild, name: string): Tensor => b.graph.parameters.get(name)!;
