@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { adamw, adamwReference } from "../../src/kernels/adamw.ts";
+import { rounded } from "../../src/kernels/elementwise.ts";
 import { sliceTables } from "../../src/kernels/slices.ts";
 import { openSafetensors } from "../../src/trainer/formats/safetensors.ts";
 import { compareWithTolerance } from "../support/gpu.ts";
@@ -107,6 +108,49 @@ test("a gradient that is not finite changes nothing", async () => {
     commands: (names) => adamw(names, table, { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }),
   });
   for (const [name, x] of Object.entries({ parameter, m, v })) assert.equal(got[name as "m"], x, name);
+});
+
+test("a copy gets what rounding the parameters would make of them, and only where slices are", async () => {
+  const [slices, sliceSize, trainable] = [3, 8, [2, 0]];
+  const [table] = sliceTables(
+    trainable.map((slice, s) => ({
+      parameter: slice * sliceSize,
+      gradient: s * sliceSize,
+      size: sliceSize,
+      scalar: 0,
+    })),
+  );
+  const compact = trainable.length * sliceSize;
+  const buffers = {
+    parameter: randomValues(slices * sliceSize, 1),
+    gradient: randomValues(compact, 2),
+    m: randomValues(compact, 3),
+    v: randomValues(compact, 4).map((x) => x * x),
+    slices: table.words,
+    scalars: Float32Array.of(0.1, 1, 1, 0.1),
+  };
+  const settings = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+  const copy = new Uint32Array((slices * sliceSize) / 2).fill(0x12345678);
+  const step = (finite: number) =>
+    runTwice({
+      buffers: { ...buffers, clip: Float32Array.of(7, 0.3, finite), copy },
+      commands: (names) => adamw(names, table, settings),
+    });
+  const got = await step(1);
+  const { copy: _, ...withoutCopy } = { ...buffers, clip: Float32Array.of(7, 0.3, 1), copy };
+  const plain = await runTwice({ buffers: withoutCopy, commands: (names) => adamw(names, table, settings) });
+  assert.equal(got.parameter, plain.parameter);
+  const { out } = await runTwice({
+    buffers: { x: got.parameter as Float32Array<ArrayBuffer>, out: copy },
+    commands: (names) => rounded(names, { count: slices * sliceSize, halves: ["out"] }),
+  });
+  const untouched = [sliceSize / 2, sliceSize] as const; // words of slice 1
+  const expected = Uint32Array.from(out as Uint32Array);
+  expected.fill(0x12345678, ...untouched);
+  assert.equal(got.copy, expected);
+  assert.equal((await step(0)).copy, copy, "nothing where the gradient is not finite");
+  const [odd] = sliceTables([{ parameter: 0, gradient: 0, size: 3, scalar: 0 }]);
+  assert.throws(() => adamw({ ...buffers, clip: copy, copy } as never, odd, settings), /whole vec4f/);
 });
 
 test("the definition is optax's: the fixture's trajectory from its own gradients", async () => {
