@@ -311,7 +311,7 @@ export type PlanCost = Message<"thaw.v1.PlanCost"> & {
   totalParameters: bigint;
 
   /**
-   * Device bytes of the parameters.
+   * Device bytes of the parameters, and in mixed precision of the f16 copies of them that products read.
    *
    * @generated from field: int64 parameter_bytes = 3;
    */
